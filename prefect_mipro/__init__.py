@@ -1,0 +1,52 @@
+"""The package's public names, each loaded on first use: importing this does not import Prefect."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from prefect_mipro.blocks import MiproCredentials as MiproCredentials
+    from prefect_mipro.blocks import MiproSessionConfig as MiproSessionConfig
+    from prefect_mipro.client.clients import AsyncClient as AsyncClient
+    from prefect_mipro.client.clients import Client as Client
+    from prefect_mipro.client.session import MiproOnlineSession as MiproOnlineSession
+    from prefect_mipro.config import MiproConfig as MiproConfig
+    from prefect_mipro.errors import HTTPError as HTTPError
+    from prefect_mipro.errors import MiproError as MiproError
+    from prefect_mipro.flows import optimize_prompt as optimize_prompt
+    from prefect_mipro.models.results import PolicyOptimizationResult as PolicyOptimizationResult
+    from prefect_mipro.models.results import PromptLearningResult as PromptLearningResult
+
+_HOMES = {
+    "AsyncClient": "client.clients",
+    "Client": "client.clients",
+    "HTTPError": "errors",
+    "MiproConfig": "config",
+    "MiproCredentials": "blocks",
+    "MiproError": "errors",
+    "MiproOnlineSession": "client.session",
+    "MiproSessionConfig": "blocks",
+    "PolicyOptimizationResult": "models.results",
+    "PromptLearningResult": "models.results",
+    "optimize_prompt": "flows",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+# Hidden from type checkers: to them it would make every misspelt name an attribute.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """Include names not loaded yet: `prefect block register -m` looks for blocks through dir()."""
+    return sorted({*globals(), *__all__})
