@@ -1,0 +1,1 @@
+"""The vocabulary: frozen pydantic records, domain and wire format at once."""

@@ -1,0 +1,119 @@
+"""Candidates: one version chosen for every lever, with what their rollouts earned."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from prefect_mipro.models.base import Record
+
+
+class Statistics(Record):
+    """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1]."""
+
+    rollouts: int = 0
+    rewards: int = 0
+    reward_sum: float = 0.0
+    reward_square_sum: float = 0.0
+    calls: int = 0
+    failed_calls: int = 0
+    unapplied_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_seconds_sum: float = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Rollouts that were served and have no reward yet."""
+        return self.rollouts - self.rewards
+
+    @property
+    def mean_reward(self) -> float | None:
+        """The raw mean; `None` without a reward."""
+        return self.reward_sum / self.rewards if self.rewards else None
+
+
+class Candidate(Record):
+    """What a rollout runs with.
+
+    `number` counts a session's candidates from 1 and is the version of the wire's prompt lever.
+    """
+
+    candidate_id: str
+    session_id: str
+    number: int = Field(ge=1)
+    instruction_version: int = Field(ge=1)
+    demonstrations_version: int = Field(ge=1)
+    parent_id: str | None = None
+    label: str | None = None
+    created_at: datetime
+    retired_at: datetime | None = None
+    statistics: Statistics = Statistics()
+
+    @property
+    def levers(self) -> tuple[int, int]:
+        """The versions of (instruction, demonstrations)."""
+        return (self.instruction_version, self.demonstrations_version)
+
+    @property
+    def active(self) -> bool:
+        """Whether selection may still serve it."""
+        return self.retired_at is None
+
+
+class CandidateStatus(StrEnum):
+    """The wire's word for how far a candidate has come."""
+
+    PROPOSED = "proposed"
+    EVALUATED = "evaluated"
+    RETIRED = "retired"
+
+
+class DuelState(StrEnum):
+    """How a duel stands."""
+
+    RUNNING = "running"
+    WON = "won"
+    ABANDONED = "abandoned"
+    EXPIRED = "expired"
+
+
+class Duel(Record):
+    """A challenger against the champion on fresh traffic, by fair coin.
+
+    Counts and sums are those of its own rollouts. Its evidence is derived from its observations
+    (`optimizer.promotion`) and never stored.
+    """
+
+    session_id: str
+    number: int = Field(ge=1)
+    champion_id: str
+    challenger_id: str
+    predicted_lift: float
+    state: DuelState = DuelState.RUNNING
+    rollouts: int = 0
+    rewards: int = 0
+    reward_sum: float = 0.0
+    started_at: datetime
+    ended_at: datetime | None = None
+
+
+class DuelObservation(Record):
+    """One rewarded rollout of a duel. `predicted_reward` was fixed before it ran."""
+
+    is_challenger: bool
+    reward: float
+    predicted_reward: float
+
+
+class Arm(Record):
+    """A candidate as selection sees it: its lever versions and its statistics.
+
+    Version 1 of a lever is the caller's own.
+    """
+
+    candidate_id: str
+    levers: tuple[int, ...]
+    statistics: Statistics

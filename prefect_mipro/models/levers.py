@@ -1,0 +1,152 @@
+"""Levers: what the optimizer may change, their versions and where each came from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from prefect_mipro.models.base import OpenEnum, Record
+
+
+class ScopeKind(OpenEnum):
+    ORG = "org"
+    SYSTEM = "system"
+    RUN = "run"
+    BRANCH = "branch"
+    ITERATION = "iteration"
+    CANDIDATE = "candidate"
+    STAGE = "stage"
+    SEED = "seed"
+    ROLLOUT = "rollout"
+    EVALUATION = "evaluation"
+    CUSTOM = "custom"
+
+
+class LeverKind(OpenEnum):
+    PROMPT = "prompt"
+    CONTEXT = "context"
+    CODE = "code"
+    CONSTRAINT = "constraint"
+    NOTE = "note"
+    SPEC = "spec"
+    GRAPH_YAML = "graph_yaml"
+    VARIABLE = "variable"
+    EXPERIMENT = "experiment"
+    CUSTOM = "custom"
+
+
+class LeverFormat(OpenEnum):
+    TEXT = "text"
+    JSON = "json"
+    YAML = "yaml"
+    FILE = "file"
+    CUSTOM = "custom"
+
+
+class LeverMutability(OpenEnum):
+    OPTIMIZER = "optimizer"
+    HUMAN = "human"
+    SYSTEM = "system"
+
+
+class LeverActor(OpenEnum):
+    OPTIMIZER = "optimizer"
+    HUMAN = "human"
+    SYSTEM = "system"
+
+
+class LeverName(StrEnum):
+    """The two levers of a prompt."""
+
+    INSTRUCTION = "instruction"
+    DEMONSTRATIONS = "demonstrations"
+
+
+class Demonstration(Record):
+    """One worked example: what the user turn said and what the assistant should have answered.
+
+    `trace_id` names the call it was taken from, `example_id` the caller's example, if known.
+    """
+
+    input: str
+    output: str
+    trace_id: str | None = None
+    example_id: str | None = None
+
+
+class InstructionValue(Record):
+    """The value of an instruction lever: the system text."""
+
+    text: str
+
+
+class DemonstrationsValue(Record):
+    """The value of a demonstrations lever: chat turns in order; none for zero-shot."""
+
+    demonstrations: tuple[Demonstration, ...] = ()
+
+
+class LeverProvenance(Record):
+    """Who made a lever version, why, and from which traces."""
+
+    actor: LeverActor = LeverActor.SYSTEM
+    reason: str = ""
+    operator: str = ""
+    template_version: str | None = None
+    source_event_id: str | None = None
+    source_trace_ids: tuple[str, ...] = ()
+
+
+class LeverVersion(Record):
+    """One immutable value of a lever, numbered from 1, with its parent."""
+
+    lever: LeverName
+    version: int = Field(ge=1)
+    value: InstructionValue | DemonstrationsValue
+    parent_version: int | None = None
+    provenance: LeverProvenance = LeverProvenance()
+    created_at: datetime
+    retired_at: datetime | None = None
+
+    @property
+    def text(self) -> str:
+        """The instruction text; empty for demonstrations."""
+        return self.value.text if isinstance(self.value, InstructionValue) else ""
+
+    @property
+    def demonstrations(self) -> tuple[Demonstration, ...]:
+        """The demonstrations; none for an instruction."""
+        value = self.value
+        return value.demonstrations if isinstance(value, DemonstrationsValue) else ()
+
+
+class MiproLeverSummary(Record):
+    """The wire's view of a session's one prompt lever, whose versions are the candidates.
+
+    Our server fills every field; an answer of another backend may lack any.
+    """
+
+    prompt_lever_id: str | None = None
+    candidate_lever_versions: dict[str, int] = Field(default_factory=dict)
+    best_candidate_id: str | None = None
+    selected_candidate_id: str | None = None
+    baseline_candidate_id: str | None = None
+    lever_count: int | None = None
+    mutation_count: int | None = None
+    latest_version: int | None = None
+
+
+def prompt_lever_id(session_id: str) -> str:
+    """The wire's id of the prompt lever, whose version numbers are candidate numbers."""
+    return f"mipro.prompt.{session_id}"
+
+
+def lever_id(session_id: str, lever: LeverName) -> str:
+    """The wire's id of one of the two levers a candidate is made of."""
+    return f"mipro.{lever}.{session_id}"
+
+
+LeverVersions = dict[str, int]
+"""Lever id to version number."""

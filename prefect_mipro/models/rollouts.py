@@ -1,0 +1,164 @@
+"""Rollouts, their traces and their rewards."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from prefect_mipro.errors import RewardInvalid
+from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.chat import ChatMessage, Usage
+
+SCORE_KEYS = ("score", "outcome_reward", "reward")
+
+
+class Rollout(Record):
+    """One run of the user's program. Its candidate is pinned by its first call and never changes.
+
+    `propensity` is the probability with which selection chose the candidate. A rollout of a duel
+    also carries the reward predicted before it ran (`optimizer.promotion`).
+    """
+
+    session_id: str
+    rollout_id: str
+    candidate_id: str
+    correlation_id: str | None = None
+    example_id: str | None = None
+    propensity: float = 1.0
+    duel_number: int | None = None
+    predicted_reward: float | None = None
+    pinned_at: datetime
+    reward: float | None = None
+
+
+class Trace(Record):
+    """Request and response of one proxied call.
+
+    `messages` are those sent upstream, after the candidate was put in. `input` is the text of the
+    last user message and `output` the text of the answer; both are empty when there is none.
+    `applied` is empty when the candidate's prompt took the baseline's place, else the reason why
+    it could not.
+    """
+
+    trace_id: str
+    session_id: str
+    rollout_id: str
+    candidate_id: str
+    messages: tuple[ChatMessage, ...]
+    response: JsonObject | None
+    input: str
+    output: str
+    unapplied_reason: str = ""
+    status: int
+    error: str = ""
+    latency_seconds: float
+    usage: Usage = Usage()
+    created_at: datetime
+
+
+class RewardInfo(Record):
+    """The wire's `reward_info`: a score, and what the caller says about it in words."""
+
+    score: float
+    feedback: str | None = None
+
+    @classmethod
+    def parse(cls, reward_info: JsonObject) -> RewardInfo:
+        """Take `score`, else `outcome_reward`, else `reward`; a finite number, or RewardInvalid."""
+        key = next(
+            (key for key in SCORE_KEYS if reward_info.get(key) is not None), None
+        )
+        if key is None:
+            raise RewardInvalid(
+                f"reward_info has no number under any of {', '.join(SCORE_KEYS)}; "
+                'send for example {"score": 1.0}'
+            )
+        value = reward_info[key]
+        if isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise RewardInvalid(f"reward_info.{key} is {value!r}; send a finite number")
+        feedback = reward_info.get("feedback")
+        return cls(
+            score=float(value), feedback=feedback if isinstance(feedback, str) else None
+        )
+
+
+class RewardRequest(Record):
+    """Body of a reward call."""
+
+    reward_info: JsonObject
+    artifact: JsonObject | None = None
+    metadata: JsonObject | None = None
+    correlation_id: str | None = None
+    rollout_id: str | None = None
+    candidate_id: str | None = None
+    trace_ref: str | None = None
+    stop: bool | None = None
+
+
+class Reward(Record):
+    """A reward as it came in. `value` is scaled to [0, 1], `score` is what the caller sent.
+
+    `rollout_id` is `None` while it waits for a rollout of its correlation id.
+    """
+
+    reward_id: str
+    session_id: str
+    rollout_id: str | None
+    candidate_id: str | None
+    correlation_id: str | None = None
+    score: float
+    value: float
+    feedback: str | None = None
+    expected: str | None = None
+    example_id: str | None = None
+    trace_ref: str | None = None
+    artifact: JsonObject | None = None
+    metadata: JsonObject | None = None
+    received_at: datetime
+
+
+class RewardReceipt(Record):
+    """Answer to a reward call: what was counted, and for whom."""
+
+    status: str
+    session_id: str
+    rollout_id: str | None
+    candidate_id: str | None
+    reward: float
+    attached: bool
+    duplicate: bool = False
+
+
+class ExampleTrace(Record):
+    """A rewarded call as the proposer and the demonstration pool see it."""
+
+    trace_id: str
+    rollout_id: str
+    candidate_id: str
+    example_id: str | None = None
+    input: str
+    output: str
+    reward: float
+    expected: str | None = None
+    feedback: str | None = None
+
+
+class SeedEval(Record):
+    """One rewarded rollout in the wire's seed-eval resource."""
+
+    seed_eval_id: str
+    candidate_id: str
+    system_id: str
+    rollout_id: str
+    split: str | None = None
+    seed: int | None = None
+    reward: float
+    avg_reward: float
+    success: bool
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime

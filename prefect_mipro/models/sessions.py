@@ -1,0 +1,217 @@
+"""Sessions: what creates one, what it is, and what its status says."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from prefect_mipro.models.base import JsonObject, Record, SessionId
+from prefect_mipro.models.levers import MiproLeverSummary
+from prefect_mipro.models.sensors import SensorFrameSummary
+
+
+class SessionState(StrEnum):
+    """Where a session stands. Cancelled and succeeded are final."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+
+    @property
+    def final(self) -> bool:
+        """Whether no further state can follow."""
+        return self in (SessionState.CANCELLED, SessionState.SUCCEEDED)
+
+
+class SystemRequest(Record):
+    """The `system` of a create call."""
+
+    name: str | None = None
+    id: str | None = None
+
+
+class CreateSession(Record):
+    """Body of a create call, both dialects."""
+
+    kind: str = "mipro_online"
+    technique: str | None = None
+    system: SystemRequest | None = None
+    session_id: SessionId | None = None
+    correlation_id: str | None = None
+    agent_id: str | None = None
+    config_body: JsonObject | None = None
+    config: JsonObject | None = None
+    config_name: str | None = None
+    config_path: str | None = None
+    overrides: JsonObject = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
+
+
+class StateChange(Record):
+    """Body of a state change."""
+
+    state: Literal["running", "paused", "cancelled"]
+
+
+class Session(Record):
+    """One optimization of one program's levers, as the store keeps it.
+
+    `version` grows with every change. `proposal_number` counts finished proposal rounds.
+    `serving_*` remember the candidate of the newest rollout and how many in a row it served.
+    """
+
+    session_id: str
+    state: SessionState
+    config: JsonObject
+    metadata: JsonObject = Field(default_factory=dict)
+    correlation_id: str | None = None
+    agent_id: str | None = None
+    kind: str = "mipro_online"
+    system_name: str | None = None
+    proxy_secret: str
+    baseline_id: str
+    champion_id: str
+    proposal_number: int = 0
+    proposal_rewards: int = 0
+    proposal_failures: int = 0
+    proposal_error: str | None = None
+    proposed_at: datetime | None = None
+    serving_candidate_id: str | None = None
+    serving_rollouts: int = 0
+    stop_reason: str | None = None
+    version: int = 1
+    created_at: datetime
+    updated_at: datetime
+
+
+class SessionUrls(Record):
+    """Where the session is reached. All three are absolute and stable."""
+
+    online_url: str
+    proxy_url: str
+    chat_completions_url: str
+
+
+class CandidateReport(Record):
+    """A candidate in the status map: counts, belief and prompt.
+
+    `mean` and `interval` are the posterior mean and its central 95 % interval, `avg_reward` the
+    raw mean the wire asks for. `probability_best` and `probability_better` (than the champion)
+    come from the same posterior.
+    """
+
+    candidate_id: str
+    number: int
+    parent_id: str | None
+    label: str | None
+    status: str
+    instruction_version: int
+    demonstrations_version: int
+    rollout_count: int
+    reward_count: int
+    avg_reward: float | None
+    mean: float
+    interval: tuple[float, float]
+    probability_best: float
+    probability_better: float
+    failed_calls: int
+    unapplied_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    latency_seconds: float | None
+    instruction: str
+    demonstrations: list[dict[str, str]]
+    origin: str
+    created_at: datetime
+    stage_payloads: JsonObject = Field(default_factory=dict)
+    deltas: JsonObject | None = None
+    baseline_messages: list[JsonObject] | None = None
+
+
+class ContextApply(Record):
+    """How often the candidate's prompt could take the baseline's place."""
+
+    calls: int
+    unapplied_calls: int
+    last_reason: str | None = None
+
+
+class ProposerReport(Record):
+    """What the proposer did last, and what it waits for."""
+
+    rounds: int
+    failures: int
+    error: str | None
+    waiting_for: str | None
+
+
+class DuelReport(Record):
+    """A duel in words and numbers. `e_value` at or above `1 / alpha` promotes."""
+
+    number: int
+    champion_id: str
+    challenger_id: str
+    state: str
+    rollouts: int
+    rewards: int
+    e_value: float
+    threshold: float
+    predicted_lift: float
+
+
+class SessionStatus(SessionUrls):
+    """The status object, section 7 of the wire protocol, plus the belief behind it."""
+
+    session_id: str
+    system_id: str
+    job_id: str
+    kind: str
+    algorithm: str = "mipro"
+    status: SessionState
+    state: SessionState
+    correlation_id: str | None
+    agent_id: str | None
+    version: int
+    rollout_count: int
+    reward_count: int
+    proposal_seq: int
+    best_reward: float | None
+    best_score: float | None
+    best_candidate_id: str
+    best_candidate: JsonObject
+    champion_candidate_id: str
+    baseline_candidate_id: str
+    lever_summary: MiproLeverSummary
+    lever_versions: dict[str, int]
+    best_lever_version: int
+    prompt_lever_id: str
+    candidate_lever_versions: dict[str, int]
+    sensor_frames: list[SensorFrameSummary]
+    candidates: dict[str, CandidateReport]
+    attempted_candidates: list[JsonObject]
+    optimized_candidates: list[JsonObject]
+    attempted_transforms: list[JsonObject] = Field(default_factory=list)
+    context_apply: ContextApply
+    proposer: ProposerReport
+    duel: DuelReport | None = None
+    reward_curve: list[tuple[int, float]] = Field(default_factory=list)
+    stop_reason: str | None = None
+    warnings: list[str] = Field(default_factory=list)
+    metadata: JsonObject = Field(default_factory=dict)
+    created_at: datetime
+    updated_at: datetime
+
+
+class Event(Record):
+    """One entry of a session's event feed; `seq` counts from 1 without gaps."""
+
+    session_id: str
+    seq: int
+    event_type: str
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime

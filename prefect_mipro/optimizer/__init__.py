@@ -1,0 +1,1 @@
+"""The optimizer: pure functions over models. No I/O, no clock; randomness is an argument."""

@@ -1,0 +1,1 @@
+"""The self-hosted backend. Downwards: app, routes, services, then store and upstream."""

@@ -1,0 +1,1 @@
+"""Thin routes: parse by signature, one service call, a model back."""

@@ -1,0 +1,1 @@
+"""The business rules. Ids and timestamps are made here."""

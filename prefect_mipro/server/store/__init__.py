@@ -1,0 +1,1 @@
+"""The facts: SQLAlchemy Core on SQLite or PostgreSQL."""

@@ -1,0 +1,253 @@
+"""What the services ask of a store. Each method is one transaction.
+
+Contract, held by one conformance suite for every store:
+
+* Facts are inserted, counters are added to in the same transaction, beliefs are never stored.
+* Every insert that may race has a unique key; the loser gets `Conflict`, or the row that won
+  where the docstring says so.
+* Every change of a session appends an event; `Session.version` is the `seq` of the last one.
+* Unknown ids raise `SessionNotFound` or `CandidateNotFound`; a database that refuses or is out
+  of reach raises `StoreFailed` and leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.candidates import Candidate, Duel, DuelObservation, DuelState
+from prefect_mipro.models.levers import LeverVersion
+from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
+from prefect_mipro.models.sensors import SensorFrame
+from prefect_mipro.models.sessions import Event, Session, SessionState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Some rows, and the cursor of the next page, if there is one."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class SessionFilter:
+    """Which sessions to list; `None` matches all."""
+
+    state: SessionState | None = None
+    kind: str | None = None
+    system_id: str | None = None
+    system_name: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class SeedEvalFilter:
+    """Which rewarded rollouts to list; `None` matches all."""
+
+    session_id: str | None = None
+    candidate_id: str | None = None
+    seeds: Sequence[int] | None = None
+    success: bool | None = None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What became of a reward: the stored one, and whether it was there already.
+
+    `reward.rollout_id` and `reward.candidate_id` name who got it; `candidate_id` is `None` while
+    the reward waits for its rollout.
+    """
+
+    reward: Reward
+    duplicate: bool
+
+
+@dataclass(frozen=True)
+class RewardBlock:
+    """Consecutive rewards in the order they came: the index of the last one, from 1, and sums."""
+
+    last: int
+    rewards: int
+    reward_sum: float
+
+
+class Store(Protocol):
+    """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
+
+    # sessions
+
+    async def create_session(
+        self, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
+    ) -> tuple[Session, bool]:
+        """Insert all of them; an existing session with the id is returned with `False`."""
+        ...
+
+    async def session(self, session_id: str) -> Session: ...
+
+    async def sessions(
+        self, wanted: SessionFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[Session]:
+        """Newest first. A cursor that is not one of ours raises InputInvalid."""
+        ...
+
+    async def set_state(
+        self,
+        session_id: str,
+        state: SessionState,
+        *,
+        at: datetime,
+        stop_reason: str | None = None,
+    ) -> Session:
+        """Change the state. The present state again is no change; after a final one SessionEnded."""
+        ...
+
+    async def set_champion(
+        self, session_id: str, candidate_id: str, *, at: datetime, reason: str
+    ) -> Session: ...
+
+    async def record_proposal_round(
+        self, session_id: str, *, rewards: int, error: str | None, at: datetime
+    ) -> Session:
+        """Count a round that looked at `rewards` rewards; an error also counts as a failure in a
+        row, a round without one sets that count to zero."""
+        ...
+
+    # levers and candidates
+
+    async def levers(self, session_id: str) -> tuple[LeverVersion, ...]:
+        """All versions, by lever and number."""
+        ...
+
+    async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
+        """All of them with their statistics, by number."""
+        ...
+
+    async def candidate(self, candidate_id: str) -> Candidate: ...
+
+    async def add_candidates(
+        self,
+        session_id: str,
+        levers: Sequence[LeverVersion],
+        candidates: Sequence[Candidate],
+    ) -> None:
+        """Insert new lever versions and candidates; a number that was raced raises Conflict."""
+        ...
+
+    async def retire(
+        self,
+        session_id: str,
+        candidate_ids: Sequence[str],
+        *,
+        at: datetime,
+        reason: str,
+    ) -> None: ...
+
+    # rollouts
+
+    async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None: ...
+
+    async def pin(self, rollout: Rollout) -> Rollout:
+        """Insert it, count it for its candidate and its duel, remember the session's serving
+        candidate, and attach a reward that waits for it. If another call pinned the rollout
+        first, that one is returned and nothing changes."""
+        ...
+
+    async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
+        """Insert both and add the call to its candidate's statistics."""
+        ...
+
+    # rewards
+
+    async def add_reward(
+        self, reward: Reward, *, request_key: str | None = None
+    ) -> Attached:
+        """Count a reward once.
+
+        With a rollout id: the same score again is a duplicate, another one RewardConflict; a
+        rollout that is not known waits, unless the reward names a candidate, which then pins it;
+        a candidate that is not the rollout's own is a RewardConflict. Without: it goes to the
+        newest unrewarded rollout of its correlation id (of the session when it has none), or
+        RolloutNotFound. A `request_key` seen before returns what it did then. Attaching adds to
+        the statistics of the candidate and of the duel, to the reward blocks, and inserts a
+        sensor frame of kind `reward`.
+        """
+        ...
+
+    async def reward_blocks(
+        self, session_id: str, *, points: int
+    ) -> tuple[RewardBlock, ...]:
+        """All attached rewards in order, as at most `points` blocks of about equal length."""
+        ...
+
+    # what was seen
+
+    async def example_traces(
+        self, session_id: str, *, limit: int
+    ) -> tuple[ExampleTrace, ...]:
+        """The newest rewarded rollouts that made exactly one answered call with text."""
+        ...
+
+    async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:
+        """The newest frames, newest first."""
+        ...
+
+    async def last_unapplied(self, session_id: str) -> str | None:
+        """The reason of the newest call whose candidate could not be put in, if there is one."""
+        ...
+
+    async def seed_evals(
+        self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[SeedEval]: ...
+
+    async def events(
+        self, session_id: str, *, since: int, limit: int
+    ) -> tuple[Event, ...]:
+        """Events with `seq` greater than `since`, oldest first."""
+        ...
+
+    async def add_event(
+        self,
+        session_id: str,
+        event_type: str,
+        message: str,
+        *,
+        data: JsonObject,
+        at: datetime,
+    ) -> None: ...
+
+    # duels
+
+    async def duel(self, session_id: str) -> Duel | None:
+        """The newest duel."""
+        ...
+
+    async def open_duel(self, duel: Duel) -> None:
+        """Insert it; Conflict when its number is taken."""
+        ...
+
+    async def duel_observations(
+        self, session_id: str, number: int
+    ) -> tuple[DuelObservation, ...]:
+        """In the order in which the rewards came."""
+        ...
+
+    async def close_duel(
+        self,
+        session_id: str,
+        number: int,
+        state: DuelState,
+        *,
+        at: datetime,
+        reason: str,
+    ) -> None:
+        """End a running duel; won, its challenger becomes champion. A duel that has ended stays."""
+        ...
+
+    async def close(self) -> None: ...
