@@ -54,9 +54,7 @@ class Strategy(StrEnum):
 def _seed_list(value: Any) -> Any:
     """`{start, end, step}`, the older way to write a list of seeds, becomes the list."""
     if isinstance(value, Mapping) and {"start", "end"} <= set(value):
-        return list(
-            range(int(value["start"]), int(value["end"]), int(value.get("step", 1)))
-        )
+        return list(range(int(value["start"]), int(value["end"]), int(value.get("step", 1))))
     return value
 
 
@@ -149,10 +147,6 @@ class TerminationSettings(Section):
     max_tokens: int | None = Field(default=None, gt=0)
 
 
-def _either(*names: str) -> Any:
-    return AliasChoices(*names)
-
-
 class MiproSettings(Section):
     """The table `[prompt_learning.mipro]`."""
 
@@ -164,7 +158,7 @@ class MiproSettings(Section):
     bootstrap_train_seeds: Seeds = Field(default_factory=list)
     online_pool: Seeds = Field(
         default_factory=list,
-        validation_alias=_either("online_pool", "online_train_seeds"),
+        validation_alias=AliasChoices("online_pool", "online_train_seeds"),
     )
     val_seeds: Seeds = Field(default_factory=list)
     reference_pool: Seeds = Field(default_factory=list)
@@ -178,7 +172,7 @@ class MiproSettings(Section):
     online_rollouts_per_candidate: int = Field(
         default=1,
         ge=1,
-        validation_alias=_either(
+        validation_alias=AliasChoices(
             "online_rollouts_per_candidate",
             "rollouts_per_candidate",
             "candidate_rollouts",
@@ -195,9 +189,7 @@ class MiproSettings(Section):
     def _range_has_width(self) -> Self:
         low, high = self.reward_range
         if not low < high:
-            raise ValueError(
-                f"reward_range is [{low}, {high}]; the first number must be smaller"
-            )
+            raise ValueError(f"reward_range is [{low}, {high}]; the first number must be smaller")
         return self
 
     def split_of(self, example_id: str | None) -> str | None:
@@ -219,7 +211,7 @@ class PromptLearning(Section):
     """The table `[prompt_learning]`."""
 
     algorithm: Literal["mipro"] = Field(
-        validation_alias=_either("algorithm", "algorithm_name")
+        validation_alias=AliasChoices("algorithm", "algorithm_name")
     )
     initial_prompt: InitialPrompt | None = None
     policy: PolicySettings = PolicySettings()
@@ -296,9 +288,7 @@ class MiproConfig(Section):
         return self.prompt_learning.initial_prompt
 
     @classmethod
-    def parse(
-        cls, body: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-    ) -> Self:
+    def parse(cls, body: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Self:
         """Validate a config after its overrides. Raises ConfigInvalid.
 
         `warnings` names each key that is set and has no effect here.
@@ -337,9 +327,7 @@ def read_toml(path: str | Path) -> JsonObject:
             f"cannot read the config file {path}: {error.strerror or error}"
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigInvalid(
-            f"{path} is not UTF-8: {error.reason} at byte {error.start}"
-        ) from None
+        raise ConfigInvalid(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
     return parse_toml(text, source=str(path))
 
 
@@ -370,14 +358,10 @@ def _check_path(path: str) -> None:
         "prompt_learning.policy.config.",
         "prompt_learning.initial_prompt.wildcards.",
     )
-    inert_tables = tuple(
-        f"{table}.{key}." for table, keys in INERT.items() for key in keys
-    )
+    inert_tables = tuple(f"{table}.{key}." for table, keys in INERT.items() for key in keys)
     if path in known or path.startswith((*free, *inert_tables)):
         return
-    close = difflib.get_close_matches(
-        path, known, n=1, cutoff=0.5
-    ) or difflib.get_close_matches(
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         f"prompt_learning.mipro.{path}", known, n=1, cutoff=0.5
     )
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -404,9 +388,7 @@ def _fields(section: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
         if field.exclude:
             continue
         types = (field.annotation, *get_args(field.annotation))
-        inner = next(
-            (t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None
-        )
+        inner = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
         alias = field.validation_alias
         names = alias.choices if isinstance(alias, AliasChoices) else [name]
         fields.update({str(choice): inner for choice in names})
@@ -417,9 +399,7 @@ def _warnings(merged: Mapping[str, Any]) -> Iterator[str]:
     for key in merged:
         if key != "prompt_learning":
             yield f"{key} is not part of a session config and has no effect"
-    yield from _section_warnings(
-        PromptLearning, merged["prompt_learning"], "prompt_learning"
-    )
+    yield from _section_warnings(PromptLearning, merged["prompt_learning"], "prompt_learning")
 
 
 def _section_warnings(

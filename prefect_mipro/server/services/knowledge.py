@@ -1,0 +1,64 @@
+"""What services remember between calls: only what never changes once it is stored."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.levers import LeverName, LeverVersion
+from prefect_mipro.models.sessions import Session
+from prefect_mipro.server.store.interface import Store
+
+REMEMBERED_SESSIONS = 256
+
+T = TypeVar("T")
+
+
+class Knowledge:
+    """Parsed configs and lever versions of the sessions seen last.
+
+    Both are immutable facts, so that any number of processes may each remember them.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._configs: _Recent[MiproConfig] = _Recent(REMEMBERED_SESSIONS)
+        self._levers: _Recent[dict[tuple[LeverName, int], LeverVersion]] = _Recent(
+            REMEMBERED_SESSIONS
+        )
+
+    def config(self, session: Session) -> MiproConfig:
+        """The session's config, parsed once."""
+        return self._configs.get(session.session_id, lambda: MiproConfig.parse(session.config))
+
+    async def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
+        """The candidate's instruction and demonstrations."""
+        wanted = (
+            (LeverName.INSTRUCTION, candidate.instruction_version),
+            (LeverName.DEMONSTRATIONS, candidate.demonstrations_version),
+        )
+        known = self._levers.get(candidate.session_id, dict)
+        if any(key not in known for key in wanted):
+            for version in await self._store.levers(candidate.session_id):
+                known[(version.lever, version.version)] = version
+        instruction, demonstrations = (known[key] for key in wanted)
+        return instruction, demonstrations
+
+
+class _Recent(Generic[T]):
+    """The values used last, at most `size` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        if key not in self._values:
+            self._values[key] = make()
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+        self._values.move_to_end(key)
+        return self._values[key]

@@ -1,0 +1,418 @@
+"""Rollouts: which candidate serves one, the call itself, and the reward that comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.errors import CandidateNotFound, MiproError, RewardInvalid, SessionEnded
+from prefect_mipro.models.candidates import Arm, Candidate, DuelState
+from prefect_mipro.models.chat import ChatBody, ChatMessage
+from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
+from prefect_mipro.models.rollouts import (
+    Reward,
+    RewardInfo,
+    RewardReceipt,
+    RewardRequest,
+    Rollout,
+    Trace,
+)
+from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
+from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.optimizer.prompts import Applied, answer_text, apply, user_text
+from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.server.services.completions import Completion, read, require_completion
+from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.registry import Upstreams
+
+EXPECTED_KEYS = ("expected", "expected_output")
+EXAMPLE_KEYS = ("example_id", "seed")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One proxied call as it came in.
+
+    `candidate_id` asks for that candidate outside of learning: nothing is pinned, counted or
+    remembered, and no reward is expected. Held-out evaluation uses it.
+    """
+
+    body: ChatBody
+    rollout_id: str | None = None
+    correlation_id: str | None = None
+    example_id: str | None = None
+    candidate_id: str | None = None
+
+
+@dataclass
+class Served:
+    """An answer under way: the candidate that made it, the upstream's status, the body to come."""
+
+    candidate_id: str
+    rollout_id: str
+    reply: Reply
+    _seen: bytearray = field(default_factory=bytearray)
+
+    @property
+    def status(self) -> int:
+        """The upstream's HTTP status."""
+        return self.reply.status
+
+    @property
+    def content_type(self) -> str:
+        """The upstream's content type."""
+        return self.reply.content_type
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """When the upstream asks to come back."""
+        return self.reply.retry_after_seconds
+
+    async def read(self) -> bytes:
+        """The whole body. A success that is not a chat completion raises UpstreamFailed."""
+        body = await self.reply.read()
+        self._seen += body
+        if self.status == 200:
+            require_completion(body)
+        return body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        async for chunk in self.reply.chunks():
+            self._seen += chunk
+            yield chunk
+
+    @property
+    def completion(self) -> Completion:
+        """What has arrived so far, read as a chat completion."""
+        return read(bytes(self._seen), content_type=self.content_type)
+
+
+class Rollouts:
+    """The rollouts of all sessions."""
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        knowledge: Knowledge,
+        promotion: Promotion,
+        proposals: Proposals,
+        *,
+        clock: Clock,
+        new_id: NewId,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._knowledge = knowledge
+        self._promotion = promotion
+        self._proposals = proposals
+        self._clock = clock
+        self._new_id = new_id
+        self._timer = timer
+        self._recordings: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def serve(self, session: Session, call: Call) -> AsyncIterator[Served]:
+        """Answer a call with its rollout's candidate. Leaving early cancels the upstream call.
+
+        Errors after the choice name the candidate and the rollout in their `detail`.
+        """
+        config = self._knowledge.config(session)
+        rollout_id = call.rollout_id or self._new_id("rollout")
+        if call.candidate_id is None:
+            candidate = await self._pinned_candidate(session, config, rollout_id, call)
+        else:
+            candidate = await self._candidate_of(session, call.candidate_id)
+        applied = await self._apply(candidate, config, call.body["messages"])
+        body = _with_policy_defaults(call.body, config) | {"messages": list(applied.messages)}
+        served: Served | None = None
+        failure: MiproError | None = None
+        started = self._timer()
+        try:
+            upstream = self._upstreams.named(config.policy.provider)
+            async with upstream.chat(body) as reply:
+                served = Served(candidate.candidate_id, rollout_id, reply)
+                yield served
+        except MiproError as error:
+            failure = error
+            error.detail = {
+                "candidate_id": candidate.candidate_id,
+                "rollout_id": rollout_id,
+                "reason": error.detail,
+            }
+            raise
+        finally:
+            if call.candidate_id is None:
+                await self._record(
+                    candidate, rollout_id, applied, served, failure, self._timer() - started
+                )
+
+    async def reward(
+        self, session_id: str, request: RewardRequest, *, request_key: str | None = None
+    ) -> RewardReceipt:
+        """Count a reward, then let the optimizer look at it."""
+        session = await self._store.session(session_id)
+        if session.state is SessionState.CANCELLED:
+            raise SessionEnded(
+                f"session {session_id} is cancelled and takes no rewards; create another session"
+            )
+        config = self._knowledge.config(session)
+        reward = self._reward_of(session, config, request)
+        attached = await self._store.add_reward(reward, request_key=request_key)
+        if request.stop:
+            await self._store.set_state(
+                session_id,
+                SessionState.SUCCEEDED,
+                at=self._clock(),
+                stop_reason="stop was sent with a reward",
+            )
+        elif not attached.duplicate and not session.state.final:
+            await self._promotion.consider(session_id)
+            self._proposals.consider(session_id)
+        stored = attached.reward
+        return RewardReceipt(
+            status="accepted",
+            session_id=session_id,
+            rollout_id=stored.rollout_id,
+            candidate_id=stored.candidate_id,
+            reward=stored.value,
+            attached=stored.candidate_id is not None,
+            duplicate=attached.duplicate,
+        )
+
+    async def close(self) -> None:
+        """Wait until every call that has ended is recorded."""
+        await asyncio.gather(*self._recordings)
+
+    async def _pinned_candidate(
+        self, session: Session, config: MiproConfig, rollout_id: str, call: Call
+    ) -> Candidate:
+        """The candidate of this rollout: the pinned one, else a choice that is pinned now."""
+        known = await self._store.rollout(session.session_id, rollout_id)
+        if known is None:
+            choice = await self._choose(session, config, rollout_id)
+            known = await self._store.pin(
+                Rollout(
+                    session_id=session.session_id,
+                    rollout_id=rollout_id,
+                    candidate_id=choice.candidate_id,
+                    correlation_id=call.correlation_id or session.correlation_id,
+                    example_id=call.example_id,
+                    propensity=choice.propensity,
+                    duel_number=choice.duel_number,
+                    predicted_reward=choice.predicted_reward,
+                    pinned_at=self._clock(),
+                )
+            )
+        return await self._store.candidate(known.candidate_id)
+
+    async def _choose(self, session: Session, config: MiproConfig, rollout_id: str) -> Choice:
+        if not session.state.final:
+            session = await self._promotion.end_if_exhausted(session)
+        if session.state.final:
+            return _certain(session.champion_id)
+        duel = await self._store.duel(session.session_id)
+        running = duel if duel and duel.state is DuelState.RUNNING else None
+        block = config.mipro.online_rollouts_per_candidate
+        if session.serving_candidate_id and running is None and session.serving_rollouts % block:
+            return _certain(session.serving_candidate_id)
+        arms = [
+            Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
+            for c in await self._store.candidates(session.session_id)
+            if c.active
+        ]
+        return choose(
+            arms,
+            champion_id=session.champion_id,
+            duel=running,
+            settings=config.mipro.selection,
+            promotion=config.mipro.promotion,
+            rng=_generator(config.mipro.seed, session.session_id, rollout_id),
+        )
+
+    async def _candidate_of(self, session: Session, candidate_id: str) -> Candidate:
+        candidate = await self._store.candidate(candidate_id)
+        if candidate.session_id != session.session_id:
+            raise CandidateNotFound(
+                f"session {session.session_id} has no candidate {candidate_id!r}"
+            )
+        return candidate
+
+    async def _apply(
+        self, candidate: Candidate, config: MiproConfig, messages: list[ChatMessage]
+    ) -> Applied:
+        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        return apply(
+            messages,
+            prompt=config.initial_prompt,
+            instruction=instruction.text,
+            demonstrations=demonstrations.demonstrations,
+        )
+
+    def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
+        told = RewardInfo.parse(request.reward_info)
+        low, high = config.mipro.reward_range
+        if not low <= told.score <= high:
+            raise RewardInvalid(
+                f"the score {told.score} is outside [{low}, {high}]; "
+                "set prompt_learning.mipro.reward_range to the range of your rewards"
+            )
+        metadata = request.metadata or {}
+        return Reward(
+            reward_id=self._new_id("reward"),
+            session_id=session.session_id,
+            rollout_id=request.rollout_id or None,
+            candidate_id=request.candidate_id or None,
+            correlation_id=request.correlation_id or session.correlation_id,
+            score=told.score,
+            value=(told.score - low) / (high - low),
+            feedback=told.feedback,
+            expected=_first_text(metadata, EXPECTED_KEYS),
+            example_id=_first_text(metadata, EXAMPLE_KEYS),
+            trace_ref=request.trace_ref,
+            artifact=request.artifact,
+            metadata=request.metadata,
+            received_at=self._clock(),
+        )
+
+    async def _record(
+        self,
+        candidate: Candidate,
+        rollout_id: str,
+        applied: Applied,
+        served: Served | None,
+        failure: MiproError | None,
+        latency_seconds: float,
+    ) -> None:
+        """Write the trace and its frame, also when the caller has gone away by now."""
+        trace = self._trace(candidate, rollout_id, applied, served, failure, latency_seconds)
+        frame = SensorFrame(
+            frame_id=self._new_id("frame"),
+            session_id=candidate.session_id,
+            rollout_id=rollout_id,
+            candidate_id=candidate.candidate_id,
+            created_at=trace.created_at,
+            sensors=tuple(_sensors(trace)),
+            lever_versions=lever_versions(candidate),
+            trace_ids=(trace.trace_id, rollout_id),
+        )
+        recording = asyncio.create_task(self._store.record_call(trace, frame))
+        self._recordings.add(recording)
+        recording.add_done_callback(self._recordings.discard)
+        await asyncio.shield(recording)
+
+    def _trace(
+        self,
+        candidate: Candidate,
+        rollout_id: str,
+        applied: Applied,
+        served: Served | None,
+        failure: MiproError | None,
+        latency_seconds: float,
+    ) -> Trace:
+        completion = served.completion if served else Completion(error="the caller went away")
+        error = failure.message if failure else completion.error
+        return Trace(
+            trace_id=self._new_id("trace"),
+            session_id=candidate.session_id,
+            rollout_id=rollout_id,
+            candidate_id=candidate.candidate_id,
+            messages=applied.messages,
+            response=completion.response,
+            input=user_text(applied.messages),
+            output=answer_text(completion.response or {}),
+            unapplied_reason=applied.reason,
+            status=failure.status if failure else served.status if served else 499,
+            error=error,
+            latency_seconds=latency_seconds,
+            usage=completion.usage,
+            created_at=self._clock(),
+        )
+
+
+def lever_versions(candidate: Candidate) -> LeverVersions:
+    """The versions a candidate stands for, by the wire's lever ids."""
+    session_id = candidate.session_id
+    return {
+        prompt_lever_id(session_id): candidate.number,
+        lever_id(session_id, LeverName.INSTRUCTION): candidate.instruction_version,
+        lever_id(session_id, LeverName.DEMONSTRATIONS): candidate.demonstrations_version,
+    }
+
+
+def _certain(candidate_id: str) -> Choice:
+    """No chance in it: the session has ended, or the candidate's block of rollouts goes on."""
+    return Choice(candidate_id, propensity=1.0, propensities={candidate_id: 1.0})
+
+
+def _with_policy_defaults(body: ChatBody, config: MiproConfig) -> ChatBody:
+    """The body with the session's policy settings where the caller left them open."""
+    policy = config.policy
+    defaults: dict[str, Any] = {}
+    if "model" not in body and policy.model is not None:
+        defaults["model"] = policy.model
+    if "temperature" not in body and policy.temperature is not None:
+        defaults["temperature"] = policy.temperature
+    if not {"max_tokens", "max_completion_tokens"} & body.keys() and policy.max_completion_tokens:
+        defaults["max_completion_tokens"] = policy.max_completion_tokens
+    return body | defaults
+
+
+def _generator(seed: int, session_id: str, rollout_id: str) -> np.random.Generator:
+    """Chance that depends on the rollout alone: no state to share, no twins under load."""
+    name = zlib.crc32(f"{session_id}/{rollout_id}".encode())
+    return np.random.default_rng([seed & 0xFFFFFFFF, name])
+
+
+def _sensors(trace: Trace) -> Iterator[Sensor]:
+    yield Sensor(
+        name="latency", kind=SensorKind.TIMING, value=trace.latency_seconds, units="seconds"
+    )
+    yield Sensor(
+        name="prompt_tokens",
+        kind=SensorKind.RESOURCE,
+        value=trace.usage.prompt_tokens,
+        units="tokens",
+    )
+    yield Sensor(
+        name="completion_tokens",
+        kind=SensorKind.RESOURCE,
+        value=trace.usage.completion_tokens,
+        units="tokens",
+    )
+    yield Sensor(
+        name="prompt_applied",
+        kind=SensorKind.CONTEXT_APPLY,
+        value=not trace.unapplied_reason,
+        metadata={"reason": trace.unapplied_reason} if trace.unapplied_reason else {},
+    )
+    yield Sensor(
+        name="status",
+        kind=SensorKind.TRACE,
+        value=trace.status,
+        metadata={"error": trace.error} if trace.error else {},
+    )
+
+
+def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """The first of these entries that is text or a whole number, as text."""
+    for key in keys:
+        value = metadata.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return None

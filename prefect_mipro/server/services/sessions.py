@@ -1,0 +1,435 @@
+"""Sessions: creating, finding, steering and reporting them."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from prefect_mipro.config import MiproConfig, override
+from prefect_mipro.errors import ConfigInvalid, InputInvalid, KeyRejected, SessionNotFound
+from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.levers import (
+    DemonstrationsValue,
+    InstructionValue,
+    LeverActor,
+    LeverName,
+    LeverProvenance,
+    LeverVersion,
+)
+from prefect_mipro.models.rollouts import SeedEval
+from prefect_mipro.models.sessions import (
+    CreateSession,
+    Event,
+    Session,
+    SessionState,
+    SessionStatus,
+    SessionUrls,
+)
+from prefect_mipro.server.services.identity import Clock, NewId, new_secret
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.status import (
+    Facts,
+    candidate_reports,
+    status_of,
+    wire_candidate,
+)
+from prefect_mipro.server.store.interface import Page, SeedEvalFilter, SessionFilter, Store
+from prefect_mipro.server.upstream.registry import Upstreams
+
+FRAMES_SHOWN = 50
+CURVE_POINTS = 60
+KINDS = frozenset({"mipro_online", "mipro"})
+
+
+class Sessions:
+    """All sessions of this backend."""
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        knowledge: Knowledge,
+        proposals: Proposals,
+        *,
+        public_url: str,
+        clock: Clock,
+        new_id: NewId,
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._knowledge = knowledge
+        self._proposals = proposals
+        self._public_url = public_url.rstrip("/")
+        self._clock = clock
+        self._new_id = new_id
+
+    async def create(self, request: CreateSession) -> tuple[SessionStatus, bool]:
+        """Create the session, or find it by its id. The flag says whether it is new."""
+        if request.kind not in KINDS:
+            raise InputInvalid(f"kind is {request.kind!r}; this backend knows 'mipro_online'")
+        body = override(_config_body(request), request.overrides)
+        config = MiproConfig.parse(body)
+        body["prompt_learning"].pop("task_app_api_key", None)  # never needed, so never stored
+        self._upstreams.check(config.policy.provider)
+        if config.mipro.proposer.provider:
+            self._upstreams.check(config.mipro.proposer.provider)
+        session_id = _session_id(request, config)
+        session, levers, baseline = self._first_facts(session_id, request, config, body)
+        stored, created = await self._store.create_session(session, levers, baseline)
+        status = await self.status(session_id)
+        kept = [] if created else _kept_config(stored, session)
+        return status.model_copy(update={"warnings": [*kept, *status.warnings]}), created
+
+    async def status(self, session_id: str) -> SessionStatus:
+        """The status object. Raises SessionNotFound."""
+        facts = await self._facts(await self._store.session(session_id))
+        return status_of(facts, self._urls_of(facts.session), self._warnings(facts.config))
+
+    async def urls(self, session_id: str) -> SessionUrls:
+        """Where the session's proxy is. Raises SessionNotFound."""
+        return self._urls_of(await self._store.session(session_id))
+
+    async def change_state(self, session_id: str, state: SessionState) -> SessionStatus:
+        """Pause, resume or cancel. Raises SessionEnded once the session has ended."""
+        reason = "cancelled by the caller" if state is SessionState.CANCELLED else None
+        await self._store.set_state(session_id, state, at=self._clock(), stop_reason=reason)
+        return await self.status(session_id)
+
+    async def find(
+        self, wanted: SessionFilter, *, limit: int, cursor: str | None
+    ) -> Page[JsonObject]:
+        """Sessions, newest first, each with its id, state, name and times."""
+        page = await self._store.sessions(wanted, limit=limit, cursor=cursor)
+        return Page(tuple(_listed(session) for session in page.items), page.next_cursor)
+
+    async def admit(self, proxy_id: str, *, key_accepted: bool) -> Session:
+        """The session that a proxy URL names.
+
+        `{session_id}.{secret}` needs no key; the plain session id needs one.
+        """
+        session_id, _, secret = proxy_id.rpartition(".")
+        if session_id and re.fullmatch(r"[0-9a-f]{32}", secret):
+            try:
+                session = await self._store.session(session_id)
+            except SessionNotFound:
+                session = None
+            if session and hmac.compare_digest(session.proxy_secret, secret):
+                return session
+        if not key_accepted:
+            raise KeyRejected(
+                "this proxy URL is not one of a session's; use the session's online_url, "
+                "or send your key as 'Authorization: Bearer <key>'"
+            )
+        return await self._store.session(proxy_id)
+
+    async def candidates(
+        self,
+        session_id: str,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        status: str | None = None,
+        sort: str | None = None,
+    ) -> Page[JsonObject]:
+        """Candidates as the wire has them: by number, or by `objective` when asked."""
+        facts = await self._facts(await self._store.session(session_id))
+        items = [wire_candidate(facts, report) for report in candidate_reports(facts).values()]
+        if status:
+            items = [item for item in items if item["status"] == status]
+        _sort(items, sort)
+        start = _offset(cursor)
+        end = start + limit
+        return Page(tuple(items[start:end]), str(end) if end < len(items) else None)
+
+    async def candidate(self, candidate_id: str) -> JsonObject:
+        """One candidate as the wire has it. Raises CandidateNotFound."""
+        candidate = await self._store.candidate(candidate_id)
+        facts = await self._facts(await self._store.session(candidate.session_id))
+        return wire_candidate(facts, candidate_reports(facts)[candidate_id])
+
+    async def add_candidate(
+        self, session_id: str, *, instruction: str, label: str | None
+    ) -> JsonObject:
+        """Let a human's instruction compete, with the champion's demonstrations."""
+        session = await self._store.session(session_id)
+        candidates = await self._store.candidates(session_id)
+        levers = await self._store.levers(session_id)
+        champion = next(c for c in candidates if c.candidate_id == session.champion_id)
+        text = instruction.strip()
+        if not text:
+            raise InputInvalid("the candidate's instruction is empty; send its text")
+        version = LeverVersion(
+            lever=LeverName.INSTRUCTION,
+            version=1 + max(v.version for v in levers if v.lever is LeverName.INSTRUCTION),
+            value=InstructionValue(text=text),
+            parent_version=champion.instruction_version,
+            provenance=LeverProvenance(
+                actor=LeverActor.HUMAN, operator="human", reason=label or "added by hand"
+            ),
+            created_at=self._clock(),
+        )
+        candidate = Candidate(
+            candidate_id=self._new_id("cand"),
+            session_id=session_id,
+            number=candidates[-1].number + 1,
+            instruction_version=version.version,
+            demonstrations_version=champion.demonstrations_version,
+            parent_id=champion.candidate_id,
+            label=label,
+            created_at=self._clock(),
+        )
+        await self._store.add_candidates(session_id, [version], [candidate])
+        return await self.candidate(candidate.candidate_id)
+
+    async def seed_evals(
+        self,
+        wanted: SeedEvalFilter,
+        *,
+        split: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> Page[SeedEval]:
+        """Rewarded rollouts that named their seed, with the split the config puts it in."""
+        if wanted.candidate_id is not None:
+            candidate = await self._store.candidate(wanted.candidate_id)
+            session_id = candidate.session_id
+        else:
+            session_id = wanted.session_id or ""
+        config = self._knowledge.config(await self._store.session(session_id))
+        if split is not None:
+            seeds = _seeds_of(config, split)
+            wanted = SeedEvalFilter(
+                session_id=wanted.session_id,
+                candidate_id=wanted.candidate_id,
+                seeds=[s for s in seeds if wanted.seeds is None or s in wanted.seeds],
+                success=wanted.success,
+            )
+        page = await self._store.seed_evals(wanted, limit=limit, cursor=cursor)
+        items = (
+            item.model_copy(update={"split": config.mipro.split_of(str(item.seed))})
+            for item in page.items
+        )
+        return Page(tuple(items), page.next_cursor)
+
+    async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
+        """The session's event feed after `since`."""
+        await self._store.session(session_id)
+        return await self._store.events(session_id, since=since, limit=limit)
+
+    async def _facts(self, session: Session) -> Facts:
+        session_id = session.session_id
+        duel = await self._store.duel(session_id)
+        candidates = await self._store.candidates(session_id)
+        return Facts(
+            session=session,
+            config=self._knowledge.config(session),
+            candidates=candidates,
+            levers=await self._store.levers(session_id),
+            frames=await self._store.frames(session_id, limit=FRAMES_SHOWN),
+            blocks=await self._store.reward_blocks(session_id, points=CURVE_POINTS),
+            duel=duel,
+            observations=(
+                await self._store.duel_observations(session_id, duel.number) if duel else ()
+            ),
+            last_unapplied=await self._store.last_unapplied(session_id),
+            waiting_for=await self._proposals.waiting_for(session, candidates),
+        )
+
+    def _first_facts(
+        self, session_id: str, request: CreateSession, config: MiproConfig, body: JsonObject
+    ) -> tuple[Session, Sequence[LeverVersion], Candidate]:
+        """The session, the first version of each lever and the baseline candidate."""
+        now = self._clock()
+        baseline_id = self._new_id("baseline")
+        prompt = config.initial_prompt
+        levers = [
+            LeverVersion(
+                lever=lever,
+                version=1,
+                value=value,
+                provenance=LeverProvenance(actor=LeverActor.HUMAN, reason="the baseline prompt"),
+                created_at=now,
+            )
+            for lever, value in (
+                (
+                    LeverName.INSTRUCTION,
+                    InstructionValue(text=prompt.instruction if prompt else ""),
+                ),
+                (LeverName.DEMONSTRATIONS, DemonstrationsValue()),
+            )
+        ]
+        session = Session(
+            session_id=session_id,
+            state=SessionState.RUNNING,
+            config=body,
+            metadata=request.metadata,
+            correlation_id=request.correlation_id or request.agent_id or None,
+            agent_id=request.agent_id or None,
+            system_name=(request.system and request.system.name) or config.mipro.system_name,
+            proxy_secret=new_secret(),
+            baseline_id=baseline_id,
+            champion_id=baseline_id,
+            created_at=now,
+            updated_at=now,
+        )
+        baseline = Candidate(
+            candidate_id=baseline_id,
+            session_id=session_id,
+            number=1,
+            instruction_version=1,
+            demonstrations_version=1,
+            label="baseline",
+            created_at=now,
+        )
+        return session, levers, baseline
+
+    def _urls_of(self, session: Session) -> SessionUrls:
+        url = f"{self._public_url}/api/mipro/v1/{session.session_id}.{session.proxy_secret}"
+        return SessionUrls(
+            online_url=url, proxy_url=url, chat_completions_url=f"{url}/chat/completions"
+        )
+
+    def _warnings(self, config: MiproConfig) -> list[str]:
+        unheard = [
+            f"{name}.inference_url has no effect: this backend calls its own provider "
+            f"{provider!r}; ask its operator to add the URL as a provider"
+            for name, provider, url in (
+                (
+                    "prompt_learning.policy",
+                    config.policy.provider,
+                    config.policy.inference_url,
+                ),
+                (
+                    "prompt_learning.mipro.proposer",
+                    config.mipro.proposer.provider or config.policy.provider,
+                    config.mipro.proposer.inference_url,
+                ),
+            )
+            if url
+        ]
+        no_prompt = (
+            []
+            if config.initial_prompt
+            else [
+                "the config has no initial_prompt, so only demonstrations are optimized; "
+                "add [prompt_learning.initial_prompt] to let the instruction be improved too"
+            ]
+        )
+        return [*config.warnings, *unheard, *no_prompt]
+
+
+def _config_body(request: CreateSession) -> JsonObject:
+    """The config that was sent. This backend reads no files and keeps no named configs."""
+    sent = {
+        name: value
+        for name, value in (
+            ("config_body", request.config_body),
+            ("config", request.config),
+            ("config_name", request.config_name),
+            ("config_path", request.config_path),
+        )
+        if value
+    }
+    if len(sent) != 1:
+        found = " and ".join(sent) or "none"
+        raise ConfigInvalid(f"a session needs exactly one config source; {found} was sent")
+    if "config_path" in sent:
+        raise ConfigInvalid(
+            f"config_path {sent['config_path']!r} is a path on your machine, and this backend "
+            "opens no files; send the parsed TOML as config_body"
+        )
+    if "config_name" in sent:
+        raise ConfigInvalid(
+            f"this backend keeps no config named {sent['config_name']!r}; send it as config_body"
+        )
+    (body,) = sent.values()
+    return dict(body) if isinstance(body, dict) else {}
+
+
+def _session_id(request: CreateSession, config: MiproConfig) -> str:
+    """The id to create or to resume: the caller's, else the system's, else a new one."""
+    system = request.system
+    for told in (request.session_id, system and system.id, config.mipro.system_id):
+        if told:
+            if not _usable(told):
+                raise InputInvalid(
+                    f"the session id {told[:80]!r} is not usable in a URL; use up to "
+                    f"{ID_CHARACTERS} letters, digits, '_', '-', '.', ':' or '~'"
+                )
+            return told
+    name = system.name if system else None
+    return name if name and _usable(name) else str(uuid.uuid4())
+
+
+def _usable(session_id: str) -> bool:
+    return len(session_id) <= ID_CHARACTERS and bool(re.fullmatch(ID_PATTERN, session_id))
+
+
+def _kept_config(stored: Session, sent: Session) -> list[str]:
+    differing = sorted(_differences(stored.config, sent.config, ""))
+    if not differing:
+        return []
+    return [
+        f"session {stored.session_id} exists already and keeps its config; yours differs in "
+        f"{', '.join(differing[:5])}. Choose another session_id to start with the new one"
+    ]
+
+
+def _differences(one: Any, other: Any, path: str) -> set[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            found
+            for key in one.keys() | other.keys()
+            for found in _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        }
+    return set() if one == other else {path}
+
+
+def _listed(session: Session) -> JsonObject:
+    return {
+        "session_id": session.session_id,
+        "system": {"id": session.session_id, "name": session.system_name},
+        "kind": session.kind,
+        "state": session.state,
+        "status": session.state,
+        "agent_id": session.agent_id,
+        "version": session.version,
+        "created_at": session.created_at.isoformat(),
+        "updated_at": session.updated_at.isoformat(),
+    }
+
+
+def _seeds_of(config: MiproConfig, split: str) -> Sequence[int]:
+    mipro = config.mipro
+    every = {*mipro.bootstrap_train_seeds, *mipro.online_pool, *mipro.val_seeds, *mipro.test_pool}
+    return sorted(seed for seed in every if mipro.split_of(str(seed)) == split)
+
+
+def _sort(items: list[JsonObject], sort: str | None) -> None:
+    """Sort in place by `field:direction,…`, the last field first so that the first one rules."""
+    known = {"objective": "score", "score": "score", "created_at": "lever_version"}
+    for part in reversed((sort or "").split(",")):
+        if not part.strip():
+            continue
+        name, _, direction = part.strip().partition(":")
+        if name not in known or direction not in ("", "asc", "desc"):
+            raise InputInvalid(
+                f"cannot sort by {part.strip()!r}; use objective or created_at with :asc or :desc"
+            )
+        items.sort(
+            key=lambda item: (item[known[name]] is not None, item[known[name]] or 0),
+            reverse=direction == "desc",
+        )
+
+
+def _offset(cursor: str | None) -> int:
+    if not cursor:
+        return 0
+    if not cursor.isdecimal():
+        raise InputInvalid(f"the cursor {cursor[:80]!r} is not one of this list's")
+    return int(cursor)

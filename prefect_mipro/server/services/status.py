@@ -1,0 +1,298 @@
+"""The status object and the candidate resource, put together from facts and belief."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.candidates import (
+    Arm,
+    Candidate,
+    CandidateStatus,
+    Duel,
+    DuelObservation,
+    DuelState,
+)
+from prefect_mipro.models.levers import LeverName, LeverVersion, MiproLeverSummary, prompt_lever_id
+from prefect_mipro.models.sensors import SensorFrame, SensorFrameSummary
+from prefect_mipro.models.sessions import (
+    CandidateReport,
+    ContextApply,
+    DuelReport,
+    ProposerReport,
+    Session,
+    SessionStatus,
+    SessionUrls,
+)
+from prefect_mipro.optimizer.posterior import Posterior, posterior
+from prefect_mipro.optimizer.promotion import log_evidence
+from prefect_mipro.server.services.rollouts import lever_versions
+from prefect_mipro.server.store.interface import RewardBlock
+
+LARGEST_E_VALUE = 1e9
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a status is made of, as the store told it."""
+
+    session: Session
+    config: MiproConfig
+    candidates: tuple[Candidate, ...]
+    levers: tuple[LeverVersion, ...]
+    frames: tuple[SensorFrame, ...]
+    blocks: tuple[RewardBlock, ...]
+    duel: Duel | None
+    observations: tuple[DuelObservation, ...]
+    last_unapplied: str | None
+    waiting_for: str
+
+    def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
+        """The candidate's instruction and demonstrations."""
+        by_key = {(v.lever, v.version): v for v in self.levers}
+        return (
+            by_key[LeverName.INSTRUCTION, candidate.instruction_version],
+            by_key[LeverName.DEMONSTRATIONS, candidate.demonstrations_version],
+        )
+
+
+def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> SessionStatus:
+    """Everything a status says, at this moment.
+
+    `best_candidate_id` has the highest posterior mean among the candidates in play;
+    `selected_candidate_id` is the champion, which stays the baseline until a duel is won.
+    """
+    session = facts.session
+    belief = _belief(facts)
+    reports = candidate_reports(facts, belief)
+    active = [c for c in facts.candidates if c.active]
+    best = max(active, key=lambda c: (reports[c.candidate_id].mean, -c.number))
+    champion = next(c for c in facts.candidates if c.candidate_id == session.champion_id)
+    numbers = {c.candidate_id: c.number for c in facts.candidates}
+    rewards = sum(c.statistics.rewards for c in facts.candidates)
+    best_reward = reports[best.candidate_id].mean if rewards else None
+    items = {c.candidate_id: wire_candidate(facts, reports[c.candidate_id]) for c in active}
+    lever_id = prompt_lever_id(session.session_id)
+    return SessionStatus(
+        **urls.model_dump(),
+        session_id=session.session_id,
+        system_id=session.session_id,
+        job_id=job_id(session.session_id),
+        kind=session.kind,
+        status=session.state,
+        state=session.state,
+        correlation_id=session.correlation_id,
+        agent_id=session.agent_id,
+        version=session.version,
+        rollout_count=sum(c.statistics.rollouts for c in facts.candidates),
+        reward_count=rewards,
+        proposal_seq=session.proposal_number,
+        best_reward=best_reward,
+        best_score=best_reward,
+        best_candidate_id=best.candidate_id,
+        best_candidate=items[best.candidate_id],
+        champion_candidate_id=champion.candidate_id,
+        baseline_candidate_id=session.baseline_id,
+        lever_summary=MiproLeverSummary(
+            prompt_lever_id=lever_id,
+            candidate_lever_versions=numbers,
+            best_candidate_id=best.candidate_id,
+            selected_candidate_id=champion.candidate_id,
+            baseline_candidate_id=session.baseline_id,
+            lever_count=len(facts.candidates),
+            mutation_count=len(facts.candidates) - 1,
+            latest_version=max(numbers.values()),
+        ),
+        lever_versions=lever_versions(champion),
+        best_lever_version=best.number,
+        prompt_lever_id=lever_id,
+        candidate_lever_versions=numbers,
+        sensor_frames=[_frame_summary(frame) for frame in facts.frames],
+        candidates=reports,
+        attempted_candidates=[i for i in items.values() if i["status"] != CandidateStatus.PROPOSED],
+        optimized_candidates=[items[champion.candidate_id]],
+        context_apply=ContextApply(
+            calls=sum(c.statistics.calls for c in facts.candidates),
+            unapplied_calls=sum(c.statistics.unapplied_calls for c in facts.candidates),
+            last_reason=facts.last_unapplied,
+        ),
+        proposer=ProposerReport(
+            rounds=session.proposal_number,
+            failures=session.proposal_failures,
+            error=session.proposal_error,
+            waiting_for=facts.waiting_for or None,
+        ),
+        duel=_duel_report(facts),
+        reward_curve=[(b.last, b.reward_sum / b.rewards) for b in facts.blocks],
+        stop_reason=session.stop_reason,
+        warnings=[*warnings, *_loud(facts)],
+        metadata=session.metadata,
+        created_at=session.created_at,
+        updated_at=session.updated_at,
+    )
+
+
+def candidate_reports(facts: Facts, belief: Posterior | None = None) -> dict[str, CandidateReport]:
+    """A report of every candidate, by id, in order of number."""
+    belief = belief or _belief(facts)
+    # The draws depend on the state alone, so that the same state always reads the same.
+    rng = np.random.default_rng(
+        [zlib.crc32(facts.session.session_id.encode()), facts.session.version]
+    )
+    best = belief.probability_best(rng)
+    return {
+        c.candidate_id: _report(facts, belief, c, probability_best=float(best[i]))
+        for i, c in enumerate(facts.candidates)
+    }
+
+
+def wire_candidate(facts: Facts, report: CandidateReport) -> JsonObject:
+    """A candidate as the wire's candidate resource has it, section 8.1."""
+    return {
+        "candidate_id": report.candidate_id,
+        "system_id": facts.session.session_id,
+        "job_id": job_id(facts.session.session_id),
+        "candidate_type": "prompt",
+        "artifact_kind": "prompt",
+        "artifact_payload": {
+            "instruction": report.instruction,
+            "demonstrations": report.demonstrations,
+        },
+        "prompt_text": report.instruction,
+        "status": report.status,
+        "optimization_mode": "online",
+        "score": report.mean if report.reward_count else None,
+        "objective": {"reward": report.mean} if report.reward_count else None,
+        "mean_reward": report.avg_reward,
+        "avg_reward": report.avg_reward,
+        "reward_interval": list(report.interval),
+        "rollout_count": report.rollout_count,
+        "reward_count": report.reward_count,
+        "parent_id": report.parent_id,
+        "generation": report.number - 1,
+        "lever_version": report.number,
+        "created_at": report.created_at.isoformat(),
+        "updated_at": facts.session.updated_at.isoformat(),
+        "metadata": {"label": report.label, "origin": report.origin},
+    }
+
+
+def job_id(session_id: str) -> str:
+    """The id under which older clients know the session: `pl_` and 16 hexadecimal digits."""
+    return f"pl_{hashlib.sha256(session_id.encode()).hexdigest()[:16]}"
+
+
+def _belief(facts: Facts) -> Posterior:
+    return posterior(
+        [
+            Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
+            for c in facts.candidates
+        ]
+    )
+
+
+def _report(
+    facts: Facts, belief: Posterior, candidate: Candidate, *, probability_best: float
+) -> CandidateReport:
+    instruction, demonstrations = facts.prompt_of(candidate)
+    counted = candidate.statistics
+    is_baseline = candidate.candidate_id == facts.session.baseline_id
+    newest = max((instruction, demonstrations), key=lambda version: version.created_at)
+    shown = [{"input": d.input, "output": d.output} for d in demonstrations.demonstrations]
+    payload: JsonObject = {"instruction_text": instruction.text, "demonstrations": shown}
+    prompt = facts.config.initial_prompt
+    return CandidateReport(
+        candidate_id=candidate.candidate_id,
+        number=candidate.number,
+        parent_id=candidate.parent_id,
+        label=candidate.label,
+        status=_status_word(candidate),
+        instruction_version=candidate.instruction_version,
+        demonstrations_version=candidate.demonstrations_version,
+        rollout_count=counted.rollouts,
+        reward_count=counted.rewards,
+        avg_reward=counted.mean_reward,
+        mean=float(belief.mean[belief.index(candidate.candidate_id)]),
+        interval=belief.interval(candidate.candidate_id),
+        probability_best=probability_best,
+        probability_better=(
+            0.5
+            if candidate.candidate_id == facts.session.champion_id
+            else belief.probability_better(candidate.candidate_id, than=facts.session.champion_id)
+        ),
+        failed_calls=counted.failed_calls,
+        unapplied_calls=counted.unapplied_calls,
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        latency_seconds=counted.latency_seconds_sum / counted.calls if counted.calls else None,
+        instruction=instruction.text,
+        demonstrations=shown,
+        origin=newest.provenance.operator or newest.provenance.reason or "baseline",
+        created_at=candidate.created_at,
+        stage_payloads={} if is_baseline else {"default": payload},
+        deltas=None if is_baseline else payload,
+        baseline_messages=(
+            [{"role": m.role, "content": m.pattern} for m in prompt.ordered] if prompt else []
+        )
+        if is_baseline
+        else None,
+    )
+
+
+def _status_word(candidate: Candidate) -> CandidateStatus:
+    if not candidate.active:
+        return CandidateStatus.RETIRED
+    return CandidateStatus.EVALUATED if candidate.statistics.rewards else CandidateStatus.PROPOSED
+
+
+def _frame_summary(frame: SensorFrame) -> SensorFrameSummary:
+    return SensorFrameSummary(
+        frame_id=frame.frame_id,
+        created_at=frame.created_at,
+        sensor_count=len(frame.sensors),
+        sensor_kinds=tuple(dict.fromkeys(sensor.kind.value for sensor in frame.sensors)),
+        trace_ids=frame.trace_ids,
+        lever_versions=frame.lever_versions,
+    )
+
+
+def _duel_report(facts: Facts) -> DuelReport | None:
+    duel = facts.duel
+    if duel is None:
+        return None
+    evidence = log_evidence(facts.observations, predicted_lift=duel.predicted_lift)
+    # A win stands once the evidence has crossed the threshold; what came later cannot undo it.
+    log_e = (
+        (float(evidence.max()) if duel.state is DuelState.WON else float(evidence[-1]))
+        if len(evidence)
+        else 0.0
+    )
+    return DuelReport(
+        number=duel.number,
+        champion_id=duel.champion_id,
+        challenger_id=duel.challenger_id,
+        state=duel.state,
+        rollouts=duel.rollouts,
+        rewards=duel.rewards,
+        e_value=min(float(np.exp(log_e)), LARGEST_E_VALUE),
+        threshold=1.0 / facts.config.mipro.promotion.alpha,
+        predicted_lift=duel.predicted_lift,
+    )
+
+
+def _loud(facts: Facts) -> list[str]:
+    """What a user must not overlook."""
+    calls = sum(c.statistics.calls for c in facts.candidates)
+    unapplied = sum(c.statistics.unapplied_calls for c in facts.candidates)
+    if not unapplied:
+        return []
+    return [
+        f"{unapplied} of {calls} calls were served as they came, without the candidate's prompt: "
+        f"{facts.last_unapplied or 'the messages did not match initial_prompt'}"
+    ]
