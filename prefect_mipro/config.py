@@ -64,7 +64,9 @@ Seeds = Annotated[list[int], BeforeValidator(_seed_list)]
 class Section(BaseModel):
     """A table of the config. Unknown keys are kept out, and named in a warning."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
+    )
 
 
 class PolicySettings(Section):
