@@ -1,4 +1,4 @@
-"""The session config: TOML or dict to `MiproConfig`; every message names the key and the way out."""
+"""The session config, from TOML or dict. Every message names the key and the way out."""
 
 from __future__ import annotations
 
