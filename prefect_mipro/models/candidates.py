@@ -84,7 +84,8 @@ class Duel(Record):
     """A challenger against the champion on fresh traffic, by fair coin.
 
     Counts and sums are those of its own rollouts. Its evidence is derived from its observations
-    (`optimizer.promotion`) and never stored.
+    (`optimizer.promotion`) and never stored. `rollouts_before` are those the session had served
+    when the duel opened.
     """
 
     session_id: str
@@ -93,6 +94,7 @@ class Duel(Record):
     challenger_id: str
     predicted_lift: float
     state: DuelState = DuelState.RUNNING
+    rollouts_before: int = 0
     rollouts: int = 0
     rewards: int = 0
     reward_sum: float = 0.0

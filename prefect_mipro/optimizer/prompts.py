@@ -1,0 +1,254 @@
+"""Putting a candidate's prompt in the place of the caller's own, message by message.
+
+The caller keeps sending the baseline prompt. Its messages are recognised by the patterns of the
+session's `InitialPrompt`, the system text is replaced, and demonstrations are put in as turns.
+Nothing of the caller's data is lost: what cannot be recognised is passed on as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage, InitialPrompt, PromptMessage
+from prefect_mipro.models.levers import Demonstration
+
+QUOTED_CHARACTERS = 80
+
+_WILDCARD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_VISIBLE = re.compile(r"\S")
+_TEXT_PART_TYPES = frozenset({"text", "input_text", "output_text"})
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The messages to send upstream.
+
+    `reason` is empty when the candidate's prompt is in them, else it says why it is not.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    reason: str = ""
+
+
+def apply(
+    messages: Sequence[ChatMessage],
+    *,
+    prompt: InitialPrompt | None,
+    instruction: str,
+    demonstrations: Sequence[Demonstration],
+) -> Applied:
+    """The caller's messages with the candidate's instruction and demonstrations in them.
+
+    The prompt's messages must occur among the caller's in their order; other messages may stand
+    between and after them, as in a conversation. The wildcards' texts are filled into the new
+    instruction. Without a prompt every conversation matches and its first system message is the
+    instruction's place. An empty instruction, or the prompt's own, leaves the system text alone.
+    Demonstrations stand before the conversation, so its turns and tool calls stay together; one
+    that asks what the caller asks now is left out, as it would give the answer away.
+
+    Messages that do not change are the same objects.
+    """
+    recognised = _recognise(messages, prompt) if prompt else _Recognised(_system_index(messages))
+    if isinstance(recognised, str):
+        return Applied(tuple(messages), recognised)
+    changed = list(messages)
+    own = prompt.instruction if prompt else ""
+    if instruction.strip() not in ("", own.strip()):
+        text = fill(instruction, recognised.values)
+        if recognised.instruction_index is None:
+            changed.insert(_conversation_index(changed), {"role": "system", "content": text})
+        else:
+            message = changed[recognised.instruction_index]
+            changed[recognised.instruction_index] = _with_text(message, text)
+    start = _conversation_index(changed)
+    changed[start:start] = _turns(demonstrations, asked=normalised(user_text(messages)))
+    return Applied(tuple(changed))
+
+
+def match(
+    pattern: str, text: str, *, required: frozenset[str] = frozenset()
+) -> dict[str, str] | None:
+    """What each wildcard of the pattern stands for in the text; `None` when they do not match.
+
+    White space at both ends does not count. Each wildcard takes as little as it can, one of
+    `required` at least one visible character, and a repeated one the same text again. The literal
+    parts are searched from left to right without ever going back, so no text can make it slow.
+    """
+    literals, names = _split(pattern.strip())
+    text = text.strip()
+    values = _take(literals, names, text, required)
+    if values is None and names:
+        # A blank wildcard at an end leaves its neighbour's white space there: give it back.
+        blanks_before = _leading_blanks(literals[1]) if not literals[0] else ""
+        blanks_after = _leading_blanks(literals[-2][::-1])[::-1] if not literals[-1] else ""
+        values = _take(literals, names, f"{blanks_before}{text}{blanks_after}", required)
+    return values
+
+
+def fill(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern with each wildcard that has a value replaced by it; other braces stay."""
+    return _WILDCARD.sub(lambda found: values.get(found[1], found[0]), pattern)
+
+
+def wildcards(pattern: str) -> tuple[str, ...]:
+    """The names of the pattern's wildcards, each once, in order."""
+    return tuple(dict.fromkeys(_WILDCARD.findall(pattern)))
+
+
+def normalised(text: str) -> str:
+    """The text without the differences of case and white space that do not make it another."""
+    return " ".join(text.casefold().split())
+
+
+def user_text(messages: Sequence[ChatMessage]) -> str:
+    """The text of the last user message; empty when there is none."""
+    return next((_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
+
+
+def answer_text(response: JsonObject | None) -> str:
+    """The text of a chat completion's first choice; empty when it has none."""
+    try:
+        message = (response or {})["choices"][0]["message"]
+    except (KeyError, IndexError, TypeError):
+        return ""
+    return _text(message) if isinstance(message, Mapping) else ""
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    """Where the instruction stands, if it does, and the texts of the wildcards."""
+
+    instruction_index: int | None
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def _recognise(messages: Sequence[ChatMessage], prompt: InitialPrompt) -> _Recognised | str:
+    required = frozenset(name for name, need in prompt.wildcards.items() if need == "REQUIRED")
+    values: dict[str, str] = {}
+    instruction_index: int | None = None
+    position = 0
+    for expected in prompt.ordered:
+        for index in range(position, len(messages)):
+            if not _same_role(expected, messages[index]):
+                continue
+            found = match(expected.pattern, _text(messages[index]), required=required)
+            if found is not None:
+                break
+        else:
+            return _difference(expected, messages[position:])
+        values = {**found, **values}
+        if instruction_index is None and expected.role in SYSTEM_ROLES:
+            instruction_index = index
+        position = index + 1
+    return _Recognised(instruction_index, values)
+
+
+def _difference(expected: PromptMessage, messages: Sequence[ChatMessage]) -> str:
+    wanted = f"the prompt expects a {expected.role} message {_quoted(expected.pattern)}"
+    found = next((m for m in messages if _same_role(expected, m)), None)
+    if found is None:
+        return f"{wanted}, and no {expected.role} message is left"
+    return f"{wanted}, and got {_quoted(_text(found))}"
+
+
+def _quoted(text: str) -> str:
+    text = text.strip()
+    cut = text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}..."
+    return repr(cut)
+
+
+def _same_role(expected: PromptMessage, message: ChatMessage) -> bool:
+    role = message.get("role")
+    return role == expected.role or (role in SYSTEM_ROLES and expected.role in SYSTEM_ROLES)
+
+
+def _split(pattern: str) -> tuple[list[str], list[str]]:
+    """The literal parts around the wildcards, one more than there are wildcards, and the names."""
+    parts = _WILDCARD.split(pattern)
+    return parts[::2], parts[1::2]
+
+
+def _take(
+    literals: Sequence[str], names: Sequence[str], text: str, required: frozenset[str]
+) -> dict[str, str] | None:
+    first, last = literals[0], literals[-1]
+    if not names:
+        return {} if text == first else None
+    if not (text.startswith(first) and text.endswith(last)):
+        return None
+    values: dict[str, str] = {}
+    position, end = len(first), len(text) - len(last)
+    for number, (name, literal) in enumerate(zip(names, literals[1:], strict=True), start=1):
+        least = _least_end(text, position, again=values.get(name), required=name in required)
+        stop = end if number == len(names) else text.find(literal, least, end)
+        if not position <= least <= stop or (name in values and stop != least):
+            return None
+        values[name] = text[position:stop]
+        position = stop + len(literal)
+    return values
+
+
+def _least_end(text: str, position: int, *, again: str | None, required: bool) -> int:
+    """Where a wildcard that starts at `position` may end at the earliest; -1 when nowhere."""
+    if again is not None:
+        return position + len(again) if text.startswith(again, position) else -1
+    if required:
+        visible = _VISIBLE.search(text, position)
+        return visible.end() if visible else -1
+    return position
+
+
+def _leading_blanks(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())]
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(part["text"] for part in parts if _is_text(part))
+
+
+def _is_text(part: object) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in _TEXT_PART_TYPES
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _with_text(message: ChatMessage, text: str) -> ChatMessage:
+    """The message with another text; images and other parts stay, and so does each other field."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return {**message, "content": text}
+    kept = next((part for part in content if _is_text(part)), {"type": "text"})
+    others = [part for part in content if not _is_text(part)]
+    return {**message, "content": [{**kept, "text": text}, *others]}
+
+
+def _system_index(messages: Sequence[ChatMessage]) -> int | None:
+    return next((i for i, m in enumerate(messages) if m.get("role") in SYSTEM_ROLES), None)
+
+
+def _conversation_index(messages: Sequence[ChatMessage]) -> int:
+    """Where the conversation starts: the index of the first message that is not the system's."""
+    outside = (i for i, m in enumerate(messages) if m.get("role") not in SYSTEM_ROLES)
+    return next(outside, len(messages))
+
+
+def _turns(demonstrations: Sequence[Demonstration], *, asked: str) -> list[ChatMessage]:
+    return [
+        turn
+        for demonstration in demonstrations
+        if normalised(demonstration.input) != asked
+        for turn in (
+            {"role": "user", "content": demonstration.input},
+            {"role": "assistant", "content": demonstration.output},
+        )
+    ]
