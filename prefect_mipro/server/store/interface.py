@@ -105,7 +105,10 @@ class Store(Protocol):
         at: datetime,
         stop_reason: str | None = None,
     ) -> Session:
-        """Change the state. The present state again is no change; after a final one SessionEnded."""
+        """Change the state.
+
+        The present state again is no change; after a final one SessionEnded.
+        """
         ...
 
     async def set_champion(
@@ -115,8 +118,10 @@ class Store(Protocol):
     async def record_proposal_round(
         self, session_id: str, *, rewards: int, error: str | None, at: datetime
     ) -> Session:
-        """Count a round that looked at `rewards` rewards; an error also counts as a failure in a
-        row, a round without one sets that count to zero."""
+        """Count a round that looked at `rewards` rewards.
+
+        An error also counts as a failure in a row, a round without one sets that count to zero.
+        """
         ...
 
     # levers and candidates
@@ -154,9 +159,11 @@ class Store(Protocol):
     async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None: ...
 
     async def pin(self, rollout: Rollout) -> Rollout:
-        """Insert it, count it for its candidate and its duel, remember the session's serving
-        candidate, and attach a reward that waits for it. If another call pinned the rollout
-        first, that one is returned and nothing changes."""
+        """Insert it, or return the rollout that another call pinned first.
+
+        Inserting counts it for its candidate and its duel, remembers the session's serving
+        candidate, and attaches a reward that waits for it.
+        """
         ...
 
     async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
@@ -165,9 +172,7 @@ class Store(Protocol):
 
     # rewards
 
-    async def add_reward(
-        self, reward: Reward, *, request_key: str | None = None
-    ) -> Attached:
+    async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
         """Count a reward once.
 
         With a rollout id: the same score again is a duplicate, another one RewardConflict; a
@@ -180,17 +185,13 @@ class Store(Protocol):
         """
         ...
 
-    async def reward_blocks(
-        self, session_id: str, *, points: int
-    ) -> tuple[RewardBlock, ...]:
+    async def reward_blocks(self, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
         """All attached rewards in order, as at most `points` blocks of about equal length."""
         ...
 
     # what was seen
 
-    async def example_traces(
-        self, session_id: str, *, limit: int
-    ) -> tuple[ExampleTrace, ...]:
+    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
         """The newest rewarded rollouts that made exactly one answered call with text."""
         ...
 
@@ -206,9 +207,7 @@ class Store(Protocol):
         self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
     ) -> Page[SeedEval]: ...
 
-    async def events(
-        self, session_id: str, *, since: int, limit: int
-    ) -> tuple[Event, ...]:
+    async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
         """Events with `seq` greater than `since`, oldest first."""
         ...
 
@@ -232,9 +231,7 @@ class Store(Protocol):
         """Insert it; Conflict when its number is taken."""
         ...
 
-    async def duel_observations(
-        self, session_id: str, number: int
-    ) -> tuple[DuelObservation, ...]:
+    async def duel_observations(self, session_id: str, number: int) -> tuple[DuelObservation, ...]:
         """In the order in which the rewards came."""
         ...
 

@@ -1,0 +1,140 @@
+"""A change of one session: its row locked, its counters and events written in one go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from prefect_mipro.errors import CandidateNotFound, SessionNotFound
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.sessions import Session
+from prefect_mipro.server.store.database import Database
+from prefect_mipro.server.store.rows import RowValues, Values, session_record
+from prefect_mipro.server.store.tables import candidates, events, sessions
+
+# Without the config and the metadata: they may be long, and no change depends on them.
+_LOCK = (
+    select(*(c for c in sessions.c if c.name not in {"config", "metadata"}))
+    .where(sessions.c.session_id == bindparam("session_id"))
+    .with_for_update()
+)
+_SESSION = select(sessions).where(sessions.c.session_id == bindparam("session_id"))
+_EXISTS = select(sessions.c.session_id).where(sessions.c.session_id == bindparam("session_id"))
+
+
+class Change:
+    """What one transaction does to a session's row and event feed.
+
+    Whoever locks the row first goes first, so that counters can be read, then written.
+    """
+
+    def __init__(self, connection: AsyncConnection, row: RowValues) -> None:
+        self.connection = connection
+        self._row = row
+        self._values: Values = {}
+        self._events: list[Values] = []
+
+    @property
+    def session_id(self) -> str:
+        return str(self._row["session_id"])
+
+    def __getitem__(self, column: str) -> Any:
+        return self._values.get(column, self._row[column])
+
+    def set(self, **values: Any) -> None:
+        """Give columns of the session's row new values."""
+        self._values.update(values)
+
+    def record(self, event_type: str, message: str, *, data: JsonObject, at: datetime) -> None:
+        """Append an event, and make it the session's version."""
+        seq = self["version"] + 1
+        self.set(version=seq, updated_at=at)
+        self._events.append(
+            {
+                "session_id": self.session_id,
+                "seq": seq,
+                "event_type": event_type,
+                "message": message,
+                "data": data,
+                "created_at": at,
+            }
+        )
+
+    async def write(self) -> None:
+        """Write what was set and recorded since the last time."""
+        if self._values:
+            await self.connection.execute(
+                update(sessions)
+                .where(sessions.c.session_id == self.session_id)
+                .values(self._values)
+            )
+        if self._events:
+            await self.connection.execute(insert(events), self._events)
+        self._row = {**self._row, **self._values}
+        self._values, self._events = {}, []
+
+    async def written_session(self) -> Session:
+        """Write, and read the whole session."""
+        await self.write()
+        return await read_session(self.connection, self.session_id)
+
+
+class Subject:
+    """A part of the store: what it needs to do its share."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def _changing(self, session_id: str) -> AsyncIterator[Change]:
+        """One transaction on a session. Raises SessionNotFound."""
+        async with self._database.writing() as connection:
+            row = (await connection.execute(_LOCK, {"session_id": session_id})).mappings().first()
+            if row is None:
+                raise session_missing(session_id)
+            change = Change(connection, row)
+            yield change
+            await change.write()
+
+
+async def read_session(connection: AsyncConnection, session_id: str) -> Session:
+    """The session. Raises SessionNotFound."""
+    row = (await connection.execute(_SESSION, {"session_id": session_id})).mappings().first()
+    if row is None:
+        raise session_missing(session_id)
+    return session_record(row)
+
+
+async def check_session(connection: AsyncConnection, session_id: str) -> None:
+    """Raise SessionNotFound unless the session is there."""
+    if await connection.scalar(_EXISTS, {"session_id": session_id}) is None:
+        raise session_missing(session_id)
+
+
+async def check_candidates(
+    connection: AsyncConnection, session_id: str, *candidate_ids: str
+) -> None:
+    """Raise CandidateNotFound unless all of them are the session's own."""
+    found = await connection.scalars(
+        select(candidates.c.candidate_id).where(
+            candidates.c.candidate_id.in_(candidate_ids), candidates.c.session_id == session_id
+        )
+    )
+    for missing in sorted(set(candidate_ids) - set(found)):
+        raise candidate_missing(missing, session_id)
+
+
+def session_missing(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"no session has the id {session_id!r}; check it, or create the session")
+
+
+def candidate_missing(candidate_id: str, session_id: str | None = None) -> CandidateNotFound:
+    owner = f"session {session_id!r} has no candidate" if session_id else "no candidate has the id"
+    return CandidateNotFound(
+        f"{owner} {candidate_id!r}; list the session's candidates for their ids"
+    )

@@ -1,0 +1,155 @@
+"""Opening a store: the engine, its pragmas, the lock and the migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, event, make_url, text
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from prefect_mipro.errors import StoreFailed
+from prefect_mipro.server.store import lock
+from prefect_mipro.server.store.database import WRITES, Database, json_text
+from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.tables import VERSION_TABLE
+
+SQLITE = "sqlite+aiosqlite"
+POSTGRESQL = "postgresql+asyncpg"
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# Servers that start together on one PostgreSQL migrate one after the other.
+_MIGRATION_LOCK = 0x6D6970726F
+
+
+async def open_store(database_url: str) -> SqlStore:
+    """The store of that database, its schema brought forward. Raises StoreFailed.
+
+    `sqlite+aiosqlite:///path` (one server per file) or `postgresql+asyncpg://...`.
+    """
+    url = _parsed(database_url)
+    path = _sqlite_file(url)
+    with ExitStack() as held:
+        if path is not None:
+            held.enter_context(_only_server(path))
+        database = Database(
+            _engine(url),
+            name=_name(url),
+            shared_connection=url.drivername == SQLITE and path is None,
+            held=held.pop_all(),
+        )
+    try:
+        async with database.writing() as connection:
+            await connection.run_sync(_migrate, _name(url))
+    except BaseException:
+        await database.close()
+        raise
+    return SqlStore(database)
+
+
+def _parsed(database_url: str) -> URL:
+    try:
+        url = make_url(database_url)
+    except ArgumentError:
+        raise StoreFailed(
+            "the database URL cannot be read; write "
+            f"{SQLITE}:///path/to/file.db or {POSTGRESQL}://user:password@host/database"
+        ) from None
+    if url.drivername not in (SQLITE, POSTGRESQL):
+        raise StoreFailed(
+            f"the database URL {_name(url)} has the unknown driver {url.drivername!r}; "
+            f"write {SQLITE}:///path/to/file.db or {POSTGRESQL}://user:password@host/database"
+        )
+    return url
+
+
+def _name(url: URL) -> str:
+    """The URL without its password, or options that may hold one."""
+    return URL.create(
+        url.drivername, url.username, host=url.host, port=url.port, database=url.database
+    ).render_as_string()
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    """The file of an SQLite database; `None` for one in memory and for other databases."""
+    database = url.database or ":memory:"
+    if url.drivername != SQLITE or ":memory:" in database:
+        return None
+    return Path(database.removeprefix("file:"))
+
+
+@contextmanager
+def _only_server(path: Path) -> Iterator[None]:
+    """Hold the database's companion file. Raises StoreFailed when another server has it."""
+    if path.is_dir():
+        raise StoreFailed(f"the database {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise StoreFailed(
+            f"the folder {path.parent} of the database {path.name} is missing; "
+            "create it, or name a file in a folder that is there"
+        )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.held(path.with_name(f"{path.name}.lock")))
+        except BlockingIOError:
+            raise StoreFailed(
+                f"another server has the database {path} open, and SQLite serves one; stop it, "
+                f"name another file, or share a {POSTGRESQL} database"
+            ) from None
+        except OSError as error:
+            raise StoreFailed(
+                f"the folder of the database {path} refuses to be written: {error.strerror}; "
+                "allow it, or name a file in another folder"
+            ) from None
+        yield
+
+
+def _engine(url: URL) -> AsyncEngine:
+    try:
+        engine = create_async_engine(url, hide_parameters=True, json_serializer=json_text)
+    except ModuleNotFoundError as error:
+        raise StoreFailed(
+            f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"
+        ) from None
+    if url.drivername == SQLITE:
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    # The driver would begin by itself, late and without asking for the write lock.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES)
+    # A reader that turns writer half-way fails when another wrote meanwhile: ask at once.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection, name: str) -> None:
+    """Bring the schema forward to this release's. Raises StoreFailed for a newer one."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if unknown := set(context.get_current_heads()) - known:
+        raise StoreFailed(
+            f"the database {name} was written by a newer release of prefect-mipro "
+            f"(schema {', '.join(sorted(unknown))}); install that release, or name another database"
+        )
+    command.upgrade(config, "head")

@@ -1,0 +1,161 @@
+"""What was seen: examples, sensor frames, seed evals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, RowMapping, and_, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
+from prefect_mipro.models.sensors import SensorFrame
+from prefect_mipro.server.store import cursors
+from prefect_mipro.server.store.changes import Subject, candidate_missing, check_session
+from prefect_mipro.server.store.interface import Page, SeedEvalFilter
+from prefect_mipro.server.store.rows import frame_record
+from prefect_mipro.server.store.tables import (
+    candidates,
+    example,
+    frames,
+    rewarded,
+    rewards,
+    rollouts,
+    traces,
+    unapplied,
+)
+
+# A rollout succeeds from the middle of the reward's range on.
+SUCCESS = 0.5
+
+_REWARD_OF_ROLLOUT = and_(
+    rewards.c.session_id == rollouts.c.session_id, rewards.c.rollout_id == rollouts.c.rollout_id
+)
+
+
+class Observations(Subject):
+    """The share of the store that tells what was seen."""
+
+    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
+        query = (
+            select(
+                traces.c.trace_id,
+                traces.c.input,
+                traces.c.output,
+                rollouts.c.rollout_id,
+                rollouts.c.candidate_id,
+                rollouts.c.example_id,
+                rollouts.c.reward,
+                rewards.c.expected,
+                rewards.c.feedback,
+            )
+            .join_from(rollouts, traces, traces.c.trace_id == rollouts.c.example_trace_id)
+            .join(rewards, _REWARD_OF_ROLLOUT)
+            .where(rollouts.c.session_id == session_id, example)
+            .order_by(rollouts.c.reward_number.desc())
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            if not rows:
+                await check_session(connection, session_id)
+        return tuple(ExampleTrace.model_validate(dict(row)) for row in rows)
+
+    async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:
+        query = (
+            select(frames)
+            .where(frames.c.session_id == session_id)
+            .order_by(frames.c.position.desc())
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            if not rows:
+                await check_session(connection, session_id)
+        return tuple(frame_record(row) for row in rows)
+
+    async def last_unapplied(self, session_id: str) -> str | None:
+        query = (
+            select(traces.c.unapplied_reason)
+            .where(traces.c.session_id == session_id, unapplied)
+            .order_by(traces.c.position.desc())
+            .limit(1)
+        )
+        async with self._database.reading() as connection:
+            reason: str | None = await connection.scalar(query)
+            if reason is None:
+                await check_session(connection, session_id)
+        return reason
+
+    async def seed_evals(
+        self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[SeedEval]:
+        """By session, newest first. The example's id is the seed where it is a number."""
+        query = (
+            select(
+                rollouts,
+                rewards.c.reward_id,
+                rewards.c.score,
+                rewards.c.feedback,
+                rewards.c.received_at,
+            )
+            .join_from(rollouts, rewards, _REWARD_OF_ROLLOUT)
+            .order_by(rollouts.c.session_id.desc(), rollouts.c.reward_number.desc())
+            .limit(limit + 1)
+        )
+        if cursor is not None:
+            key = tuple_(rollouts.c.session_id, rollouts.c.reward_number)
+            query = query.where(key < cursors.decode(cursor, str, int))
+        async with self._database.reading() as connection:
+            query = query.where(rewarded, *await _conditions(connection, wanted))
+            rows = (await connection.execute(query)).mappings().all()
+        found = tuple(_seed_eval(row) for row in rows[:limit])
+        if len(rows) <= limit:
+            return Page(found)
+        last = rows[limit - 1]
+        return Page(found, cursors.encode(last["session_id"], last["reward_number"]))
+
+
+async def _conditions(
+    connection: AsyncConnection, wanted: SeedEvalFilter
+) -> list[ColumnElement[Any]]:
+    """Raises SessionNotFound or CandidateNotFound for an id that nothing has."""
+    conditions: list[ColumnElement[Any]] = []
+    session_id = wanted.session_id
+    if session_id is not None:
+        await check_session(connection, session_id)
+    if wanted.candidate_id is not None:
+        owner = await connection.scalar(
+            select(candidates.c.session_id).where(candidates.c.candidate_id == wanted.candidate_id)
+        )
+        if owner is None or session_id not in (None, owner):
+            raise candidate_missing(wanted.candidate_id, session_id)
+        session_id = owner
+        conditions.append(rollouts.c.candidate_id == wanted.candidate_id)
+    if session_id is not None:
+        conditions.append(rollouts.c.session_id == session_id)
+    if wanted.seeds is not None:
+        conditions.append(rollouts.c.seed.in_(wanted.seeds))
+    if wanted.success is not None:
+        succeeded = rollouts.c.reward >= SUCCESS
+        conditions.append(succeeded if wanted.success else ~succeeded)
+    return conditions
+
+
+def _seed_eval(row: RowMapping) -> SeedEval:
+    return SeedEval(
+        seed_eval_id=f"seed_eval_{row['reward_id'].removeprefix('reward_')}",
+        candidate_id=row["candidate_id"],
+        system_id=row["session_id"],
+        rollout_id=row["rollout_id"],
+        seed=row["seed"],
+        reward=row["reward"],
+        avg_reward=row["reward"],
+        success=row["reward"] >= SUCCESS,
+        metadata={
+            "score": row["score"],
+            "feedback": row["feedback"],
+            "example_id": row["example_id"],
+            "correlation_id": row["correlation_id"],
+        },
+        created_at=row["received_at"],
+    )

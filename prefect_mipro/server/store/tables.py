@@ -1,0 +1,357 @@
+"""The schema: facts, and the counters that are added to with them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    and_,
+    text,
+)
+
+# Prefixed, so that a PostgreSQL database may be shared with Prefect, which has `events` of its own.
+VERSION_TABLE = "mipro_schema"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(at: datetime) -> int:
+    """Since 1970. A time without a zone is taken as UTC."""
+    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An instant as microseconds since 1970: exact, sortable, the same in every database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else microseconds(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class Words(TypeDecorator[str]):
+    """Text from outside. What no database encodes (lone surrogates, NUL) becomes a mark."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+# SQLite numbers rows by itself only under the exact type name INTEGER.
+RowNumber = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _count(name: str, first: int = 0) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, default=first)
+
+
+def _sum(name: str) -> Column[float]:
+    return Column(name, Double, nullable=False, default=0.0)
+
+
+def _session() -> Column[str]:
+    return Column("session_id", Text, ForeignKey("mipro_sessions.session_id"), nullable=False)
+
+
+sessions = Table(
+    "mipro_sessions",
+    metadata,
+    Column("session_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("correlation_id", Words),
+    Column("agent_id", Words),
+    Column("kind", Words, nullable=False),
+    Column("system_name", Words),
+    Column("proxy_secret", Text, nullable=False),
+    Column("baseline_id", Text, nullable=False),
+    Column("champion_id", Text, nullable=False),
+    _count("proposal_number"),
+    _count("proposal_rewards"),
+    _count("proposal_failures"),
+    Column("proposal_error", Words),
+    Column("proposed_at", UtcTime),
+    Column("serving_candidate_id", Text),
+    _count("serving_rollouts"),
+    Column("stop_reason", Words),
+    _count("version", 1),
+    # How many rollouts were pinned and rewards attached, and how many rewards a block holds.
+    _count("rollouts"),
+    _count("rewards"),
+    _count("reward_block_length", 1),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Index(None, "created_at", "session_id"),
+)
+
+lever_versions = Table(
+    "mipro_lever_versions",
+    metadata,
+    _session(),
+    Column("lever", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("value", JSON, nullable=False),
+    Column("parent_version", BigInteger),
+    Column("provenance", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("session_id", "lever", "version"),
+)
+
+candidates = Table(
+    "mipro_candidates",
+    metadata,
+    Column("candidate_id", Text, primary_key=True),
+    _session(),
+    Column("number", BigInteger, nullable=False),
+    Column("instruction_version", BigInteger, nullable=False),
+    Column("demonstrations_version", BigInteger, nullable=False),
+    Column("parent_id", Text),
+    Column("label", Words),
+    Column("created_at", UtcTime, nullable=False),
+    Column("retired_at", UtcTime),
+    _count("rollouts"),
+    _count("rewards"),
+    _sum("reward_sum"),
+    _sum("reward_square_sum"),
+    _count("calls"),
+    _count("failed_calls"),
+    _count("unapplied_calls"),
+    _count("prompt_tokens"),
+    _count("completion_tokens"),
+    _sum("latency_seconds_sum"),
+    UniqueConstraint("session_id", "number"),
+)
+
+rollouts = Table(
+    "mipro_rollouts",
+    metadata,
+    _session(),
+    Column("rollout_id", Text, nullable=False),
+    Column("candidate_id", Text, ForeignKey(candidates.c.candidate_id), nullable=False),
+    Column("correlation_id", Words),
+    Column("example_id", Words),
+    # The example's id as a number, where it is one.
+    Column("seed", BigInteger),
+    Column("propensity", Double, nullable=False),
+    Column("duel_number", BigInteger),
+    Column("predicted_reward", Double),
+    Column("pinned_at", UtcTime, nullable=False),
+    # Counts a session's rollouts in the order of their pins, from 1.
+    Column("position", BigInteger, nullable=False),
+    _count("answered_calls"),
+    # The call to learn from: the only answered one, if it has text on both sides.
+    Column("example_trace_id", Text),
+    # Counts a session's rewards in the order in which they were attached, from 1.
+    Column("reward_number", BigInteger),
+    Column("reward", Double),
+    PrimaryKeyConstraint("session_id", "rollout_id"),
+    CheckConstraint("duel_number IS NULL OR predicted_reward IS NOT NULL", name="prediction"),
+)
+
+# The conditions of the partial indexes: a query must state them in these very words.
+rewarded = rollouts.c.reward_number.is_not(None)
+unrewarded = rollouts.c.reward_number.is_(None)
+example = and_(rewarded, rollouts.c.example_trace_id.is_not(None))
+dueled = and_(rewarded, rollouts.c.duel_number.is_not(None))
+seeded = and_(rewarded, rollouts.c.seed.is_not(None))
+
+Index(
+    "ix_mipro_rollouts_unrewarded",
+    rollouts.c.session_id,
+    rollouts.c.position,
+    sqlite_where=unrewarded,
+    postgresql_where=unrewarded,
+)
+Index(
+    "ix_mipro_rollouts_unrewarded_correlation",
+    rollouts.c.session_id,
+    rollouts.c.correlation_id,
+    rollouts.c.position,
+    sqlite_where=unrewarded,
+    postgresql_where=unrewarded,
+)
+Index(
+    "ix_mipro_rollouts_rewarded",
+    rollouts.c.session_id,
+    rollouts.c.reward_number,
+    unique=True,
+    sqlite_where=rewarded,
+    postgresql_where=rewarded,
+)
+Index(
+    "ix_mipro_rollouts_rewarded_candidate",
+    rollouts.c.session_id,
+    rollouts.c.candidate_id,
+    rollouts.c.reward_number,
+    sqlite_where=rewarded,
+    postgresql_where=rewarded,
+)
+Index(
+    "ix_mipro_rollouts_rewarded_seed",
+    rollouts.c.session_id,
+    rollouts.c.seed,
+    rollouts.c.reward_number,
+    sqlite_where=seeded,
+    postgresql_where=seeded,
+)
+Index(
+    "ix_mipro_rollouts_examples",
+    rollouts.c.session_id,
+    rollouts.c.reward_number,
+    sqlite_where=example,
+    postgresql_where=example,
+)
+Index(
+    "ix_mipro_rollouts_duel",
+    rollouts.c.session_id,
+    rollouts.c.duel_number,
+    rollouts.c.reward_number,
+    sqlite_where=dueled,
+    postgresql_where=dueled,
+)
+
+traces = Table(
+    "mipro_traces",
+    metadata,
+    Column("position", RowNumber, primary_key=True),
+    Column("trace_id", Text, nullable=False, unique=True),
+    Column("session_id", Text, nullable=False),
+    Column("rollout_id", Text, nullable=False),
+    Column("candidate_id", Text, nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("response", JSON(none_as_null=True)),
+    Column("input", Words, nullable=False),
+    Column("output", Words, nullable=False),
+    Column("unapplied_reason", Words, nullable=False),
+    Column("status", BigInteger, nullable=False),
+    Column("error", Words, nullable=False),
+    Column("latency_seconds", Double, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    ForeignKeyConstraint(
+        ["session_id", "rollout_id"], [rollouts.c.session_id, rollouts.c.rollout_id]
+    ),
+)
+unapplied = traces.c.unapplied_reason != text("''")
+Index(
+    "ix_mipro_traces_unapplied",
+    traces.c.session_id,
+    traces.c.position,
+    sqlite_where=unapplied,
+    postgresql_where=unapplied,
+)
+
+frames = Table(
+    "mipro_frames",
+    metadata,
+    Column("position", RowNumber, primary_key=True),
+    Column("frame_id", Text, nullable=False),
+    _session(),
+    Column("rollout_id", Text, nullable=False),
+    Column("candidate_id", Text),
+    Column("created_at", UtcTime, nullable=False),
+    Column("sensors", JSON, nullable=False),
+    Column("lever_versions", JSON, nullable=False),
+    Column("trace_ids", JSON, nullable=False),
+    Index(None, "session_id", "position"),
+)
+
+rewards = Table(
+    "mipro_rewards",
+    metadata,
+    Column("reward_id", Text, primary_key=True),
+    _session(),
+    # The rollout may be unknown still: then the candidate is too.
+    Column("rollout_id", Text, nullable=False),
+    Column("candidate_id", Text),
+    Column("correlation_id", Words),
+    Column("score", Double, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("feedback", Words),
+    Column("expected", Words),
+    Column("example_id", Words),
+    Column("trace_ref", Words),
+    Column("artifact", JSON(none_as_null=True)),
+    Column("metadata", JSON(none_as_null=True)),
+    Column("received_at", UtcTime, nullable=False),
+    Column("request_key", Words),
+    UniqueConstraint("session_id", "rollout_id"),
+    UniqueConstraint("session_id", "request_key"),
+)
+
+reward_blocks = Table(
+    "mipro_reward_blocks",
+    metadata,
+    _session(),
+    Column("block", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("rewards", BigInteger, nullable=False),
+    Column("reward_sum", Double, nullable=False),
+    PrimaryKeyConstraint("session_id", "block"),
+)
+
+duels = Table(
+    "mipro_duels",
+    metadata,
+    _session(),
+    Column("number", BigInteger, nullable=False),
+    Column("champion_id", Text, ForeignKey(candidates.c.candidate_id), nullable=False),
+    Column("challenger_id", Text, ForeignKey(candidates.c.candidate_id), nullable=False),
+    Column("predicted_lift", Double, nullable=False),
+    Column("state", Text, nullable=False),
+    _count("rollouts"),
+    _count("rewards"),
+    _sum("reward_sum"),
+    Column("started_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    PrimaryKeyConstraint("session_id", "number"),
+)
+
+events = Table(
+    "mipro_events",
+    metadata,
+    _session(),
+    Column("seq", BigInteger, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("message", Words, nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("session_id", "seq"),
+)
