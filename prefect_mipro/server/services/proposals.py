@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefect_mipro.config import MiproConfig, ProposerMode
+from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import Conflict, MiproError, UpstreamFailed
 from prefect_mipro.models.candidates import Arm, Candidate, DuelState
 from prefect_mipro.models.chat import ChatBody
@@ -26,6 +26,7 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer import demonstrations, pool, proposals
+from prefect_mipro.optimizer.contrast import contrast
 from prefect_mipro.optimizer.posterior import Posterior, posterior
 from prefect_mipro.optimizer.prompts import answer_text
 from prefect_mipro.server.services.identity import Clock, NewId
@@ -109,18 +110,12 @@ class Proposals:
         """What the next round waits for, in words; empty when it is due."""
         if session.state is not SessionState.RUNNING:
             return f"the session is {session.state}"
-        config = self._knowledge.config(session)
+        since = session.proposed_at or session.created_at
         return proposals.due(
-            settings=config.mipro,
-            rollouts=sum(c.statistics.rollouts for c in candidates),
-            rewards=sum(c.statistics.rewards for c in candidates),
-            active_arms=sum(c.active for c in candidates),
-            rounds=session.proposal_number,
-            rewards_at_last_round=session.proposal_rewards,
-            failures=session.proposal_failures,
-            seconds_since_last_round=(
-                self._clock() - (session.proposed_at or session.created_at)
-            ).total_seconds(),
+            session,
+            candidates,
+            settings=self._knowledge.config(session).mipro,
+            seconds_since_round=(self._clock() - since).total_seconds(),
         )
 
     async def _round(self, session_id: str) -> None:
@@ -167,14 +162,8 @@ class Proposals:
             [evidence.config.mipro.seed & 0xFFFFFFFF, evidence.session.proposal_number]
         )
         evidence = await self._retire(evidence, rng)
-        mode = evidence.config.mipro.proposer.mode
-        new: list[LeverVersion] = []
-        error: str | None = None
-        if mode is not ProposerMode.DEMONSTRATIONS_ONLY:
-            instructions, error = await self._instructions(evidence, rng)
-            new += instructions
-        if mode is not ProposerMode.INSTRUCTION_ONLY:
-            new += self._demonstrations(evidence, rng)
+        instructions, error = await self._instructions(evidence, rng)
+        new = [*instructions, *self._demonstrations(evidence, rng)]
         if new:
             await self._store_new(evidence, new)
         return error
@@ -202,9 +191,8 @@ class Proposals:
         """New instructions: the proposer model's where they pass the lint, else rewrites."""
         settings = evidence.config.mipro
         active = evidence.active(LeverName.INSTRUCTION)
-        wanted = min(
-            settings.proposer.instructions_per_batch, settings.max_instruction_slots - len(active)
-        )
+        room = proposals.room(evidence.candidates, settings=settings)
+        wanted = min(settings.proposer.instructions_per_batch, room.instructions)
         known = [v for v in evidence.levers if v.lever is LeverName.INSTRUCTION]
         baseline = known[0]
         if wanted <= 0 or not baseline.text:
@@ -213,7 +201,7 @@ class Proposals:
         texts = [version.text for version in known]
         accepted: list[tuple[str, LeverProvenance]] = []
         error: str | None = None
-        labels = demonstrations.labels(evidence.traces)
+        labels = proposals.labels(evidence.traces, threshold=settings.few_shot_score_threshold)
         for operator, text in proposals.rewrites(baseline.text, labels=labels, rng=rng):
             if len(accepted) < (wanted + 1) // 2 and not self._flaw(text, evidence, texts):
                 texts.append(text)
@@ -250,7 +238,9 @@ class Proposals:
     ) -> tuple[str | None, tuple[str, ...]]:
         """One call of the proposer model: its instruction, if it gave one, and its sources."""
         settings = evidence.config.mipro.proposer
-        good, bad = proposals.contrast(evidence.traces, rng=rng)
+        good, bad = contrast(
+            evidence.traces, threshold=evidence.config.mipro.few_shot_score_threshold, rng=rng
+        )
         body: ChatBody = {
             "messages": proposals.meta_prompt(
                 baseline=known[0].text,
@@ -287,9 +277,8 @@ class Proposals:
 
     def _demonstrations(self, evidence: Evidence, rng: np.random.Generator) -> list[LeverVersion]:
         settings = evidence.config.mipro.demonstrations
-        active = evidence.active(LeverName.DEMONSTRATIONS)
-        # The empty set is always in play and takes no room.
-        count = min(settings.sets_per_batch, settings.max_sets + 1 - len(active))
+        room = proposals.room(evidence.candidates, settings=evidence.config.mipro)
+        count = min(settings.sets_per_batch, room.demonstration_sets)
         if count <= 0:
             return []
         known = [v for v in evidence.levers if v.lever is LeverName.DEMONSTRATIONS]
@@ -298,6 +287,7 @@ class Proposals:
                 evidence.traces,
                 threshold=evidence.config.mipro.few_shot_score_threshold,
                 max_characters=settings.max_characters,
+                held_out=lambda example_id: held_out(evidence.config, example_id),
             ),
             existing=[DemonstrationsValue(demonstrations=v.demonstrations) for v in known],
             count=count,

@@ -1,0 +1,162 @@
+"""The services on a real SQLite file, with a model at the network edge that answers as told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.sessions import CreateSession, SessionStatus
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.rollouts import Call, Rollouts
+from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.registry import Upstreams
+from tests.fake_upstream import completion_of, say_ok, stream_of
+
+
+@dataclass
+class Answer:
+    """A reply that is there already."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+    retry_after_seconds: float | None = None
+
+    async def read(self) -> bytes:
+        return self.body
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self.body), 50):
+            yield self.body[start : start + 50]
+
+
+@dataclass
+class Model:
+    """An upstream without a network."""
+
+    answer: Callable[[ChatBody], str | Answer | Exception] = say_ok
+    bodies: list[ChatBody] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def chat(self, body: ChatBody) -> AsyncIterator[Answer]:
+        self.bodies.append(body)
+        told = self.answer(body)
+        if isinstance(told, Exception):
+            raise told
+        if isinstance(told, Answer):
+            yield told
+        elif body.get("stream"):
+            yield Answer(stream_of(told), content_type="text/event-stream")
+        else:
+            yield Answer(json.dumps(completion_of(told)).encode())
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Backend:
+    """The services, a model and a clock that moves when told."""
+
+    store: Store
+    model: Model
+    sessions: Sessions
+    rollouts: Rollouts
+    proposals: Proposals
+    now: list[datetime]
+
+    async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
+        status, _ = await self.sessions.create(
+            CreateSession(session_id=session_id, config_body=config_of(**config))
+        )
+        return status
+
+    async def call(
+        self, rollout_id: str | None = None, text: str = "Query: hi", **call: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """One plain call; the candidate that answered, and the answer."""
+        body = call.pop("body", None) or {
+            "model": "m",
+            "messages": [
+                {"role": "system", "content": "You classify queries."},
+                {"role": "user", "content": text},
+            ],
+        }
+        session = await self.store.session(call.pop("session_id", "s"))
+        asked = Call(body=body, rollout_id=rollout_id, **call)
+        async with self.rollouts.serve(session, asked) as served:
+            return served.candidate_id, json.loads(await served.read())
+
+    async def reward(self, rollout_id: str | None, score: Any = 1.0, **more: Any) -> RewardReceipt:
+        request = RewardRequest(reward_info={"score": score}, rollout_id=rollout_id, **more)
+        return await self.rollouts.reward("s", request)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now[0] += timedelta(seconds=seconds)
+
+
+def config_of(**mipro: Any) -> dict[str, Any]:
+    """A config with the given settings under `mipro`; `termination` goes where it belongs."""
+    termination = mipro.pop("termination", {})
+    return {
+        "prompt_learning": {
+            "algorithm": "mipro",
+            "initial_prompt": {
+                "messages": [
+                    {"role": "system", "order": 0, "pattern": "You classify queries."},
+                    {"role": "user", "order": 1, "pattern": "Query: {query}"},
+                ]
+            },
+            "policy": {"model": "m", "provider": "default"},
+            "termination_config": termination,
+            "mipro": {"mode": "online", **mipro},
+        }
+    }
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
+    store = await open_store(f"sqlite+aiosqlite:///{tmp_path}/mipro.db")
+    model = Model()
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    counter = itertools.count(1)
+
+    def clock() -> datetime:
+        return now[0]
+
+    def new_id(kind: str) -> str:
+        return f"{kind}_{next(counter):06x}"
+
+    upstreams = Upstreams({"default": model})
+    knowledge = Knowledge(store)
+    promotion = Promotion(store, knowledge, clock=clock)
+    proposals = Proposals(store, upstreams, knowledge, clock=clock, new_id=new_id)
+    rollouts = Rollouts(
+        store, upstreams, knowledge, promotion, proposals, clock=clock, new_id=new_id
+    )
+    sessions = Sessions(
+        store,
+        upstreams,
+        knowledge,
+        proposals,
+        public_url="http://127.0.0.1:1",
+        clock=clock,
+        new_id=new_id,
+    )
+    yield Backend(store, model, sessions, rollouts, proposals, now)
+    await proposals.close()
+    await rollouts.close()
+    await store.close()
