@@ -16,7 +16,7 @@ from tests.fake_upstream import Scripted
 @pytest.fixture(scope="module")
 def session(setting: Setting) -> MiproOnlineSession:
     return MiproOnlineSession.create(
-        CONFIG, backend_url=setting.url, api_key=KEY, session_id="openai-client"
+        config_body=CONFIG, backend_url=setting.url, api_key=KEY, session_id="openai-client"
     )
 
 
@@ -70,7 +70,9 @@ def test_a_call_without_a_rollout_id_gets_one(session: MiproOnlineSession) -> No
     with openai.OpenAI(base_url=session.online_url, api_key="none") as client:
         raw = client.chat.completions.with_raw_response.create(model="m", messages=messages)
     rollout_id = raw.headers["x-mipro-rollout-id"]
-    assert session.update_reward({"score": 1}, rollout_id=rollout_id)["attached"] is True
+    assert (
+        session.update_reward(reward_info={"score": 1}, rollout_id=rollout_id)["attached"] is True
+    )
 
 
 @pytest.mark.parametrize(
