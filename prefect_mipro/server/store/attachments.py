@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select, update
 
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Reward, Rollout
@@ -21,19 +20,17 @@ from prefect_mipro.server.store.tables import candidates, duels, frames, reward_
 LARGEST_BLOCK_COUNT = 512
 
 
-async def read_rollout(
-    connection: AsyncConnection, session_id: str, rollout_id: str
-) -> Rollout | None:
+def read_rollout(connection: Connection, session_id: str, rollout_id: str) -> Rollout | None:
     query = select(rollouts).where(
         rollouts.c.session_id == session_id, rollouts.c.rollout_id == rollout_id
     )
-    row = (await connection.execute(query)).mappings().first()
+    row = connection.execute(query).mappings().first()
     return None if row is None else rollout_record(row)
 
 
-async def insert_rollout(change: Change, rollout: Rollout) -> None:
+def insert_rollout(change: Change, rollout: Rollout) -> None:
     """Insert it and count it for its session, candidate and duel."""
-    counted = await change.connection.execute(
+    counted = change.connection.execute(
         update(candidates)
         .where(
             candidates.c.candidate_id == rollout.candidate_id,
@@ -45,16 +42,16 @@ async def insert_rollout(change: Change, rollout: Rollout) -> None:
         raise candidate_missing(rollout.candidate_id, rollout.session_id)
     position = change["rollouts"] + 1
     change.set(rollouts=position)
-    await change.connection.execute(insert(rollouts), rollout_values(rollout, position=position))
+    change.connection.execute(insert(rollouts), rollout_values(rollout, position=position))
     if rollout.duel_number is not None:
-        await change.connection.execute(
+        change.connection.execute(
             update(duels)
             .where(duels.c.session_id == rollout.session_id, duels.c.number == rollout.duel_number)
             .values(rollouts=duels.c.rollouts + 1)
         )
 
 
-async def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
+def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
     """Count the reward for its rollout, candidate and duel, and in the blocks; tell of it.
 
     Returns the rollout with it.
@@ -64,7 +61,7 @@ async def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
     change.set(rewards=number)
     example_id = reward.example_id if rollout.example_id is None else rollout.example_id
     rewarded = rollout.model_copy(update={"reward": value, "example_id": example_id})
-    await connection.execute(
+    connection.execute(
         update(rollouts)
         .where(
             rollouts.c.session_id == rollout.session_id,
@@ -72,15 +69,15 @@ async def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
         )
         .values(reward=value, reward_number=number, example_id=example_id, seed=seed_of(example_id))
     )
-    versions = await _count_for_candidate(change, rollout, value)
+    versions = _count_for_candidate(change, rollout, value)
     if rollout.duel_number is not None:
-        await connection.execute(
+        connection.execute(
             update(duels)
             .where(duels.c.session_id == rollout.session_id, duels.c.number == rollout.duel_number)
             .values(rewards=duels.c.rewards + 1, reward_sum=duels.c.reward_sum + value)
         )
-    await _count_in_block(change, number, value)
-    await connection.execute(insert(frames), frame_values(_frame(rollout, reward, versions)))
+    _count_in_block(change, number, value)
+    connection.execute(insert(frames), frame_values(_frame(rollout, reward, versions)))
     change.record(
         "mipro.rollout.complete",
         f"rollout {rollout.rollout_id} of {rollout.candidate_id} earned {value:g}",
@@ -94,10 +91,10 @@ async def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
     return rewarded
 
 
-async def _count_for_candidate(change: Change, rollout: Rollout, value: float) -> LeverVersions:
+def _count_for_candidate(change: Change, rollout: Rollout, value: float) -> LeverVersions:
     """Add to the candidate's sums; the versions of its levers."""
     columns = candidates.c
-    counted = await change.connection.execute(
+    counted = change.connection.execute(
         update(candidates)
         .where(columns.candidate_id == rollout.candidate_id)
         .values(
@@ -115,22 +112,22 @@ async def _count_for_candidate(change: Change, rollout: Rollout, value: float) -
     }
 
 
-async def _count_in_block(change: Change, number: int, value: float) -> None:
+def _count_in_block(change: Change, number: int, value: float) -> None:
     length = change["reward_block_length"]
     block, opened = divmod(number - 1, length)
     if block == LARGEST_BLOCK_COUNT:
-        await _halve_blocks(change)
+        _halve_blocks(change)
         block //= 2
         change.set(reward_block_length=2 * length)
     columns = reward_blocks.c
     if opened:
-        await change.connection.execute(
+        change.connection.execute(
             update(reward_blocks)
             .where(columns.session_id == change.session_id, columns.block == block)
             .values(last=number, rewards=columns.rewards + 1, reward_sum=columns.reward_sum + value)
         )
     else:
-        await change.connection.execute(
+        change.connection.execute(
             insert(reward_blocks),
             {
                 "session_id": change.session_id,
@@ -142,13 +139,13 @@ async def _count_in_block(change: Change, number: int, value: float) -> None:
         )
 
 
-async def _halve_blocks(change: Change) -> None:
+def _halve_blocks(change: Change) -> None:
     """Make one block of each two."""
     mine = reward_blocks.c.session_id == change.session_id
     query = select(reward_blocks).where(mine).order_by(reward_blocks.c.block)
-    rows = (await change.connection.execute(query)).mappings().all()
-    await change.connection.execute(delete(reward_blocks).where(mine))
-    await change.connection.execute(
+    rows = (change.connection.execute(query)).mappings().all()
+    change.connection.execute(delete(reward_blocks).where(mine))
+    change.connection.execute(
         insert(reward_blocks),
         [
             {

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from prefect_mipro.errors import CandidateNotFound, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.store.database import Database
 from prefect_mipro.server.store.rows import RowValues, Values, session_record
 from prefect_mipro.server.store.tables import candidates, events, sessions
 
@@ -33,7 +31,7 @@ class Change:
     Whoever locks the row first goes first, so that counters can be read, then written.
     """
 
-    def __init__(self, connection: AsyncConnection, row: RowValues) -> None:
+    def __init__(self, connection: Connection, row: RowValues) -> None:
         self.connection = connection
         self._row = row
         self._values: Values = {}
@@ -65,62 +63,53 @@ class Change:
             }
         )
 
-    async def write(self) -> None:
+    def write(self) -> None:
         """Write what was set and recorded since the last time."""
         if self._values:
-            await self.connection.execute(
+            self.connection.execute(
                 update(sessions)
                 .where(sessions.c.session_id == self.session_id)
                 .values(self._values)
             )
         if self._events:
-            await self.connection.execute(insert(events), self._events)
+            self.connection.execute(insert(events), self._events)
         self._row = {**self._row, **self._values}
         self._values, self._events = {}, []
 
-    async def written_session(self) -> Session:
+    def written_session(self) -> Session:
         """Write, and read the whole session."""
-        await self.write()
-        return await read_session(self.connection, self.session_id)
+        self.write()
+        return read_session(self.connection, self.session_id)
 
 
-class Subject:
-    """A part of the store: what it needs to do its share."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    @asynccontextmanager
-    async def _changing(self, session_id: str) -> AsyncIterator[Change]:
-        """One transaction on a session. Raises SessionNotFound."""
-        async with self._database.writing() as connection:
-            row = (await connection.execute(_LOCK, {"session_id": session_id})).mappings().first()
-            if row is None:
-                raise session_missing(session_id)
-            change = Change(connection, row)
-            yield change
-            await change.write()
+@contextmanager
+def changing(connection: Connection, session_id: str) -> Iterator[Change]:
+    """Lock the session, and write at the end what the change holds. Raises SessionNotFound."""
+    row = connection.execute(_LOCK, {"session_id": session_id}).mappings().first()
+    if row is None:
+        raise session_missing(session_id)
+    change = Change(connection, row)
+    yield change
+    change.write()
 
 
-async def read_session(connection: AsyncConnection, session_id: str) -> Session:
+def read_session(connection: Connection, session_id: str) -> Session:
     """The session. Raises SessionNotFound."""
-    row = (await connection.execute(_SESSION, {"session_id": session_id})).mappings().first()
+    row = connection.execute(_SESSION, {"session_id": session_id}).mappings().first()
     if row is None:
         raise session_missing(session_id)
     return session_record(row)
 
 
-async def check_session(connection: AsyncConnection, session_id: str) -> None:
+def check_session(connection: Connection, session_id: str) -> None:
     """Raise SessionNotFound unless the session is there."""
-    if await connection.scalar(_EXISTS, {"session_id": session_id}) is None:
+    if connection.scalar(_EXISTS, {"session_id": session_id}) is None:
         raise session_missing(session_id)
 
 
-async def check_candidates(
-    connection: AsyncConnection, session_id: str, *candidate_ids: str
-) -> None:
+def check_candidates(connection: Connection, session_id: str, *candidate_ids: str) -> None:
     """Raise CandidateNotFound unless all of them are the session's own."""
-    found = await connection.scalars(
+    found = connection.scalars(
         select(candidates.c.candidate_id).where(
             candidates.c.candidate_id.in_(candidate_ids), candidates.c.session_id == session_id
         )

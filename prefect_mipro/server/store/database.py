@@ -1,97 +1,143 @@
-"""Transactions on a database: one writer at a time where it must be so, and errors of ours."""
+"""Transactions on a database: plain functions of a connection, run off the event loop.
+
+The same functions serve both databases. SQLite's driver blocks, so a transaction runs as a whole
+in a thread: one hop, where an async driver would take four for each statement. PostgreSQL's driver
+is async already, and SQLAlchemy lets plain functions run on it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from prefect_mipro.errors import Conflict, StoreFailed
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Work = Callable[Concatenate[Connection, P], T]
+
+READER_THREADS = 4
+
+# Marks the connections of transactions that write.
 WRITES = "mipro_writes"
 
 
-class Database:
-    """An engine whose transactions raise Conflict and StoreFailed.
+class Database(Protocol):
+    """Runs transactions. They raise Conflict and StoreFailed, besides what the work raises."""
 
-    SQLite has one writer: waiting for it here is fair and ends at once, SQLite itself would poll.
-    With a `shared_connection` all transactions run on one connection, so that readers wait too.
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work that changes nothing."""
+        ...
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work whose changes are committed at its end, or undone when it raises."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SqliteDatabase:
+    """One writing thread, since SQLite has one writer, and some that read beside it.
+
+    With `in_memory` they all share the one connection that there is, so one thread does all.
+    `held` is let go after the last connection is closed.
     """
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        *,
-        name: str,
-        shared_connection: bool = False,
-        held: ExitStack | None = None,
+        self, engine: Engine, *, name: str, held: ExitStack, in_memory: bool = False
     ) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(**{WRITES: True})
+        self._writing_engine = engine.execution_options(**{WRITES: True})
         self._name = name
-        queue = asyncio.Lock()
-        free: AbstractAsyncContextManager[None] = nullcontext()
-        self._write_queue = queue if engine.dialect.name == "sqlite" else free
-        self._read_queue = queue if shared_connection else free
-        self._held = held or ExitStack()
+        self._held = held
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._readers = (
+            self._writer
+            if in_memory
+            else ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
+        )
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that changes nothing."""
-        with self.translated():
-            async with self._read_queue, self._engine.connect() as connection:
-                yield connection
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(self._readers, self._engine, lambda c: work(c, *args, **kwargs))
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed at the end, or leaves nothing when it raises."""
-        with self.translated():
-            async with self._write_queue, self._writer.begin() as connection:
-                yield connection
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(
+            self._writer, self._writing_engine, lambda c: work(c, *args, **kwargs)
+        )
 
     async def close(self) -> None:
-        """Close all connections, then let go of what is held."""
         with self._held:
-            await self._engine.dispose()
+            self._writer.shutdown()
+            self._readers.shutdown()
+            self._engine.dispose()
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn what the database or its driver raises into errors of ours."""
+    async def _run(self, threads: Executor, engine: Engine, work: Callable[[Connection], T]) -> T:
+        def transaction() -> T:
+            with translated(self._name), engine.begin() as connection:
+                return work(connection)
+
         try:
-            yield
-        except IntegrityError as error:
-            raise Conflict(
-                f"another request changed the same rows first ({error.orig}); "
-                "read them again and repeat"
-            ) from error
-        except (SQLAlchemyError, OSError) as error:
-            reason = error.orig if isinstance(error, DBAPIError) else error
+            running = threads.submit(transaction)
+        except RuntimeError:
             raise StoreFailed(
-                f"the database {self._name} refused or is out of reach ({reason}); "
-                "check that it is there, writable and not full, then repeat"
-            ) from error
+                f"the database {self._name} is closed; open the store again"
+            ) from None
+        return await asyncio.wrap_future(running)
 
 
-async def insert_new(connection: AsyncConnection, table: Table, values: Mapping[str, Any]) -> bool:
+class PostgresDatabase:
+    """As many transactions at once as the engine's pool has connections."""
+
+    def __init__(self, engine: AsyncEngine, *, name: str) -> None:
+        self._engine = engine
+        self._name = name
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(work, *args, **kwargs)
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with translated(self._name):
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn what a database or its driver raises into errors of ours."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise Conflict(
+            f"another request changed the same rows first ({error.orig}); "
+            "read them again and repeat"
+        ) from error
+    except (SQLAlchemyError, OSError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreFailed(
+            f"the database {name} refused or is out of reach ({reason}); "
+            "check that it is there, writable and not full, then repeat"
+        ) from error
+
+
+def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with its key is there; whether it was inserted."""
     postgres = connection.dialect.name == "postgresql"
     insert = postgresql.insert(table) if postgres else sqlite.insert(table)
-    result = await connection.execute(insert.values(values).on_conflict_do_nothing())
-    return result.rowcount == 1
+    return connection.execute(insert.values(values).on_conflict_do_nothing()).rowcount == 1
 
 
 def json_text(value: Any) -> str:

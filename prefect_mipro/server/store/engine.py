@@ -11,18 +11,22 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import StaticPool
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.store import lock
-from prefect_mipro.server.store.database import WRITES, Database, json_text
+from prefect_mipro.server.store.database import WRITES, PostgresDatabase, SqliteDatabase, json_text
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE
 
 SQLITE = "sqlite+aiosqlite"
 POSTGRESQL = "postgresql+asyncpg"
+
+# Errors and logs must not show what was stored.
+_OPTIONS: dict[str, Any] = {"hide_parameters": True, "json_serializer": json_text}
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Servers that start together on one PostgreSQL migrate one after the other.
@@ -35,19 +39,9 @@ async def open_store(database_url: str) -> SqlStore:
     `sqlite+aiosqlite:///path` (one server per file) or `postgresql+asyncpg://...`.
     """
     url = _parsed(database_url)
-    path = _sqlite_file(url)
-    with ExitStack() as held:
-        if path is not None:
-            held.enter_context(_only_server(path))
-        database = Database(
-            _engine(url),
-            name=_name(url),
-            shared_connection=url.drivername == SQLITE and path is None,
-            held=held.pop_all(),
-        )
+    database = _postgres(url) if url.drivername == POSTGRESQL else _sqlite(url)
     try:
-        async with database.writing() as connection:
-            await connection.run_sync(_migrate, _name(url))
+        await database.write(_migrate, _name(url))
     except BaseException:
         await database.close()
         raise
@@ -77,14 +71,6 @@ def _name(url: URL) -> str:
     ).render_as_string()
 
 
-def _sqlite_file(url: URL) -> Path | None:
-    """The file of an SQLite database; `None` for one in memory and for other databases."""
-    database = url.database or ":memory:"
-    if url.drivername != SQLITE or ":memory:" in database:
-        return None
-    return Path(database.removeprefix("file:"))
-
-
 @contextmanager
 def _only_server(path: Path) -> Iterator[None]:
     """Hold the database's companion file. Raises StoreFailed when another server has it."""
@@ -111,17 +97,39 @@ def _only_server(path: Path) -> Iterator[None]:
         yield
 
 
-def _engine(url: URL) -> AsyncEngine:
+def _sqlite(url: URL) -> SqliteDatabase:
+    path = _file(url)
+    options = (
+        {}
+        if path
+        else {
+            "poolclass": StaticPool,
+            "connect_args": {"check_same_thread": False},
+        }
+    )
+    engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    with ExitStack() as held:
+        if path is not None:
+            held.enter_context(_only_server(path))
+        return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), in_memory=path is None)
+
+
+def _postgres(url: URL) -> PostgresDatabase:
     try:
-        engine = create_async_engine(url, hide_parameters=True, json_serializer=json_text)
+        engine = create_async_engine(url, **_OPTIONS)
     except ModuleNotFoundError as error:
         raise StoreFailed(
             f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"
         ) from None
-    if url.drivername == SQLITE:
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    return engine
+    return PostgresDatabase(engine, name=_name(url))
+
+
+def _file(url: URL) -> Path | None:
+    """The file of the database; `None` when it is in memory."""
+    database = url.database or ":memory:"
+    return None if ":memory:" in database else Path(database.removeprefix("file:"))
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

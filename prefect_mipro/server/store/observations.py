@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, and_, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, select, tuple_
 
 from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store import cursors
-from prefect_mipro.server.store.changes import Subject, candidate_missing, check_session
+from prefect_mipro.server.store.changes import candidate_missing, check_session
 from prefect_mipro.server.store.interface import Page, SeedEvalFilter
 from prefect_mipro.server.store.rows import frame_record
 from prefect_mipro.server.store.tables import (
@@ -32,99 +31,97 @@ _REWARD_OF_ROLLOUT = and_(
 )
 
 
-class Observations(Subject):
-    """The share of the store that tells what was seen."""
-
-    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
-        query = (
-            select(
-                traces.c.trace_id,
-                traces.c.input,
-                traces.c.output,
-                rollouts.c.rollout_id,
-                rollouts.c.candidate_id,
-                rollouts.c.example_id,
-                rollouts.c.reward,
-                rewards.c.expected,
-                rewards.c.feedback,
-            )
-            .join_from(rollouts, traces, traces.c.trace_id == rollouts.c.example_trace_id)
-            .join(rewards, _REWARD_OF_ROLLOUT)
-            .where(rollouts.c.session_id == session_id, example)
-            .order_by(rollouts.c.reward_number.desc())
-            .limit(limit)
+def example_traces(
+    connection: Connection, session_id: str, *, limit: int
+) -> tuple[ExampleTrace, ...]:
+    query = (
+        select(
+            traces.c.trace_id,
+            traces.c.input,
+            traces.c.output,
+            rollouts.c.rollout_id,
+            rollouts.c.candidate_id,
+            rollouts.c.example_id,
+            rollouts.c.reward,
+            rewards.c.expected,
+            rewards.c.feedback,
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            if not rows:
-                await check_session(connection, session_id)
-        return tuple(ExampleTrace.model_validate(dict(row)) for row in rows)
+        .join_from(rollouts, traces, traces.c.trace_id == rollouts.c.example_trace_id)
+        .join(rewards, _REWARD_OF_ROLLOUT)
+        .where(rollouts.c.session_id == session_id, example)
+        .order_by(rollouts.c.reward_number.desc())
+        .limit(limit)
+    )
+    rows = connection.execute(query).mappings().all()
+    if not rows:
+        check_session(connection, session_id)
+    return tuple(ExampleTrace.model_validate(dict(row)) for row in rows)
 
-    async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:
-        query = (
-            select(frames)
-            .where(frames.c.session_id == session_id)
-            .order_by(frames.c.position.desc())
-            .limit(limit)
+
+def newest_frames(
+    connection: Connection, session_id: str, *, limit: int
+) -> tuple[SensorFrame, ...]:
+    query = (
+        select(frames)
+        .where(frames.c.session_id == session_id)
+        .order_by(frames.c.position.desc())
+        .limit(limit)
+    )
+    rows = connection.execute(query).mappings().all()
+    if not rows:
+        check_session(connection, session_id)
+    return tuple(frame_record(row) for row in rows)
+
+
+def last_unapplied(connection: Connection, session_id: str) -> str | None:
+    query = (
+        select(traces.c.unapplied_reason)
+        .where(traces.c.session_id == session_id, unapplied)
+        .order_by(traces.c.position.desc())
+        .limit(1)
+    )
+    reason: str | None = connection.scalar(query)
+    if reason is None:
+        check_session(connection, session_id)
+    return reason
+
+
+def seed_evals(
+    connection: Connection, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
+) -> Page[SeedEval]:
+    """By session, newest first. The example's id is the seed where it is a number."""
+    query = (
+        select(
+            rollouts,
+            rewards.c.reward_id,
+            rewards.c.score,
+            rewards.c.feedback,
+            rewards.c.received_at,
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            if not rows:
-                await check_session(connection, session_id)
-        return tuple(frame_record(row) for row in rows)
-
-    async def last_unapplied(self, session_id: str) -> str | None:
-        query = (
-            select(traces.c.unapplied_reason)
-            .where(traces.c.session_id == session_id, unapplied)
-            .order_by(traces.c.position.desc())
-            .limit(1)
-        )
-        async with self._database.reading() as connection:
-            reason: str | None = await connection.scalar(query)
-            if reason is None:
-                await check_session(connection, session_id)
-        return reason
-
-    async def seed_evals(
-        self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
-    ) -> Page[SeedEval]:
-        """By session, newest first. The example's id is the seed where it is a number."""
-        query = (
-            select(
-                rollouts,
-                rewards.c.reward_id,
-                rewards.c.score,
-                rewards.c.feedback,
-                rewards.c.received_at,
-            )
-            .join_from(rollouts, rewards, _REWARD_OF_ROLLOUT)
-            .order_by(rollouts.c.session_id.desc(), rollouts.c.reward_number.desc())
-            .limit(limit + 1)
-        )
-        if cursor is not None:
-            key = tuple_(rollouts.c.session_id, rollouts.c.reward_number)
-            query = query.where(key < cursors.decode(cursor, str, int))
-        async with self._database.reading() as connection:
-            query = query.where(rewarded, *await _conditions(connection, wanted))
-            rows = (await connection.execute(query)).mappings().all()
-        found = tuple(_seed_eval(row) for row in rows[:limit])
-        if len(rows) <= limit:
-            return Page(found)
-        last = rows[limit - 1]
-        return Page(found, cursors.encode(last["session_id"], last["reward_number"]))
+        .join_from(rollouts, rewards, _REWARD_OF_ROLLOUT)
+        .order_by(rollouts.c.session_id.desc(), rollouts.c.reward_number.desc())
+        .limit(limit + 1)
+    )
+    if cursor is not None:
+        key = tuple_(rollouts.c.session_id, rollouts.c.reward_number)
+        query = query.where(key < cursors.decode(cursor, str, int))
+    query = query.where(rewarded, *_conditions(connection, wanted))
+    rows = connection.execute(query).mappings().all()
+    found = tuple(_seed_eval(row) for row in rows[:limit])
+    if len(rows) <= limit:
+        return Page(found)
+    last = rows[limit - 1]
+    return Page(found, cursors.encode(last["session_id"], last["reward_number"]))
 
 
-async def _conditions(
-    connection: AsyncConnection, wanted: SeedEvalFilter
-) -> list[ColumnElement[Any]]:
+def _conditions(connection: Connection, wanted: SeedEvalFilter) -> list[ColumnElement[Any]]:
     """Raises SessionNotFound or CandidateNotFound for an id that nothing has."""
     conditions: list[ColumnElement[Any]] = []
     session_id = wanted.session_id
     if session_id is not None:
-        await check_session(connection, session_id)
+        check_session(connection, session_id)
     if wanted.candidate_id is not None:
-        owner = await connection.scalar(
+        owner = connection.scalar(
             select(candidates.c.session_id).where(candidates.c.candidate_id == wanted.candidate_id)
         )
         if owner is None or session_id not in (None, owner):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, func, insert, select
 
 from prefect_mipro.errors import RewardConflict, RolloutNotFound
 from prefect_mipro.models.rollouts import Reward, Rollout
 from prefect_mipro.server.store.attachments import attach, insert_rollout, read_rollout
-from prefect_mipro.server.store.changes import Change, Subject, check_candidates, session_missing
+from prefect_mipro.server.store.changes import Change, changing, check_candidates, session_missing
 from prefect_mipro.server.store.interface import Attached, RewardBlock
 from prefect_mipro.server.store.rows import reward_record, rollout_record
 from prefect_mipro.server.store.tables import (
@@ -22,68 +21,63 @@ from prefect_mipro.server.store.tables import (
 )
 
 
-class Rewards(Subject):
-    """The rewards' share of the store."""
-
-    async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
-        async with self._changing(reward.session_id) as change:
-            repeated = await _repeated(change.connection, reward, request_key)
-            if repeated is not None:
-                return Attached(repeated, duplicate=True)
-            rollout = await _rollout_of(change, reward)
-            if rollout is not None:
-                reward = reward.model_copy(
-                    update={
-                        "rollout_id": rollout.rollout_id,
-                        "candidate_id": rollout.candidate_id,
-                    }
-                )
-            await _insert(change, reward, request_key)
-            if rollout is not None:
-                await attach(change, rollout, reward)
-            return Attached(reward, duplicate=False)
-
-    async def reward_blocks(self, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
-        counts = select(sessions.c.rewards, sessions.c.reward_block_length).where(
-            sessions.c.session_id == session_id
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(counts)).first()
-            if row is None:
-                raise session_missing(session_id)
-            count, length = row
-            blocks = -(-count // length)
-            together = max(1, -(-blocks // points))
-            columns = reward_blocks.c
-            last = func.max(columns.last).label("last")
-            query = (
-                select(last, func.sum(columns.rewards), func.sum(columns.reward_sum))
-                .where(columns.session_id == session_id)
-                .group_by(columns.block // together)
-                .order_by(last)
+def add(connection: Connection, reward: Reward, *, request_key: str | None = None) -> Attached:
+    with changing(connection, reward.session_id) as change:
+        repeated = _repeated(connection, reward, request_key)
+        if repeated is not None:
+            return Attached(repeated, duplicate=True)
+        rollout = _rollout_of(change, reward)
+        if rollout is not None:
+            reward = reward.model_copy(
+                update={
+                    "rollout_id": rollout.rollout_id,
+                    "candidate_id": rollout.candidate_id,
+                }
             )
-            rows = (await connection.execute(query)).all()
-        return tuple(
-            RewardBlock(last=last, rewards=int(rewards), reward_sum=reward_sum)
-            for last, rewards, reward_sum in rows
-        )
+        _insert(change, reward, request_key)
+        if rollout is not None:
+            attach(change, rollout, reward)
+        return Attached(reward, duplicate=False)
 
 
-async def _repeated(
-    connection: AsyncConnection, reward: Reward, request_key: str | None
-) -> Reward | None:
+def blocks(connection: Connection, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
+    counts = select(sessions.c.rewards, sessions.c.reward_block_length).where(
+        sessions.c.session_id == session_id
+    )
+    row = connection.execute(counts).first()
+    if row is None:
+        raise session_missing(session_id)
+    count, length = row
+    blocks = -(-count // length)
+    together = max(1, -(-blocks // points))
+    columns = reward_blocks.c
+    last = func.max(columns.last).label("last")
+    query = (
+        select(last, func.sum(columns.rewards), func.sum(columns.reward_sum))
+        .where(columns.session_id == session_id)
+        .group_by(columns.block // together)
+        .order_by(last)
+    )
+    rows = connection.execute(query).all()
+    return tuple(
+        RewardBlock(last=last, rewards=int(rewards), reward_sum=reward_sum)
+        for last, rewards, reward_sum in rows
+    )
+
+
+def _repeated(connection: Connection, reward: Reward, request_key: str | None) -> Reward | None:
     """The stored reward that this one says again. Raises RewardConflict."""
     if request_key is not None:
-        stored = await _stored(connection, reward.session_id, rewards.c.request_key == request_key)
+        stored = _stored(connection, reward.session_id, rewards.c.request_key == request_key)
         if stored is not None:
             return stored
     if reward.rollout_id is None:
         return None
-    stored = await _stored(connection, reward.session_id, rewards.c.rollout_id == reward.rollout_id)
+    stored = _stored(connection, reward.session_id, rewards.c.rollout_id == reward.rollout_id)
     if stored is None:
         return None
     if stored.candidate_id is not None:
-        await _check_candidate(connection, reward, stored.candidate_id)
+        _check_candidate(connection, reward, stored.candidate_id)
     if stored.score != reward.score:
         raise RewardConflict(
             f"rollout {reward.rollout_id!r} has the reward {stored.score:g} already, "
@@ -92,22 +86,22 @@ async def _repeated(
     return stored
 
 
-async def _stored(
-    connection: AsyncConnection, session_id: str, condition: ColumnElement[bool]
+def _stored(
+    connection: Connection, session_id: str, condition: ColumnElement[bool]
 ) -> Reward | None:
     query = select(rewards).where(rewards.c.session_id == session_id, condition)
-    row = (await connection.execute(query)).mappings().first()
+    row = connection.execute(query).mappings().first()
     return None if row is None else reward_record(row)
 
 
-async def _rollout_of(change: Change, reward: Reward) -> Rollout | None:
+def _rollout_of(change: Change, reward: Reward) -> Rollout | None:
     """The rollout it belongs to, pinned here if need be; `None` while it must wait."""
     connection = change.connection
     if reward.rollout_id is None:
-        return await _newest_unrewarded(connection, reward)
-    rollout = await read_rollout(connection, reward.session_id, reward.rollout_id)
+        return _newest_unrewarded(connection, reward)
+    rollout = read_rollout(connection, reward.session_id, reward.rollout_id)
     if rollout is not None:
-        await _check_candidate(connection, reward, rollout.candidate_id)
+        _check_candidate(connection, reward, rollout.candidate_id)
         return rollout
     if reward.candidate_id is None:
         return None
@@ -119,18 +113,18 @@ async def _rollout_of(change: Change, reward: Reward) -> Rollout | None:
         example_id=reward.example_id,
         pinned_at=reward.received_at,
     )
-    await insert_rollout(change, rollout)
+    insert_rollout(change, rollout)
     return rollout
 
 
-async def _newest_unrewarded(connection: AsyncConnection, reward: Reward) -> Rollout:
+def _newest_unrewarded(connection: Connection, reward: Reward) -> Rollout:
     """Of the reward's correlation id and candidate, where it names them."""
     named: dict[Any, str | None] = {
         rollouts.c.correlation_id: reward.correlation_id,
         rollouts.c.candidate_id: reward.candidate_id,
     }
     if reward.candidate_id is not None:
-        await check_candidates(connection, reward.session_id, reward.candidate_id)
+        check_candidates(connection, reward.session_id, reward.candidate_id)
     query = (
         select(rollouts)
         .where(
@@ -141,7 +135,7 @@ async def _newest_unrewarded(connection: AsyncConnection, reward: Reward) -> Rol
         .order_by(rollouts.c.position.desc())
         .limit(1)
     )
-    row = (await connection.execute(query)).mappings().first()
+    row = connection.execute(query).mappings().first()
     if row is None:
         of_what = " and ".join(
             f"{column.name} {value!r}" for column, value in named.items() if value is not None
@@ -154,19 +148,19 @@ async def _newest_unrewarded(connection: AsyncConnection, reward: Reward) -> Rol
     return rollout_record(row)
 
 
-async def _check_candidate(connection: AsyncConnection, reward: Reward, candidate_id: str) -> None:
+def _check_candidate(connection: Connection, reward: Reward, candidate_id: str) -> None:
     """Raise unless the reward names this candidate, or none."""
     if reward.candidate_id in (None, candidate_id):
         return
-    await check_candidates(connection, reward.session_id, str(reward.candidate_id))
+    check_candidates(connection, reward.session_id, str(reward.candidate_id))
     raise RewardConflict(
         f"rollout {reward.rollout_id!r} ran with {candidate_id!r}, "
         f"not with {reward.candidate_id!r}; leave candidate_id out, or name the right one"
     )
 
 
-async def _insert(change: Change, reward: Reward, request_key: str | None) -> None:
-    await change.connection.execute(insert(rewards), {**dict(reward), "request_key": request_key})
+def _insert(change: Change, reward: Reward, request_key: str | None) -> None:
+    change.connection.execute(insert(rewards), {**dict(reward), "request_key": request_key})
     waits = reward.candidate_id is None
     change.record(
         "mipro.reward.received",

@@ -2,72 +2,67 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, case, insert, select, update
 
 from prefect_mipro.errors import RolloutNotFound
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store.attachments import attach, insert_rollout, read_rollout
-from prefect_mipro.server.store.changes import Subject, candidate_missing, check_session
+from prefect_mipro.server.store.changes import candidate_missing, changing, check_session
 from prefect_mipro.server.store.rows import frame_values, reward_record, trace_values
 from prefect_mipro.server.store.tables import candidates, frames, rewards, rollouts, traces
 
 
-class Rollouts(Subject):
-    """The rollouts' share of the store."""
-
-    async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None:
-        async with self._database.reading() as connection:
-            found = await read_rollout(connection, session_id, rollout_id)
-            if found is None:
-                await check_session(connection, session_id)
-            return found
-
-    async def pin(self, rollout: Rollout) -> Rollout:
-        async with self._changing(rollout.session_id) as change:
-            connection = change.connection
-            pinned = await read_rollout(connection, rollout.session_id, rollout.rollout_id)
-            if pinned is not None:
-                return pinned
-            await insert_rollout(change, rollout)
-            again = change["serving_candidate_id"] == rollout.candidate_id
-            change.set(
-                serving_candidate_id=rollout.candidate_id,
-                serving_rollouts=change["serving_rollouts"] + 1 if again else 1,
-            )
-            waiting = await _waiting_reward(connection, rollout)
-            if waiting is None:
-                return rollout.model_copy(update={"reward": None})
-            await connection.execute(
-                update(rewards)
-                .where(rewards.c.reward_id == waiting.reward_id)
-                .values(candidate_id=rollout.candidate_id)
-            )
-            return await attach(change, rollout, waiting)
-
-    async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
-        async with self._database.writing() as connection:
-            await _count_for_rollout(connection, trace)
-            await _count_for_candidate(connection, trace)
-            await connection.execute(insert(traces), trace_values(trace))
-            await connection.execute(insert(frames), frame_values(frame))
+def find(connection: Connection, session_id: str, rollout_id: str) -> Rollout | None:
+    found = read_rollout(connection, session_id, rollout_id)
+    if found is None:
+        check_session(connection, session_id)
+    return found
 
 
-async def _waiting_reward(connection: AsyncConnection, rollout: Rollout) -> Reward | None:
+def pin(connection: Connection, rollout: Rollout) -> Rollout:
+    with changing(connection, rollout.session_id) as change:
+        pinned = read_rollout(connection, rollout.session_id, rollout.rollout_id)
+        if pinned is not None:
+            return pinned
+        insert_rollout(change, rollout)
+        again = change["serving_candidate_id"] == rollout.candidate_id
+        change.set(
+            serving_candidate_id=rollout.candidate_id,
+            serving_rollouts=change["serving_rollouts"] + 1 if again else 1,
+        )
+        waiting = _waiting_reward(connection, rollout)
+        if waiting is None:
+            return rollout.model_copy(update={"reward": None})
+        connection.execute(
+            update(rewards)
+            .where(rewards.c.reward_id == waiting.reward_id)
+            .values(candidate_id=rollout.candidate_id)
+        )
+        return attach(change, rollout, waiting)
+
+
+def record_call(connection: Connection, trace: Trace, frame: SensorFrame) -> None:
+    _count_for_rollout(connection, trace)
+    _count_for_candidate(connection, trace)
+    connection.execute(insert(traces), trace_values(trace))
+    connection.execute(insert(frames), frame_values(frame))
+
+
+def _waiting_reward(connection: Connection, rollout: Rollout) -> Reward | None:
     query = select(rewards).where(
         rewards.c.session_id == rollout.session_id, rewards.c.rollout_id == rollout.rollout_id
     )
-    row = (await connection.execute(query)).mappings().first()
+    row = connection.execute(query).mappings().first()
     return None if row is None else reward_record(row)
 
 
-async def _count_for_rollout(connection: AsyncConnection, trace: Trace) -> None:
+def _count_for_rollout(connection: Connection, trace: Trace) -> None:
     """Count an answered call. The first one is an example while no second one follows."""
     has_text = bool(trace.input.strip() and trace.output.strip())
     answered = _answered(trace)
     first = rollouts.c.answered_calls == 0
-    counted = await connection.execute(
+    counted = connection.execute(
         update(rollouts)
         .where(rollouts.c.session_id == trace.session_id, rollouts.c.rollout_id == trace.rollout_id)
         .values(
@@ -80,15 +75,15 @@ async def _count_for_rollout(connection: AsyncConnection, trace: Trace) -> None:
         .values(answered_calls=rollouts.c.answered_calls)
     )
     if not counted.rowcount:
-        await check_session(connection, trace.session_id)
+        check_session(connection, trace.session_id)
         raise RolloutNotFound(
             f"session {trace.session_id!r} has no rollout {trace.rollout_id!r}; pin it first"
         )
 
 
-async def _count_for_candidate(connection: AsyncConnection, trace: Trace) -> None:
+def _count_for_candidate(connection: Connection, trace: Trace) -> None:
     columns = candidates.c
-    counted = await connection.execute(
+    counted = connection.execute(
         update(candidates)
         .where(columns.candidate_id == trace.candidate_id, columns.session_id == trace.session_id)
         .values(

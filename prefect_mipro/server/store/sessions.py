@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, insert, select, tuple_, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Connection, insert, select, tuple_, type_coerce
 
 from prefect_mipro.errors import SessionEnded
 from prefect_mipro.models.base import JsonObject
@@ -16,7 +16,7 @@ from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import (
     Change,
-    Subject,
+    changing,
     check_candidates,
     check_session,
     read_session,
@@ -39,134 +39,132 @@ from prefect_mipro.server.store.tables import (
 )
 
 
-class Sessions(Subject):
-    """The sessions' share of the store."""
+def create(
+    connection: Connection, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
+) -> tuple[Session, bool]:
+    session_id = session.session_id
+    # Version 0: the event of the creation makes it 1.
+    values = {**session_values(session), "version": 0}
+    if not insert_new(connection, sessions, values):
+        return read_session(connection, session_id), False
+    connection.execute(
+        insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
+    )
+    connection.execute(insert(candidates), candidate_values(session_id, baseline))
+    change = Change(connection, values)
+    change.record(
+        "mipro.session.created",
+        f"session created with baseline {baseline.candidate_id}",
+        data={"baseline_id": baseline.candidate_id, "state": session.state},
+        at=session.created_at,
+    )
+    return change.written_session(), True
 
-    async def create_session(
-        self, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
-    ) -> tuple[Session, bool]:
-        session_id = session.session_id
-        async with self._database.writing() as connection:
-            # Version 0: the event of the creation makes it 1.
-            values = {**session_values(session), "version": 0}
-            if not await insert_new(connection, sessions, values):
-                return await read_session(connection, session_id), False
-            await connection.execute(
-                insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
-            )
-            await connection.execute(insert(candidates), candidate_values(session_id, baseline))
-            change = Change(connection, values)
-            change.record(
-                "mipro.session.created",
-                f"session created with baseline {baseline.candidate_id}",
-                data={"baseline_id": baseline.candidate_id, "state": session.state},
-                at=session.created_at,
-            )
-            return await change.written_session(), True
 
-    async def session(self, session_id: str) -> Session:
-        async with self._database.reading() as connection:
-            return await read_session(connection, session_id)
+def page(
+    connection: Connection, wanted: SessionFilter, *, limit: int, cursor: str | None = None
+) -> Page[Session]:
+    query = (
+        select(sessions)
+        .where(*_matches(wanted))
+        .order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
+        .limit(limit + 1)
+    )
+    if cursor is not None:
+        key = tuple_(type_coerce(sessions.c.created_at, BigInteger), sessions.c.session_id)
+        query = query.where(key < cursors.decode(cursor, int, str))
+    rows = connection.execute(query).mappings().all()
+    found = tuple(session_record(row) for row in rows[:limit])
+    if len(rows) <= limit:
+        return Page(found)
+    last = found[-1]
+    return Page(found, cursors.encode(microseconds(last.created_at), last.session_id))
 
-    async def sessions(
-        self, wanted: SessionFilter, *, limit: int, cursor: str | None = None
-    ) -> Page[Session]:
-        query = (
-            select(sessions)
-            .where(*_matches(wanted))
-            .order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
-            .limit(limit + 1)
-        )
-        if cursor is not None:
-            key = tuple_(type_coerce(sessions.c.created_at, BigInteger), sessions.c.session_id)
-            query = query.where(key < cursors.decode(cursor, int, str))
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-        found = tuple(session_record(row) for row in rows[:limit])
-        if len(rows) <= limit:
-            return Page(found)
-        last = found[-1]
-        return Page(found, cursors.encode(microseconds(last.created_at), last.session_id))
 
-    async def set_state(
-        self,
-        session_id: str,
-        state: SessionState,
-        *,
-        at: datetime,
-        stop_reason: str | None = None,
-    ) -> Session:
-        async with self._changing(session_id) as change:
-            present = SessionState(change["state"])
-            if present is not state:
-                if present.final:
-                    raise SessionEnded(
-                        f"session {session_id!r} is {present} and cannot become {state}; "
-                        "create a new session to go on"
-                    )
-                change.set(state=state, stop_reason=stop_reason)
-                change.record(
-                    f"mipro.session.{state}",
-                    f"{present} -> {state}" + (f": {stop_reason}" if stop_reason else ""),
-                    data={"state": state, "previous": present, "stop_reason": stop_reason},
-                    at=at,
+def set_state(
+    connection: Connection,
+    session_id: str,
+    state: SessionState,
+    *,
+    at: datetime,
+    stop_reason: str | None = None,
+) -> Session:
+    with changing(connection, session_id) as change:
+        present = SessionState(change["state"])
+        if present is not state:
+            if present.final:
+                raise SessionEnded(
+                    f"session {session_id!r} is {present} and cannot become {state}; "
+                    "create a new session to go on"
                 )
-            return await change.written_session()
-
-    async def set_champion(
-        self, session_id: str, candidate_id: str, *, at: datetime, reason: str
-    ) -> Session:
-        async with self._changing(session_id) as change:
-            await check_candidates(change.connection, session_id, candidate_id)
-            promote(change, candidate_id, at=at, reason=reason)
-            return await change.written_session()
-
-    async def record_proposal_round(
-        self, session_id: str, *, rewards: int, error: str | None, at: datetime
-    ) -> Session:
-        async with self._changing(session_id) as change:
-            number = change["proposal_number"] + 1
-            failures = 0 if error is None else change["proposal_failures"] + 1
-            change.set(
-                proposal_number=number,
-                proposal_rewards=rewards,
-                proposal_failures=failures,
-                proposal_error=error,
-                proposed_at=at,
-            )
+            change.set(state=state, stop_reason=stop_reason)
             change.record(
-                "mipro.proposal.round",
-                f"proposal round {number} after {rewards} rewards"
-                + (f" failed: {error}" if error is not None else ""),
-                data={"number": number, "rewards": rewards, "failures": failures, "error": error},
+                f"mipro.session.{state}",
+                f"{present} -> {state}" + (f": {stop_reason}" if stop_reason else ""),
+                data={"state": state, "previous": present, "stop_reason": stop_reason},
                 at=at,
             )
-            return await change.written_session()
+        return change.written_session()
 
-    async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
-        query = (
-            select(events)
-            .where(events.c.session_id == session_id, events.c.seq > since)
-            .order_by(events.c.seq)
-            .limit(limit)
+
+def set_champion(
+    connection: Connection, session_id: str, candidate_id: str, *, at: datetime, reason: str
+) -> Session:
+    with changing(connection, session_id) as change:
+        check_candidates(connection, session_id, candidate_id)
+        promote(change, candidate_id, at=at, reason=reason)
+        return change.written_session()
+
+
+def record_proposal_round(
+    connection: Connection, session_id: str, *, rewards: int, error: str | None, at: datetime
+) -> Session:
+    with changing(connection, session_id) as change:
+        number = change["proposal_number"] + 1
+        failures = 0 if error is None else change["proposal_failures"] + 1
+        change.set(
+            proposal_number=number,
+            proposal_rewards=rewards,
+            proposal_failures=failures,
+            proposal_error=error,
+            proposed_at=at,
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            if not rows:
-                await check_session(connection, session_id)
-        return tuple(event_record(row) for row in rows)
+        change.record(
+            "mipro.proposal.round",
+            f"proposal round {number} after {rewards} rewards"
+            + (f" failed: {error}" if error is not None else ""),
+            data={"number": number, "rewards": rewards, "failures": failures, "error": error},
+            at=at,
+        )
+        return change.written_session()
 
-    async def add_event(
-        self,
-        session_id: str,
-        event_type: str,
-        message: str,
-        *,
-        data: JsonObject,
-        at: datetime,
-    ) -> None:
-        async with self._changing(session_id) as change:
-            change.record(event_type, message, data=data, at=at)
+
+def events_since(
+    connection: Connection, session_id: str, *, since: int, limit: int
+) -> tuple[Event, ...]:
+    query = (
+        select(events)
+        .where(events.c.session_id == session_id, events.c.seq > since)
+        .order_by(events.c.seq)
+        .limit(limit)
+    )
+    rows = connection.execute(query).mappings().all()
+    if not rows:
+        check_session(connection, session_id)
+    return tuple(event_record(row) for row in rows)
+
+
+def add_event(
+    connection: Connection,
+    session_id: str,
+    event_type: str,
+    message: str,
+    *,
+    data: JsonObject,
+    at: datetime,
+) -> None:
+    with changing(connection, session_id) as change:
+        change.record(event_type, message, data=data, at=at)
 
 
 def promote(change: Change, candidate_id: str, *, at: datetime, reason: str) -> None:

@@ -1,20 +1,157 @@
-"""The store on SQLAlchemy: one face over its subjects."""
+"""The store on SQLAlchemy: each method is one transaction of one function."""
 
 from __future__ import annotations
 
-from prefect_mipro.server.store.candidates import Candidates
-from prefect_mipro.server.store.duels import Duels
-from prefect_mipro.server.store.observations import Observations
-from prefect_mipro.server.store.rewards import Rewards
-from prefect_mipro.server.store.rollouts import Rollouts
-from prefect_mipro.server.store.sessions import Sessions
+from collections.abc import Sequence
+from datetime import datetime
+
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.candidates import Candidate, Duel, DuelObservation, DuelState
+from prefect_mipro.models.levers import LeverVersion
+from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
+from prefect_mipro.models.sensors import SensorFrame
+from prefect_mipro.models.sessions import Event, Session, SessionState
+from prefect_mipro.server.store import duels, lineage, observations, rewards, rollouts, sessions
+from prefect_mipro.server.store.changes import read_session
+from prefect_mipro.server.store.database import Database
+from prefect_mipro.server.store.interface import (
+    Attached,
+    Page,
+    RewardBlock,
+    SeedEvalFilter,
+    SessionFilter,
+)
 
 
-class SqlStore(Sessions, Candidates, Rollouts, Rewards, Observations, Duels):
-    """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events.
+class SqlStore:
+    """`Store` of `interface.py`, which says what each method promises."""
 
-    `Store` in `interface.py` says what each method promises.
-    """
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_session(
+        self, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
+    ) -> tuple[Session, bool]:
+        return await self._database.write(sessions.create, session, levers, baseline)
+
+    async def session(self, session_id: str) -> Session:
+        return await self._database.read(read_session, session_id)
+
+    async def sessions(
+        self, wanted: SessionFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[Session]:
+        return await self._database.read(sessions.page, wanted, limit=limit, cursor=cursor)
+
+    async def set_state(
+        self,
+        session_id: str,
+        state: SessionState,
+        *,
+        at: datetime,
+        stop_reason: str | None = None,
+    ) -> Session:
+        return await self._database.write(
+            sessions.set_state, session_id, state, at=at, stop_reason=stop_reason
+        )
+
+    async def set_champion(
+        self, session_id: str, candidate_id: str, *, at: datetime, reason: str
+    ) -> Session:
+        return await self._database.write(
+            sessions.set_champion, session_id, candidate_id, at=at, reason=reason
+        )
+
+    async def record_proposal_round(
+        self, session_id: str, *, rewards: int, error: str | None, at: datetime
+    ) -> Session:
+        return await self._database.write(
+            sessions.record_proposal_round, session_id, rewards=rewards, error=error, at=at
+        )
+
+    async def levers(self, session_id: str) -> tuple[LeverVersion, ...]:
+        return await self._database.read(lineage.levers_of, session_id)
+
+    async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
+        return await self._database.read(lineage.candidates_of, session_id)
+
+    async def candidate(self, candidate_id: str) -> Candidate:
+        return await self._database.read(lineage.candidate, candidate_id)
+
+    async def add_candidates(
+        self,
+        session_id: str,
+        levers: Sequence[LeverVersion],
+        candidates: Sequence[Candidate],
+    ) -> None:
+        await self._database.write(lineage.add, session_id, levers, candidates)
+
+    async def retire(
+        self, session_id: str, candidate_ids: Sequence[str], *, at: datetime, reason: str
+    ) -> None:
+        await self._database.write(lineage.retire, session_id, candidate_ids, at=at, reason=reason)
+
+    async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None:
+        return await self._database.read(rollouts.find, session_id, rollout_id)
+
+    async def pin(self, rollout: Rollout) -> Rollout:
+        return await self._database.write(rollouts.pin, rollout)
+
+    async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
+        await self._database.write(rollouts.record_call, trace, frame)
+
+    async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
+        return await self._database.write(rewards.add, reward, request_key=request_key)
+
+    async def reward_blocks(self, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
+        return await self._database.read(rewards.blocks, session_id, points=points)
+
+    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
+        return await self._database.read(observations.example_traces, session_id, limit=limit)
+
+    async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:
+        return await self._database.read(observations.newest_frames, session_id, limit=limit)
+
+    async def last_unapplied(self, session_id: str) -> str | None:
+        return await self._database.read(observations.last_unapplied, session_id)
+
+    async def seed_evals(
+        self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[SeedEval]:
+        return await self._database.read(
+            observations.seed_evals, wanted, limit=limit, cursor=cursor
+        )
+
+    async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
+        return await self._database.read(
+            sessions.events_since, session_id, since=since, limit=limit
+        )
+
+    async def add_event(
+        self,
+        session_id: str,
+        event_type: str,
+        message: str,
+        *,
+        data: JsonObject,
+        at: datetime,
+    ) -> None:
+        await self._database.write(
+            sessions.add_event, session_id, event_type, message, data=data, at=at
+        )
+
+    async def duel(self, session_id: str) -> Duel | None:
+        return await self._database.read(duels.newest, session_id)
+
+    async def open_duel(self, duel: Duel) -> None:
+        await self._database.write(duels.begin, duel)
+
+    async def duel_observations(self, session_id: str, number: int) -> tuple[DuelObservation, ...]:
+        return await self._database.read(duels.observations, session_id, number)
+
+    async def close_duel(
+        self, session_id: str, number: int, state: DuelState, *, at: datetime, reason: str
+    ) -> None:
+        await self._database.write(duels.end, session_id, number, state, at=at, reason=reason)
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""

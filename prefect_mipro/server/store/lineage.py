@@ -1,0 +1,143 @@
+"""Levers and candidates: their versions, and which are still served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.levers import LeverName, LeverVersion
+from prefect_mipro.server.store import tables
+from prefect_mipro.server.store.changes import (
+    candidate_missing,
+    changing,
+    check_candidates,
+    session_missing,
+)
+from prefect_mipro.server.store.rows import (
+    candidate_record,
+    candidate_values,
+    lever_record,
+    lever_values,
+)
+from prefect_mipro.server.store.tables import candidates, lever_versions
+
+_VERSION_OF_LEVER = {
+    LeverName.INSTRUCTION: "instruction_version",
+    LeverName.DEMONSTRATIONS: "demonstrations_version",
+}
+
+
+def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ...]:
+    query = (
+        select(lever_versions)
+        .where(lever_versions.c.session_id == session_id)
+        .order_by(lever_versions.c.lever, lever_versions.c.version)
+    )
+    users = select(
+        candidates.c.instruction_version,
+        candidates.c.demonstrations_version,
+        candidates.c.retired_at,
+    ).where(candidates.c.session_id == session_id)
+    rows = connection.execute(query).mappings().all()
+    retired = _retirements(connection.execute(users).mappings().all())
+    # A session has both levers from the start.
+    if not rows:
+        raise session_missing(session_id)
+    return tuple(
+        lever_record({**row, "retired_at": retired.get((row["lever"], row["version"]))})
+        for row in rows
+    )
+
+
+def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, ...]:
+    query = (
+        select(candidates)
+        .where(candidates.c.session_id == session_id)
+        .order_by(candidates.c.number)
+    )
+    rows = connection.execute(query).mappings().all()
+    # A session has its baseline from the start.
+    if not rows:
+        raise session_missing(session_id)
+    return tuple(candidate_record(row) for row in rows)
+
+
+def candidate(connection: Connection, candidate_id: str) -> Candidate:
+    query = select(candidates).where(candidates.c.candidate_id == candidate_id)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise candidate_missing(candidate_id)
+    return candidate_record(row)
+
+
+def add(
+    connection: Connection,
+    session_id: str,
+    levers: Sequence[LeverVersion],
+    candidates: Sequence[Candidate],
+) -> None:
+    with changing(connection, session_id) as change:
+        if levers:
+            connection.execute(
+                insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
+            )
+        for candidate in candidates:
+            connection.execute(insert(tables.candidates), candidate_values(session_id, candidate))
+            change.record(
+                "mipro.candidate.added",
+                f"candidate {candidate.number} added: {candidate.candidate_id}",
+                data={
+                    "candidate_id": candidate.candidate_id,
+                    "number": candidate.number,
+                    "instruction_version": candidate.instruction_version,
+                    "demonstrations_version": candidate.demonstrations_version,
+                    "parent_id": candidate.parent_id,
+                    "label": candidate.label,
+                },
+                at=candidate.created_at,
+            )
+
+
+def retire(
+    connection: Connection,
+    session_id: str,
+    candidate_ids: Sequence[str],
+    *,
+    at: datetime,
+    reason: str,
+) -> None:
+    with changing(connection, session_id) as change:
+        check_candidates(connection, session_id, *candidate_ids)
+        for candidate_id in dict.fromkeys(candidate_ids):
+            retired = connection.execute(
+                update(candidates)
+                .where(
+                    candidates.c.candidate_id == candidate_id,
+                    candidates.c.retired_at.is_(None),
+                )
+                .values(retired_at=at)
+            )
+            if retired.rowcount:
+                change.record(
+                    "mipro.candidate.retired",
+                    f"{candidate_id} retired: {reason}",
+                    data={"candidate_id": candidate_id, "reason": reason},
+                    at=at,
+                )
+
+
+def _retirements(rows: Sequence[RowMapping]) -> dict[tuple[str, int], datetime]:
+    """When each lever version lost its last active candidate; one that has any is left out."""
+    retired: dict[tuple[str, int], datetime] = {}
+    active: set[tuple[str, int]] = set()
+    for row in rows:
+        for lever, column in _VERSION_OF_LEVER.items():
+            key = (str(lever), row[column])
+            if row["retired_at"] is None:
+                active.add(key)
+            else:
+                retired[key] = max(row["retired_at"], retired.get(key, row["retired_at"]))
+    return {key: at for key, at in retired.items() if key not in active}
