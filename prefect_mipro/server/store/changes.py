@@ -22,6 +22,7 @@ _LOCK = (
     .with_for_update()
 )
 _SESSION = select(sessions).where(sessions.c.session_id == bindparam("session_id"))
+_UPDATE = update(sessions).where(sessions.c.session_id == bindparam("of_session"))
 _EXISTS = select(sessions.c.session_id).where(sessions.c.session_id == bindparam("session_id"))
 
 
@@ -66,11 +67,7 @@ class Change:
     def write(self) -> None:
         """Write what was set and recorded since the last time."""
         if self._values:
-            self.connection.execute(
-                update(sessions)
-                .where(sessions.c.session_id == self.session_id)
-                .values(self._values)
-            )
+            self.connection.execute(_UPDATE, {"of_session": self.session_id, **self._values})
         if self._events:
             self.connection.execute(insert(events), self._events)
         self._row = {**self._row, **self._values}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,10 +18,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from prefect_mipro.errors import Conflict, StoreFailed
+from prefect_mipro.errors import Conflict, InputInvalid, StoreFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +29,15 @@ T = TypeVar("T")
 Work = Callable[Concatenate[Connection, P], T]
 
 READER_THREADS = 4
+
+# What SQLite says, and what to do then.
+_WAYS_OUT = (
+    ("not a database", "it is a file of another kind: name another"),
+    ("readonly", "allow this user to write the file and its folder"),
+    ("unable to open", "allow this user to read and write the file and its folder"),
+    ("locked", "another program writes to it: end that, then repeat"),
+    ("full", "make room on its disk, then repeat"),
+)
 
 # Marks the connections of transactions that write.
 WRITES = "mipro_writes"
@@ -77,6 +87,9 @@ class SqliteDatabase:
         )
 
     async def close(self) -> None:
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
         with self._held:
             self._writer.shutdown()
             self._readers.shutdown()
@@ -120,17 +133,26 @@ def translated(name: str) -> Iterator[None]:
     """Turn what a database or its driver raises into errors of ours."""
     try:
         yield
+    except (DataError, OverflowError, UnicodeError) as error:
+        raise InputInvalid(
+            f"the database cannot hold a value that was sent ({_reason(error)}); "
+            "send shorter numbers, and text that is valid Unicode"
+        ) from error
     except IntegrityError as error:
         raise Conflict(
-            f"another request changed the same rows first ({error.orig}); "
+            f"another request changed the same rows first ({_reason(error)}); "
             "read them again and repeat"
         ) from error
-    except (SQLAlchemyError, OSError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error
-        raise StoreFailed(
-            f"the database {name} refused or is out of reach ({reason}); "
-            "check that it is there, writable and not full, then repeat"
-        ) from error
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = _reason(error)
+        ways = (way for words, way in _WAYS_OUT if words in reason)
+        way = next(ways, "check that it is there, in reach and not full, then repeat")
+        raise StoreFailed(f"the database {name} refused: {reason}; {way}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the driver said, without the statement that it was asked to run."""
+    return str(error.orig if isinstance(error, DBAPIError) else error)
 
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:

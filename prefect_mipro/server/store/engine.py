@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +29,14 @@ POSTGRESQL = "postgresql+asyncpg"
 # Errors and logs must not show what was stored.
 _OPTIONS: dict[str, Any] = {"hide_parameters": True, "json_serializer": json_text}
 
+_ONE_CONNECTION: dict[str, Any] = {
+    "poolclass": StaticPool,
+    "connect_args": {"check_same_thread": False},
+}
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# Alembic keeps the migration under way in module globals.
+_MIGRATING = threading.Lock()
 # Servers that start together on one PostgreSQL migrate one after the other.
 _MIGRATION_LOCK = 0x6D6970726F
 
@@ -51,7 +59,7 @@ async def open_store(database_url: str) -> SqlStore:
 def _parsed(database_url: str) -> URL:
     try:
         url = make_url(database_url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise StoreFailed(
             "the database URL cannot be read; write "
             f"{SQLITE}:///path/to/file.db or {POSTGRESQL}://user:password@host/database"
@@ -71,6 +79,24 @@ def _name(url: URL) -> str:
     ).render_as_string()
 
 
+def _sqlite(url: URL) -> SqliteDatabase:
+    path = _file(url)
+    options = {} if path else _ONE_CONNECTION
+    engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    with ExitStack() as held:
+        if path is not None:
+            held.enter_context(_only_server(path))
+        return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), in_memory=path is None)
+
+
+def _file(url: URL) -> Path | None:
+    """The file of the database; `None` when it is in memory."""
+    database = url.database or ":memory:"
+    return None if ":memory:" in database else Path(database.removeprefix("file:"))
+
+
 @contextmanager
 def _only_server(path: Path) -> Iterator[None]:
     """Hold the database's companion file. Raises StoreFailed when another server has it."""
@@ -83,7 +109,7 @@ def _only_server(path: Path) -> Iterator[None]:
         )
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.held(path.with_name(f"{path.name}.lock")))
+            stack.enter_context(lock.held(path.resolve().with_name(f"{path.name}.lock")))
         except BlockingIOError:
             raise StoreFailed(
                 f"another server has the database {path} open, and SQLite serves one; stop it, "
@@ -95,41 +121,6 @@ def _only_server(path: Path) -> Iterator[None]:
                 "allow it, or name a file in another folder"
             ) from None
         yield
-
-
-def _sqlite(url: URL) -> SqliteDatabase:
-    path = _file(url)
-    options = (
-        {}
-        if path
-        else {
-            "poolclass": StaticPool,
-            "connect_args": {"check_same_thread": False},
-        }
-    )
-    engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    with ExitStack() as held:
-        if path is not None:
-            held.enter_context(_only_server(path))
-        return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), in_memory=path is None)
-
-
-def _postgres(url: URL) -> PostgresDatabase:
-    try:
-        engine = create_async_engine(url, **_OPTIONS)
-    except ModuleNotFoundError as error:
-        raise StoreFailed(
-            f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"
-        ) from None
-    return PostgresDatabase(engine, name=_name(url))
-
-
-def _file(url: URL) -> Path | None:
-    """The file of the database; `None` when it is in memory."""
-    database = url.database or ":memory:"
-    return None if ":memory:" in database else Path(database.removeprefix("file:"))
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
@@ -147,10 +138,27 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _postgres(url: URL) -> PostgresDatabase:
+    try:
+        engine = create_async_engine(url, **_OPTIONS)
+    except ModuleNotFoundError as error:
+        raise StoreFailed(
+            f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"
+        ) from None
+    return PostgresDatabase(engine, name=_name(url))
+
+
 def _migrate(connection: Connection, name: str) -> None:
     """Bring the schema forward to this release's. Raises StoreFailed for a newer one."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        _upgrade(connection, name)
+    else:
+        with _MIGRATING:
+            _upgrade(connection, name)
+
+
+def _upgrade(connection: Connection, name: str) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})

@@ -15,7 +15,7 @@ def held(path: Path) -> Iterator[None]:
 
     Raises BlockingIOError when another process, or another holder in this one, has it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(descriptor)
         yield

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from prefect_mipro.errors import RewardConflict, RolloutNotFound
 from prefect_mipro.models.rollouts import Reward, Rollout
-from prefect_mipro.server.store.attachments import attach, insert_rollout, read_rollout
+from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
 from prefect_mipro.server.store.changes import Change, changing, check_candidates, session_missing
 from prefect_mipro.server.store.interface import Attached, RewardBlock
 from prefect_mipro.server.store.rows import reward_record, rollout_record
@@ -18,6 +18,10 @@ from prefect_mipro.server.store.tables import (
     rollouts,
     sessions,
     unrewarded,
+)
+
+_BY_REQUEST_KEY = select(rewards).where(
+    rewards.c.session_id == bindparam("of_session"), rewards.c.request_key == bindparam("key")
 )
 
 
@@ -68,12 +72,13 @@ def blocks(connection: Connection, session_id: str, *, points: int) -> tuple[Rew
 def _repeated(connection: Connection, reward: Reward, request_key: str | None) -> Reward | None:
     """The stored reward that this one says again. Raises RewardConflict."""
     if request_key is not None:
-        stored = _stored(connection, reward.session_id, rewards.c.request_key == request_key)
-        if stored is not None:
-            return stored
+        of = {"of_session": reward.session_id, "key": request_key}
+        row = connection.execute(_BY_REQUEST_KEY, of).mappings().first()
+        if row is not None:
+            return reward_record(row)
     if reward.rollout_id is None:
         return None
-    stored = _stored(connection, reward.session_id, rewards.c.rollout_id == reward.rollout_id)
+    stored = read_reward(connection, reward.session_id, reward.rollout_id)
     if stored is None:
         return None
     if stored.candidate_id is not None:
@@ -84,14 +89,6 @@ def _repeated(connection: Connection, reward: Reward, request_key: str | None) -
             f"so {reward.score:g} is not counted; a rollout is rewarded once"
         )
     return stored
-
-
-def _stored(
-    connection: Connection, session_id: str, condition: ColumnElement[bool]
-) -> Reward | None:
-    query = select(rewards).where(rewards.c.session_id == session_id, condition)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else reward_record(row)
 
 
 def _rollout_of(change: Change, reward: Reward) -> Rollout | None:

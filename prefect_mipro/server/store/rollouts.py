@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, case, insert, select, update
+from sqlalchemy import Connection, bindparam, case, insert, update
 
 from prefect_mipro.errors import RolloutNotFound
-from prefect_mipro.models.rollouts import Reward, Rollout, Trace
+from prefect_mipro.models.rollouts import Rollout, Trace
 from prefect_mipro.models.sensors import SensorFrame
-from prefect_mipro.server.store.attachments import attach, insert_rollout, read_rollout
+from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
 from prefect_mipro.server.store.changes import candidate_missing, changing, check_session
-from prefect_mipro.server.store.rows import frame_values, reward_record, trace_values
+from prefect_mipro.server.store.rows import frame_values, trace_values
 from prefect_mipro.server.store.tables import candidates, frames, rewards, rollouts, traces
+
+_COUNTED_CALL = update(rollouts).where(
+    rollouts.c.session_id == bindparam("of_session"),
+    rollouts.c.rollout_id == bindparam("of_rollout"),
+)
+# The first answered call is an example until a second one follows.
+_COUNT_ANSWERED_CALL = _COUNTED_CALL.values(
+    answered_calls=rollouts.c.answered_calls + 1,
+    example_trace_id=case((rollouts.c.answered_calls == 0, bindparam("example"))),
+)
+# Changes nothing, and tells whether the rollout is there.
+_COUNT_FAILED_CALL = _COUNTED_CALL.values(answered_calls=rollouts.c.answered_calls)
+_COUNT_CANDIDATE_CALL = (
+    update(candidates)
+    .where(
+        candidates.c.candidate_id == bindparam("of_candidate"),
+        candidates.c.session_id == bindparam("of_session"),
+    )
+    .values(
+        {
+            name: candidates.c[name] + bindparam(f"more_{name}")
+            for name in (
+                "calls",
+                "failed_calls",
+                "unapplied_calls",
+                "prompt_tokens",
+                "completion_tokens",
+                "latency_seconds_sum",
+            )
+        }
+    )
+)
 
 
 def find(connection: Connection, session_id: str, rollout_id: str) -> Rollout | None:
@@ -31,7 +63,7 @@ def pin(connection: Connection, rollout: Rollout) -> Rollout:
             serving_candidate_id=rollout.candidate_id,
             serving_rollouts=change["serving_rollouts"] + 1 if again else 1,
         )
-        waiting = _waiting_reward(connection, rollout)
+        waiting = read_reward(connection, rollout.session_id, rollout.rollout_id)
         if waiting is None:
             return rollout.model_copy(update={"reward": None})
         connection.execute(
@@ -43,61 +75,36 @@ def pin(connection: Connection, rollout: Rollout) -> Rollout:
 
 
 def record_call(connection: Connection, trace: Trace, frame: SensorFrame) -> None:
-    _count_for_rollout(connection, trace)
-    _count_for_candidate(connection, trace)
-    connection.execute(insert(traces), trace_values(trace))
-    connection.execute(insert(frames), frame_values(frame))
-
-
-def _waiting_reward(connection: Connection, rollout: Rollout) -> Reward | None:
-    query = select(rewards).where(
-        rewards.c.session_id == rollout.session_id, rewards.c.rollout_id == rollout.rollout_id
-    )
-    row = connection.execute(query).mappings().first()
-    return None if row is None else reward_record(row)
-
-
-def _count_for_rollout(connection: Connection, trace: Trace) -> None:
-    """Count an answered call. The first one is an example while no second one follows."""
+    answered = trace.status == 200 and not trace.error
     has_text = bool(trace.input.strip() and trace.output.strip())
-    answered = _answered(trace)
-    first = rollouts.c.answered_calls == 0
-    counted = connection.execute(
-        update(rollouts)
-        .where(rollouts.c.session_id == trace.session_id, rollouts.c.rollout_id == trace.rollout_id)
-        .values(
-            answered_calls=rollouts.c.answered_calls + 1,
-            example_trace_id=case((first, trace.trace_id)) if has_text else None,
-        )
-        if answered
-        else update(rollouts)
-        .where(rollouts.c.session_id == trace.session_id, rollouts.c.rollout_id == trace.rollout_id)
-        .values(answered_calls=rollouts.c.answered_calls)
-    )
-    if not counted.rowcount:
+    of = {
+        "of_session": trace.session_id,
+        "of_rollout": trace.rollout_id,
+        "of_candidate": trace.candidate_id,
+    }
+    if answered:
+        example = {"example": trace.trace_id if has_text else None}
+        known = connection.execute(_COUNT_ANSWERED_CALL, {**of, **example})
+    else:
+        known = connection.execute(_COUNT_FAILED_CALL, of)
+    if not known.rowcount:
         check_session(connection, trace.session_id)
         raise RolloutNotFound(
             f"session {trace.session_id!r} has no rollout {trace.rollout_id!r}; pin it first"
         )
-
-
-def _count_for_candidate(connection: Connection, trace: Trace) -> None:
-    columns = candidates.c
     counted = connection.execute(
-        update(candidates)
-        .where(columns.candidate_id == trace.candidate_id, columns.session_id == trace.session_id)
-        .values(
-            calls=columns.calls + 1,
-            failed_calls=columns.failed_calls + int(not _answered(trace)),
-            unapplied_calls=columns.unapplied_calls + int(bool(trace.unapplied_reason)),
-            prompt_tokens=columns.prompt_tokens + trace.usage.prompt_tokens,
-            completion_tokens=columns.completion_tokens + trace.usage.completion_tokens,
-            latency_seconds_sum=columns.latency_seconds_sum + trace.latency_seconds,
-        )
+        _COUNT_CANDIDATE_CALL,
+        {
+            **of,
+            "more_calls": 1,
+            "more_failed_calls": int(not answered),
+            "more_unapplied_calls": int(bool(trace.unapplied_reason)),
+            "more_prompt_tokens": trace.usage.prompt_tokens,
+            "more_completion_tokens": trace.usage.completion_tokens,
+            "more_latency_seconds_sum": trace.latency_seconds,
+        },
     )
     if not counted.rowcount:
         raise candidate_missing(trace.candidate_id, trace.session_id)
-
-
-def _answered(trace: Trace) -> bool:
-    return trace.status == 200 and not trace.error
+    connection.execute(insert(traces), trace_values(trace))
+    connection.execute(insert(frames), frame_values(frame))
