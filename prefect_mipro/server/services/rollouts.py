@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import CandidateNotFound, MiproError, RewardInvalid, SessionEnded
+from prefect_mipro.errors import (
+    CandidateNotFound,
+    MiproError,
+    RewardInvalid,
+    RolloutNotFound,
+    SessionEnded,
+)
 from prefect_mipro.models.candidates import Arm, Candidate, DuelState
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
@@ -161,6 +167,14 @@ class Rollouts:
                 await self._record(
                     candidate, rollout_id, applied, served, failure, self._timer() - started
                 )
+
+    async def find(self, session_id: str, rollout_id: str) -> Rollout:
+        """A rollout that has been served. Raises SessionNotFound or RolloutNotFound."""
+        await self._store.session(session_id)
+        rollout = await self._store.rollout(session_id, rollout_id)
+        if rollout is None:
+            raise RolloutNotFound(f"session {session_id} has served no rollout {rollout_id!r}")
+        return rollout
 
     async def reward(
         self, session_id: str, request: RewardRequest, *, request_key: str | None = None

@@ -1,0 +1,181 @@
+"""Run the server: `python -m prefect_mipro.server`. The only place that reads the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from prefect_mipro.errors import StoreFailed
+from prefect_mipro.server.app import create_app
+from prefect_mipro.server.logs import log_to_stderr
+from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings, is_loopback
+from prefect_mipro.server.store.engine import open_store
+
+PROGRAM = "python -m prefect_mipro.server"
+LONGEST_STOP_SECONDS = 8
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2_048
+
+logger = logging.getLogger("prefect_mipro.server")
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
+    """Serve until told to stop; the exit code. Exits with 2 when the settings are refused."""
+    settings = ServerSettings.read(arguments, program=program)
+    log_to_stderr(settings.log_level)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        return _fail(program, _why_not_listening(settings, error))
+    with listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_serve(settings, listener))
+        except StoreFailed as error:
+            return _fail(program, error.message)
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound before anything else starts: a port in use is known at once, a free one by number."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _why_not_listening(settings: ServerSettings, error: OSError) -> str:
+    place = f"port {settings.port} of {settings.host}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{place} is in use; choose another with --port, or a free one with --port 0"
+    if error.errno == errno.EACCES:
+        return f"{place} needs more rights than this user has; choose a --port above 1023"
+    return f"cannot listen on {place}: {error.strerror}; choose another --host"
+
+
+def _fail(program: str, message: str) -> int:
+    sys.stderr.write(f"{program}: {message}\n")
+    return 1
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """That of uvloop where it is installed; `None` means Python's own."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
+    """Open the store, serve until told to stop, close it again. Raises StoreFailed."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if settings.stop_with_stdin:
+        _stop_with_stdin(stop)
+    store = await open_store(settings.database_url)
+    try:
+        server = _Server(settings, create_app(settings, store=store))
+        stopping = asyncio.create_task(server.stop_after(stop))
+        await server.serve(sockets=[listener])
+        stopping.cancel()
+    finally:
+        await store.close()
+    logger.info("server stopped")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that says where it listens, and leaves the signals to us.
+
+    Its own way is to raise them again when it has stopped, before the store could be closed.
+    """
+
+    def __init__(self, settings: ServerSettings, app: FastAPI) -> None:
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            lifespan="on",
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=LONGEST_STOP_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            ws="none",
+        )
+        super().__init__(config)
+        self._settings = settings
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            sys.stdout.write(f"{self._settings.own_url}\n")
+            sys.stdout.flush()
+            _log_start(self._settings)
+
+    async def stop_after(self, stop: asyncio.Event) -> None:
+        """Then calls under way may finish, for a while, and no more are taken."""
+        await stop.wait()
+        self.should_exit = True
+
+
+def _log_start(settings: ServerSettings) -> None:
+    logger.info(
+        "server started",
+        extra={
+            "url": settings.own_url,
+            "database": _without_password(settings.database_url),
+            "default_upstream": _without_password(settings.upstream_url or "none"),
+            "providers": ",".join(settings.providers) or "none",
+            "api_keys": len(settings.api_keys),
+        },
+    )
+    if not settings.api_keys:
+        logger.info(
+            "no keys are set: every program on this machine may call, and no other machine",
+            extra={"setting": f"{ENVIRONMENT_PREFIX}API_KEYS"},
+        )
+    if settings.public_url is None and not is_loopback(settings.host):
+        logger.warning(
+            "session URLs lead to this machine only; say under which URL callers reach it",
+            extra={"setting": f"{ENVIRONMENT_PREFIX}PUBLIC_URL", "url": settings.own_url},
+        )
+
+
+def _without_password(url: str) -> str:
+    return re.sub("//[^/]*@", "//", url).partition("?")[0]
+
+
+def _stop_with_stdin(stop: asyncio.Event) -> None:
+    """Set `stop` at the end of standard input, which comes when the parent process ends."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        # Not sys.stdin: a thread that holds its lock keeps the interpreter from ending.
+        with suppress(OSError):
+            while os.read(0, 4_096):
+                pass
+        with suppress(RuntimeError):  # the loop has ended before the input did
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, name="standard-input", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

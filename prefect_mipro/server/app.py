@@ -1,0 +1,147 @@
+"""The composition root: settings in, an app with its store, upstreams and services out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import SecretStr
+from starlette.exceptions import HTTPException
+
+from prefect_mipro import __version__
+from prefect_mipro.errors import MiproError
+from prefect_mipro.server.routes import (
+    candidates,
+    errors,
+    health,
+    prompt_learning,
+    proxy,
+    sessions,
+)
+from prefect_mipro.server.routes.dependencies import Backend, Keys
+from prefect_mipro.server.services.identity import new_id, utc_now
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.settings import ServerSettings
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.interface import Upstream
+from prefect_mipro.server.upstream.openai import OpenAIUpstream, Timeouts
+from prefect_mipro.server.upstream.registry import DEFAULT, Upstreams
+
+PROXY_GUIDE = """
+The proxy is not in the list below: it takes the chat completions of any OpenAI client.
+
+* `POST {online_url}/{rollout_id}/chat/completions` serves the rollout with its candidate. The
+  rollout id may also come as header `x-mipro-rollout-id` or query `cid`; without one the backend
+  makes one.
+* Answers carry the headers `x-mipro-candidate-id` and `x-mipro-rollout-id`.
+* `x-mipro-candidate-id` in a request asks for that candidate outside of learning.
+* `x-correlation-id` (or query `correlation_id`) and `x-mipro-example-id` (or query `example_id`)
+  are kept with the rollout.
+* `online_url` holds a secret of its session, so that calls need no key.
+"""
+
+
+def create_app(
+    settings: ServerSettings, *, store: Store | None = None, upstreams: Upstreams | None = None
+) -> FastAPI:
+    """The whole server as an ASGI app.
+
+    It opens and closes what is not given: the store of `database_url`, the upstreams of the
+    providers. What is given stays the caller's to close.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as opened:
+            kept = store
+            if kept is None:
+                kept = await open_store(settings.database_url)
+                opened.push_async_callback(kept.close)
+            reached = upstreams
+            if reached is None:
+                reached = upstreams_of(settings)
+                opened.push_async_callback(reached.close)
+            app.state.backend = _backend(settings, kept, reached, opened)
+            yield
+
+    app = FastAPI(
+        title="prefect-mipro",
+        summary="Online prompt optimization: sessions, rewards and the chat-completions proxy.",
+        description=PROXY_GUIDE,
+        version=__version__,
+        lifespan=lifespan,
+        # The proxy comes first: routes are tried in order, and nearly all calls are its.
+        routes=[*proxy.routes],
+        redirect_slashes=False,
+        exception_handlers={
+            MiproError: errors.on_mipro_error,
+            RequestValidationError: errors.on_validation_error,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_unknown_error,
+        },
+    )
+    for router in (
+        health.router,
+        sessions.session_router(sessions.V1_PREFIX, tag="sessions"),
+        sessions.session_router(sessions.PROMPT_LEARNING_PREFIX, tag=prompt_learning.TAG),
+        prompt_learning.router,
+        candidates.router,
+    ):
+        app.include_router(router)
+    return app
+
+
+def upstreams_of(settings: ServerSettings) -> Upstreams:
+    """An upstream for each provider, and the default one."""
+    table: dict[str, Upstream] = {
+        name: _upstream(settings, provider.base_url, provider.api_key, provider.headers)
+        for name, provider in settings.providers.items()
+    }
+    if settings.upstream_url is not None:
+        table[DEFAULT] = _upstream(settings, settings.upstream_url, settings.upstream_api_key, {})
+    return Upstreams(table)
+
+
+def _upstream(
+    settings: ServerSettings, base_url: str, api_key: SecretStr | None, headers: dict[str, str]
+) -> OpenAIUpstream:
+    timeouts = Timeouts(
+        connect_seconds=settings.upstream_connect_timeout_seconds,
+        silence_seconds=settings.upstream_silence_timeout_seconds,
+        total_seconds=settings.upstream_total_timeout_seconds,
+    )
+    return OpenAIUpstream(base_url, api_key=api_key, headers=headers, timeouts=timeouts)
+
+
+def _backend(
+    settings: ServerSettings, store: Store, upstreams: Upstreams, opened: AsyncExitStack
+) -> Backend:
+    knowledge = Knowledge(store)
+    promotion = Promotion(store, knowledge, clock=utc_now)
+    proposals = Proposals(store, upstreams, knowledge, clock=utc_now, new_id=new_id)
+    opened.push_async_callback(proposals.close)
+    rollouts = Rollouts(
+        store, upstreams, knowledge, promotion, proposals, clock=utc_now, new_id=new_id
+    )
+    opened.push_async_callback(rollouts.close)
+    return Backend(
+        sessions=Sessions(
+            store,
+            upstreams,
+            knowledge,
+            proposals,
+            public_url=settings.public_url or settings.own_url,
+            clock=utc_now,
+            new_id=new_id,
+        ),
+        rollouts=rollouts,
+        keys=Keys(settings.api_keys),
+        max_body_bytes=settings.max_body_bytes,
+    )

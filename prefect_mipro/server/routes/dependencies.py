@@ -1,0 +1,231 @@
+"""What routes share: the services, the key, the limits of bodies, ids and pages."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Query, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import AfterValidator, SecretStr, StringConstraints
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
+from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
+from prefect_mipro.server.routes.errors import short
+from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.sessions import Sessions
+
+MOST_ITEMS = 1_000
+DEEPEST_JSON = 64
+LARGEST_INTEGER = 2**63 - 1
+
+
+class Keys:
+    """The keys that callers may use. Without any, everybody may call."""
+
+    def __init__(self, keys: Iterable[SecretStr]) -> None:
+        self._digests = tuple(_digest(key.get_secret_value()) for key in keys)
+
+    def accept(self, headers: Headers) -> bool:
+        """Whether `Authorization: Bearer` or `X-API-Key` carries one of them."""
+        if not self._digests:
+            return True
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        offered = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = _digest(offered)
+        return any(hmac.compare_digest(digest, known) for known in self._digests)
+
+    def require(self, headers: Headers) -> None:
+        """Raise KeyRejected unless they are accepted."""
+        if not self.accept(headers):
+            raise KeyRejected(
+                "the API key is missing or unknown; send one of the server's keys "
+                "as 'Authorization: Bearer <key>'"
+            )
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The services behind the routes, and what guards the way to them."""
+
+    sessions: Sessions
+    rollouts: Rollouts
+    keys: Keys
+    max_body_bytes: int
+
+
+def backend_of(request: Request) -> Backend:
+    """The backend that the composition root has put behind this app."""
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+def _sessions(request: Request) -> Sessions:
+    return backend_of(request).sessions
+
+
+def _rollouts(request: Request) -> Rollouts:
+    return backend_of(request).rollouts
+
+
+def _clamped(limit: int) -> int:
+    return min(max(limit, 1), MOST_ITEMS)
+
+
+def _with_zone(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+SessionsOf = Annotated[Sessions, Depends(_sessions)]
+RolloutsOf = Annotated[Rollouts, Depends(_rollouts)]
+CandidateId = SessionId
+Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
+Moment = Annotated[datetime, AfterValidator(_with_zone)]
+Integer = Annotated[int, Query(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
+Cursor = Annotated[str | None, Query(max_length=1_000, description="next_cursor of the last page")]
+RequestKey = Annotated[
+    Annotated[str, StringConstraints(max_length=ID_CHARACTERS)] | None,
+    Header(alias="Idempotency-Key", description="the same in each repeat of one reward"),
+]
+
+
+class Listing(Record):
+    """One page of a list."""
+
+    items: list[JsonObject]
+    next_cursor: str | None = None
+
+
+def api_router(prefix: str, *, tag: str) -> APIRouter:
+    """A router of the API, whose routes ask for a key and read bounded JSON."""
+    bearer = HTTPBearer(auto_error=False, description="one of the server's keys, if it has any")
+    return APIRouter(
+        prefix=prefix, tags=[tag], route_class=_ApiRoute, dependencies=[Security(bearer)]
+    )
+
+
+class _ApiRoute(APIRoute):
+    """The key is checked before the body is read, and the body before it is validated."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        respond = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            backend = backend_of(request)
+            backend.keys.require(request.headers)
+            body = await read_body(request, limit_bytes=backend.max_body_bytes)
+            return await respond(_ReadRequest(request, body))
+
+        return guarded
+
+
+class _ReadRequest(Request):
+    """A request whose JSON body has been read and checked."""
+
+    def __init__(self, request: Request, body: bytes) -> None:
+        super().__init__(request.scope, request.receive)
+        if body:
+            _require_json_type(request.headers.get("content-type", ""))
+        self._content = body
+        self._value = parse_json(body) if body else None
+
+    async def body(self) -> bytes:
+        return self._content
+
+    async def json(self) -> Any:
+        return self._value
+
+
+async def read_body(request: Request, *, limit_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as that is known."""
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or len(announced) > 18 or int(announced) > limit_bytes:
+        raise BodyTooLarge(_too_large(limit_bytes))
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise BodyTooLarge(_too_large(limit_bytes))
+    except ClientDisconnect:
+        raise InputInvalid("the connection ended before the body did", status=400) from None
+    return bytes(body)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value: no NaN, no broken Unicode, at most 64 levels deep. Raises InputInvalid."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InputInvalid(f"the body is not valid JSON: {error}", status=400) from None
+    # Each level opens a bracket, so that most bodies need no walk.
+    if body.count(b"{") + body.count(b"[") > DEEPEST_JSON and _depth_exceeds(value, DEEPEST_JSON):
+        raise InputInvalid(f"the body is nested more than {DEEPEST_JSON} levels deep", status=400)
+    return value
+
+
+def identifier(name: str, value: str) -> str:
+    """The id, if paths can carry it. Raises InputInvalid."""
+    if len(value) > ID_CHARACTERS or not _ID.fullmatch(value):
+        raise InputInvalid(
+            f"{name} is {short(repr(value))}; an id has at most {ID_CHARACTERS} characters out of "
+            "A-Z a-z 0-9 _ . : ~ - and begins with a letter or digit"
+        )
+    return value
+
+
+def short_text(name: str, value: str) -> str:
+    """A word of the caller's own, if it is printable and not too long. Raises InputInvalid."""
+    if len(value) > ID_CHARACTERS or not value.isprintable():
+        raise InputInvalid(
+            f"{name} is {short(repr(value))}; it may have {ID_CHARACTERS} printable characters"
+        )
+    return value
+
+
+_ID = re.compile(ID_PATTERN.rstrip("$"))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _require_json_type(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise InputInvalid(
+            f"the body's Content-Type is {short(repr(content_type))}; send application/json",
+            status=415,
+        )
+
+
+def _too_large(limit_bytes: int) -> str:
+    return (
+        f"the body is larger than {limit_bytes} bytes; send less, "
+        "or start the server with a larger --max-body-bytes"
+    )
+
+
+def _depth_exceeds(value: Any, levels: int) -> bool:
+    """Walks level by level, so that its own depth does not grow with the value's."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True

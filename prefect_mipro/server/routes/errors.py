@@ -1,0 +1,136 @@
+"""Errors as answers: one shape for the API, OpenAI's on the proxy, so that its clients raise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from prefect_mipro.errors import BackendFailed, InputInvalid, MiproError, NotFound
+from prefect_mipro.models.base import JsonObject
+
+PROXY_PREFIX = "/api/mipro/v1/"
+CANDIDATE_HEADER = "x-mipro-candidate-id"
+ROLLOUT_HEADER = "x-mipro-rollout-id"
+# Clients of the old SDK parse the first 4,096 characters of an error and no more.
+LARGEST_ERROR_BYTES = 4_000
+LONGEST_MESSAGE = 1_000
+PROBLEMS_NAMED = 5
+
+
+def error_response(request: Request, error: MiproError) -> Response:
+    """The answer that carries an error, with the headers that belong to it."""
+    proxied = request.url.path.startswith(PROXY_PREFIX)
+    return Response(
+        orjson.dumps(openai_error(error)) if proxied else _api_error(error),
+        status_code=_status(error),
+        headers=_headers(error),
+        media_type="application/json",
+    )
+
+
+def openai_error(error: MiproError) -> JsonObject:
+    """The error as OpenAI's clients read it."""
+    return {
+        "error": {
+            "message": short(error.message, LONGEST_MESSAGE),
+            "type": _OPENAI_TYPES.get(_status(error), "server_error"),
+            "code": type(error).__name__,
+            "param": None,
+        }
+    }
+
+
+async def on_mipro_error(request: Request, error: Exception) -> Response:
+    """Ours: the class says the status, and its name travels."""
+    assert isinstance(error, MiproError)
+    return error_response(request, error)
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's: the request does not fit its model."""
+    assert isinstance(error, RequestValidationError)
+    problems = list(error.errors())
+    sentences = [_sentence(problem) for problem in problems[:PROBLEMS_NAMED]]
+    more = len(problems) - len(sentences)
+    message = "; ".join([*sentences, *([f"and {more} more"] if more else [])])
+    return error_response(request, InputInvalid(message))
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    path = short(request.url.path, 80)
+    if error.status_code == 404:
+        return error_response(request, NotFound(f"there is no {path} here; /docs lists all paths"))
+    message = f"{request.method} is not possible on {path}; /docs lists what is"
+    answer = error_response(request, InputInvalid(message, status=error.status_code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def on_unknown_error(request: Request, error: Exception) -> Response:
+    """A fault of ours. The server logs its traceback; the caller learns no internals."""
+    return error_response(
+        request, BackendFailed("the backend failed in a way it did not expect; its log says how")
+    )
+
+
+def short(value: object, length: int = 80) -> str:
+    """Text of a value, cut to a length fit for a message."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _api_error(error: MiproError) -> bytes:
+    name = type(error).__name__
+    told = {"error": name, "message": short(error.message, LONGEST_MESSAGE), "code": name}
+    try:
+        body = orjson.dumps({**told, "detail": error.detail})
+    except orjson.JSONEncodeError:
+        body = b""
+    return body if 0 < len(body) <= LARGEST_ERROR_BYTES else orjson.dumps(told)
+
+
+def _status(error: MiproError) -> int:
+    return error.status if 400 <= error.status <= 599 else 500
+
+
+def _headers(error: MiproError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    # Errors after the choice of a candidate name it in their detail.
+    if isinstance(error.detail, Mapping) and "candidate_id" in error.detail:
+        headers[CANDIDATE_HEADER] = str(error.detail["candidate_id"])
+        headers[ROLLOUT_HEADER] = str(error.detail["rollout_id"])
+    return headers
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    where, *steps = (str(step) for step in problem["loc"])
+    name = ".".join(steps) or f"the {where}"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} is {short(repr(problem['input']))}: {problem['msg']}"
+
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}

@@ -1,0 +1,119 @@
+"""The session resource, for both dialects of the wire: they differ in their prefix only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from prefect_mipro.models.base import SessionId
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.sessions import (
+    CreateSession,
+    Event,
+    SessionState,
+    SessionStatus,
+    SessionUrls,
+    StateChange,
+)
+from prefect_mipro.server.routes.dependencies import (
+    Cursor,
+    Integer,
+    Limit,
+    Listing,
+    Moment,
+    RequestKey,
+    RolloutsOf,
+    SessionsOf,
+    api_router,
+)
+from prefect_mipro.server.store.interface import SessionFilter
+
+V1_PREFIX = "/api/v1/online/sessions"
+PROMPT_LEARNING_PREFIX = "/api/prompt-learning/online/mipro/sessions"
+
+FOUND: dict[int | str, dict[str, Any]] = {
+    200: {"model": SessionStatus, "description": "There was one with this id already"}
+}
+
+
+def session_router(prefix: str, *, tag: str) -> APIRouter:
+    """The resource under a prefix."""
+    router = api_router(prefix, tag=tag)
+    router.add_api_route("", create, methods=["POST"], status_code=201, responses=FOUND)
+    router.add_api_route("", find, methods=["GET"])
+    router.add_api_route("/{session_id}", status, methods=["GET"])
+    router.add_api_route("/{session_id}", change_state, methods=["PATCH"])
+    router.add_api_route("/{session_id}/prompt", urls, methods=["GET"])
+    router.add_api_route("/{session_id}/reward", reward, methods=["POST"])
+    router.add_api_route("/{session_id}/events", events, methods=["GET"])
+    return router
+
+
+async def create(request: CreateSession, sessions: SessionsOf, response: Response) -> SessionStatus:
+    """Create a session, or find the one with this id."""
+    status, created = await sessions.create(request)
+    response.status_code = 201 if created else 200
+    return status
+
+
+async def find(
+    sessions: SessionsOf,
+    state: SessionState | None = None,
+    kind: str | None = None,
+    system_id: str | None = None,
+    system_name: str | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Listing:
+    """List sessions, newest first."""
+    wanted = SessionFilter(
+        state=state,
+        kind=kind,
+        system_id=system_id,
+        system_name=system_name,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    page = await sessions.find(wanted, limit=limit, cursor=cursor)
+    return Listing(items=list(page.items), next_cursor=page.next_cursor)
+
+
+async def status(session_id: SessionId, sessions: SessionsOf) -> SessionStatus:
+    """All there is to know about a session."""
+    return await sessions.status(session_id)
+
+
+async def change_state(
+    session_id: SessionId, change: StateChange, sessions: SessionsOf
+) -> SessionStatus:
+    """Pause, resume or cancel a session."""
+    return await sessions.change_state(session_id, SessionState(change.state))
+
+
+async def urls(session_id: SessionId, sessions: SessionsOf) -> SessionUrls:
+    """Where the session's chat-completions proxy is."""
+    return await sessions.urls(session_id)
+
+
+async def reward(
+    session_id: SessionId,
+    request: RewardRequest,
+    rollouts: RolloutsOf,
+    request_key: RequestKey = None,
+) -> RewardReceipt:
+    """Report what a rollout was worth."""
+    return await rollouts.reward(session_id, request, request_key=request_key)
+
+
+async def events(
+    session_id: SessionId,
+    sessions: SessionsOf,
+    since_seq: Annotated[Integer, Query(description="show later ones only")] = 0,
+    limit: Limit = 500,
+) -> dict[str, list[Event]]:
+    """What happened in a session, oldest first."""
+    found = await sessions.events(session_id, since=since_seq, limit=limit)
+    return {"events": list(found)}

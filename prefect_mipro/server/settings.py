@@ -1,0 +1,331 @@
+"""The server's settings: command-line options and environment variables out of one class."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import ipaddress
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NoReturn, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
+DESCRIPTION = """\
+Serve online prompt optimization: the session API, and the chat-completions proxy through
+which programs are optimized."""
+EXAMPLES = """\
+examples:
+  prefect-mipro serve
+      the embedded model only, open to programs on this machine, state in ./prefect-mipro.db
+  prefect-mipro serve --upstream-url http://127.0.0.1:11434/v1
+      a model server of your own (Ollama, vLLM, llama.cpp) behind the proxy
+  MIPRO_SERVER_UPSTREAM_API_KEY=… prefect-mipro serve --upstream-url https://api.openai.com/v1
+      a hosted model; a key belongs into the environment, where no process list shows it
+  MIPRO_SERVER_API_KEYS=… prefect-mipro serve --host 0.0.0.0 --public-url http://mipro.lan:8000
+      open to other machines, which must send one of the keys
+"""
+
+
+def _http_url(value: str) -> str:
+    """An absolute http(s) URL without slashes at its end."""
+    malformed = "not an http(s) URL; write it like http://127.0.0.1:11434/v1"
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError(malformed) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(malformed)
+    if "@" in parts.netloc:
+        raise ValueError("holds a user name, and URLs are shown; give the key on its own")
+    return value.rstrip("/")
+
+
+def _comma_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [word for word in (part.strip() for part in value.split(",")) if word]
+
+
+def _json_object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _with_driver(value: str) -> str:
+    """The database URL with the driver that is used here, where it names none."""
+    scheme, separator, rest = value.partition("://")
+    return f"{_DRIVERS.get(scheme, scheme)}{separator}{rest}"
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HIDDEN: Mapping[str, Any] = {"hidden": True}
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+# The others may hold a key or a password, which no message repeats.
+_SHOWN = frozenset(
+    {
+        "host",
+        "port",
+        "upstream_connect_timeout_seconds",
+        "upstream_silence_timeout_seconds",
+        "upstream_total_timeout_seconds",
+        "max_body_bytes",
+        "log_level",
+    }
+)
+
+
+class Provider(BaseModel):
+    """One entry of `providers`: where its models are and which key they ask for.
+
+    `api_key_env` names an environment variable, whose value becomes the key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: HttpUrl
+    api_key: SecretStr | None = None
+    api_key_env: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_from_environment(cls, value: Any) -> Any:
+        name = value.get("api_key_env") if isinstance(value, dict) else None
+        if not name:
+            return value
+        if value.get("api_key"):
+            raise ValueError("has both api_key and api_key_env; keep one of them")
+        key = os.environ.get(str(name))
+        if not key:
+            raise ValueError(f"takes its key from the environment variable {name}, which is unset")
+        return value | {"api_key": key}
+
+
+class ServerSettings(BaseSettings):
+    """All that the server can be told. Fields stand in the order in which `--help` shows them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. Other than this machine's own it needs --api-keys.",
+    )
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65_535,
+        description="Port to listen on; 0 takes a free one. "
+        "The first line on standard output is the URL.",
+    )
+    public_url: HttpUrl | None = Field(
+        default=None,
+        description="URL under which callers reach this server; session URLs begin with it.",
+    )
+    database_url: Annotated[str, AfterValidator(_with_driver)] = Field(
+        default="sqlite:///prefect-mipro.db",
+        repr=False,  # it may hold a password
+        description="Where all state is kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+        " It is created and upgraded as needed.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="Keys that callers may use, separated by commas. "
+        "Without any, every program on this machine may call.",
+    )
+    upstream_url: HttpUrl | None = Field(
+        default=None,
+        description="OpenAI-compatible base URL of the provider 'default', "
+        "which also answers for names that are not among --providers.",
+    )
+    upstream_api_key: SecretStr | None = Field(default=None, description="Key for --upstream-url.")
+    providers: Annotated[dict[str, Provider], NoDecode, BeforeValidator(_json_object)] = Field(
+        default={},
+        description="More providers as JSON, by the name that session configs use: "
+        '{"groq": {"base_url": "https://api.groq.com/openai/v1", "api_key_env": "GROQ_API_KEY"}}; '
+        "'headers' adds HTTP headers.",
+    )
+    upstream_connect_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="Longest wait for an upstream connection."
+    )
+    upstream_silence_timeout_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Longest wait for an upstream's first byte, and between two of its bytes.",
+    )
+    upstream_total_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="Longest time for one whole upstream answer."
+    )
+    max_body_bytes: int = Field(
+        default=10_000_000, ge=1_000, description="Largest request that is read."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is logged to standard error: debug, info, warning, error."
+    )
+    stop_with_stdin: bool = Field(
+        default=False,
+        json_schema_extra=dict(HIDDEN),
+        description="Stop at the end of standard input, so that a child ends with its parent.",
+    )
+
+    @property
+    def own_url(self) -> str:
+        """Where this machine reaches the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _fit_for_a_header(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError("a key may hold printable ASCII characters only, and no spaces")
+        return keys
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} opens the server to other machines, so it needs keys: "
+                f"set {ENVIRONMENT_PREFIX}API_KEYS to a secret of your own "
+                "(openssl rand -hex 32 makes one), or keep --host 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def read(cls, arguments: Sequence[str] | None = None, *, program: str | None = None) -> Self:
+        """Settings from options, else the environment, else defaults.
+
+        Exits with code 2 and one line per problem on standard error, or with 0 after `--help`.
+        """
+        parser = cls.parser(program)
+        given = vars(parser.parse_args(arguments))
+        if misspelt := _misspelt_variables(cls.model_fields):
+            parser.refuse(misspelt)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            parser.refuse([_sentence(problem) for problem in error.errors()])
+
+    @classmethod
+    def parser(cls, program: str | None = None) -> SettingsParser:
+        """An option for each field, named like it; an option that is absent sets nothing."""
+        parser = SettingsParser(
+            prog=program,
+            description=DESCRIPTION,
+            epilog=EXAMPLES,
+            formatter_class=_HelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        for name, field in cls.model_fields.items():
+            _add_option(parser, name, field)
+        return parser
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An argument parser that also refuses what it did not find by itself."""
+
+    def refuse(self, problems: Sequence[str]) -> NoReturn:
+        """Exit with code 2, one line per problem."""
+        self.exit(2, "".join(f"{self.prog}: {problem}\n" for problem in problems))
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Each option on a line of its own, its text below."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=6, width=96)
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    hidden = bool(field.json_schema_extra)
+    text = argparse.SUPPRESS if hidden else _help_text(name, field)
+    if field.annotation is bool:
+        parser.add_argument(flag, dest=name, nargs="?", const="true", help=text)
+    else:
+        metavar = "JSON" if name == "providers" else name.rsplit("_", 1)[-1].upper()
+        parser.add_argument(flag, dest=name, metavar=metavar, help=text)
+
+
+def _help_text(name: str, field: FieldInfo) -> str:
+    default = field.get_default()
+    shown = "none" if default in (None, (), {}) else default
+    text = f"{field.description} [default: {shown}; environment: {environment_variable(name)}]"
+    return text.replace("%", "%%")
+
+
+def environment_variable(name: str) -> str:
+    """The variable that sets the field."""
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _misspelt_variables(names: Iterable[str]) -> list[str]:
+    """Set variables that are no setting and look like one: they would silently do nothing."""
+    known = {environment_variable(name) for name in names}
+    return [
+        f"{variable} is no setting; did you mean {ENVIRONMENT_PREFIX}{meant}? (see --help)"
+        for variable in sorted(os.environ)
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known
+        for meant in difflib.get_close_matches(_own_part(variable), map(_own_part, known), 1, 0.8)
+    ]
+
+
+def _own_part(variable: str) -> str:
+    return variable.removeprefix(ENVIRONMENT_PREFIX)
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name, *inner = (str(step) for step in problem["loc"])
+    value = f" is {problem['input']!r}" if name in _SHOWN and not inner else ""
+    place = "".join(f", {step}" for step in inner)
+    return f"--{name.replace('_', '-')} ({environment_variable(name)}){place}{value}: {message}"

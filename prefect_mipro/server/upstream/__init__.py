@@ -1,0 +1,1 @@
+"""Policy and proposer models behind one small interface."""

@@ -1,0 +1,198 @@
+"""Settings out of options and environment: what they become, and what is refused in which words."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefect_mipro.server.settings import ServerSettings, environment_variable
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("MIPRO_SERVER_"):
+            monkeypatch.delenv(name)
+
+
+def read(*arguments: str) -> ServerSettings:
+    return ServerSettings.read(arguments, program="serve")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What standard error says when the arguments are refused."""
+    with pytest.raises(SystemExit) as exit_:
+        read(*arguments)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_defaults_serve_this_machine_from_a_file() -> None:
+    settings = read()
+    assert settings.own_url == "http://127.0.0.1:8000"
+    assert settings.database_url == "sqlite+aiosqlite:///prefect-mipro.db"
+    assert settings.api_keys == ()
+
+
+def test_an_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIPRO_SERVER_PORT", "9000")
+    monkeypatch.setenv("MIPRO_SERVER_LOG_LEVEL", "DEBUG")
+    settings = read("--port", "9001")
+    assert (settings.port, settings.log_level) == (9001, "debug")
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIPRO_SERVER_PORT", "")
+    assert read().port == 8000
+
+
+def test_keys_are_a_comma_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIPRO_SERVER_API_KEYS", " first-key , second-key,")
+    settings = read("--upstream-api-key", "third-key")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["first-key", "second-key"]
+    assert "-key" not in repr(settings)
+
+
+def test_a_database_password_is_not_shown() -> None:
+    settings = read("--database-url", "postgresql://user:hidden@host/name")
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "database_url"),
+    [
+        ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
+        ("sqlite+aiosqlite:////a.db", "sqlite+aiosqlite:////a.db"),
+        ("postgres://host/name", "postgresql+asyncpg://host/name"),
+        ("postgresql://host/name", "postgresql+asyncpg://host/name"),
+    ],
+)
+def test_a_database_url_without_a_driver_gets_ours(given: str, database_url: str) -> None:
+    assert read("--database-url", given).database_url == database_url
+
+
+def test_providers_are_json_and_take_keys_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "sk-groq")
+    monkeypatch.setenv(
+        "MIPRO_SERVER_PROVIDERS",
+        '{"groq": {"base_url": "https://api.groq.com/openai/v1/", "api_key_env": "GROQ_API_KEY",'
+        ' "headers": {"X-Team": "a"}}}',
+    )
+    groq = read().providers["groq"]
+    assert groq.base_url == "https://api.groq.com/openai/v1"
+    assert groq.api_key is not None
+    assert groq.api_key.get_secret_value() == "sk-groq"
+    assert groq.headers == {"X-Team": "a"}
+
+
+@pytest.mark.parametrize("given", [["--stop-with-stdin"], ["--stop-with-stdin", "true"]])
+def test_the_child_switch_works_with_and_without_a_value(given: list[str]) -> None:
+    assert read(*given).stop_with_stdin is True
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:8000"), ("::", "http://[::1]:8000"), ("h", "http://h:8000")],
+)
+def test_the_own_url_can_be_called(host: str, url: str) -> None:
+    assert read("--host", host, "--api-keys", "k").own_url == url
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    assert read("--host", host).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "mipro.lan"])
+def test_beyond_loopback_keys_are_demanded(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    message = refusal(capsys, "--host", host)
+    assert f"--host {host} opens the server" in message
+    assert "MIPRO_SERVER_API_KEYS" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "many"], ["--port", "MIPRO_SERVER_PORT", "'many'"]),
+        (["--port", "65536"], ["65535"]),
+        (["--log-level", "chatty"], ["'chatty'", "'debug', 'info'"]),
+        (["--upstream-url", "ftp://host"], ["--upstream-url", "http://127.0.0.1"]),
+        (["--upstream-url", "http://host:99999"], ["not an http(s) URL"]),
+        (["--public-url", "host:8000"], ["--public-url"]),
+        (["--max-body-bytes", "5"], ["1000", "'5'"]),
+        (["--upstream-silence-timeout-seconds", "0"], ["greater than 0"]),
+        (["--providers", "{groq"], ["--providers", "not JSON"]),
+        (["--providers", "[]"], ["dictionary"]),
+        (["--providers", '{"a": {}}'], ["--providers", "a, base_url"]),
+        (["--providers", '{"a": {"base_url": "http://h", "url": 1}}'], ["a, url"]),
+        (
+            ["--providers", '{"a": {"base_url": "http://h", "api_key_env": "UNSET_KEY"}}'],
+            ["UNSET_KEY", "unset"],
+        ),
+        (
+            [
+                "--providers",
+                '{"a": {"base_url": "http://h", "api_key_env": "HOME", "api_key": "k"}}',
+            ],
+            ["keep one"],
+        ),
+        (["--api-keys", "with space"], ["--api-keys", "no spaces"]),
+        (["--prot", "8000"], ["--prot"]),
+    ],
+)
+def test_a_refusal_names_option_variable_and_way_out(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    message = refusal(capsys, *arguments)
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+
+
+def test_every_problem_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "--port", "x", "--log-level", "y")
+    assert [line.split(" ")[1] for line in message.splitlines()] == ["--port", "--log-level"]
+
+
+@pytest.mark.parametrize(
+    ("option", "secret"),
+    [
+        ("--api-keys", "hidden key"),
+        ("--upstream-url", "http://user:hidden@host"),
+        ("--providers", '{"a": {"api_key": "hidden"}}'),
+        ("--providers", '{"a": {"base_url": "http://u:hidden@h", "api_key": "hidden"}}'),
+    ],
+)
+def test_a_refusal_repeats_no_secret(
+    capsys: pytest.CaptureFixture[str], option: str, secret: str
+) -> None:
+    assert "hidden" not in refusal(capsys, option, secret)
+
+
+def test_a_variable_that_looks_like_a_setting_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIPRO_SERVER_API_KEY", "k")
+    assert "did you mean MIPRO_SERVER_API_KEYS?" in refusal(capsys)
+
+
+def test_variables_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIPRO_SERVER_SERVICE_HOST", "10.0.0.1")
+    assert read().host == "127.0.0.1"
+
+
+def test_help_teaches_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        read("--help")
+    assert exit_.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in ServerSettings.model_fields.items():
+        flag = f"--{name.replace('_', '-')} "
+        if name == "stop_with_stdin":
+            assert flag not in text
+            continue
+        assert flag in text
+        assert " ".join(str(field.description).split()) in text
+        assert f"environment: {environment_variable(name)}]" in text

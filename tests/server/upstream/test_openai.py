@@ -1,0 +1,314 @@
+"""Calls to a model's server over real sockets: what passes, what is repeated, what fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from prefect_mipro.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
+from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.server.upstream.openai import BackOff, OpenAIUpstream, Timeouts
+from tests.server.scripted_upstream import (
+    COMPLETION,
+    DONE,
+    ScriptedUpstream,
+    answers,
+    break_off,
+    complete,
+    drop,
+    event,
+    hang,
+    speak_no_http,
+)
+
+BODY: ChatBody = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "größer \u2028 🙂"}],
+    "temperature": 0.0,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "unknown_to_us": {"a": [1, 2.5, None, True]},
+}
+AT_ONCE = BackOff(first_wait_seconds=0.0)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def upstream_at(url: str, **options: Any) -> AsyncIterator[OpenAIUpstream]:
+    upstream = OpenAIUpstream(url, **{"back_off": AT_ONCE, **options})
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+async def read(upstream: OpenAIUpstream, body: ChatBody = BODY) -> tuple[int, bytes]:
+    async with upstream.chat(body) as reply:
+        return reply.status, await reply.read()
+
+
+async def test_the_body_arrives_unchanged_and_the_answer_comes_back(
+    server: ScriptedUpstream,
+) -> None:
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert reply.status == 200
+        assert reply.content_type == "application/json"
+        assert reply.retry_after_seconds is None
+        assert json.loads(await reply.read()) == COMPLETION
+    (received,) = server.received
+    assert received.path == "/v1/chat/completions"
+    assert received.body == BODY
+
+
+async def test_a_body_of_several_megabytes_arrives_whole(server: ScriptedUpstream) -> None:
+    large = {"messages": [{"role": "user", "content": "x" * 3_000_000}]}
+    async with upstream_at(server.url) as upstream:
+        await read(upstream, large)
+    assert server.received[0].body == large
+
+
+async def test_key_and_extra_headers_are_sent(server: ScriptedUpstream) -> None:
+    async with upstream_at(
+        server.url, api_key=SecretStr("sk-1"), headers={"X-Team": "a"}
+    ) as upstream:
+        await read(upstream)
+    assert server.received[0].headers["authorization"] == "Bearer sk-1"
+    assert server.received[0].headers["x-team"] == "a"
+
+
+async def test_without_a_key_no_authorization_is_sent(server: ScriptedUpstream) -> None:
+    async with upstream_at(server.url) as upstream:
+        await read(upstream)
+    assert "authorization" not in server.received[0].headers
+
+
+@pytest.mark.parametrize(
+    ("suffix", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("?api-version=2024-06-01", "/v1/chat/completions?api-version=2024-06-01"),
+    ],
+)
+async def test_the_chat_path_follows_the_base_url(
+    server: ScriptedUpstream, suffix: str, path: str
+) -> None:
+    async with upstream_at(server.url + suffix) as upstream:
+        await read(upstream)
+    assert server.received[0].path == path
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+async def test_a_passing_refusal_is_asked_again(server: ScriptedUpstream, status: int) -> None:
+    server.script.extend([answers(status), answers(status), complete])
+    async with upstream_at(server.url) as upstream:
+        assert (await read(upstream))[0] == 200
+    assert len(server.received) == 3
+
+
+async def test_the_last_refusal_is_passed_on_with_its_body(server: ScriptedUpstream) -> None:
+    server.script.extend([answers(429, retry_after="0")] * 2 + [answers(429, b'{"last": 1}')])
+    async with upstream_at(server.url) as upstream:
+        assert await read(upstream) == (429, b'{"last": 1}')
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 500])
+async def test_a_lasting_refusal_is_passed_on_at_once(
+    server: ScriptedUpstream, status: int
+) -> None:
+    server.script.append(answers(status))
+    async with upstream_at(server.url) as upstream:
+        assert await read(upstream) == (status, b'{"error": {"message": "told so"}}')
+    assert len(server.received) == 1
+
+
+async def test_a_retry_after_beyond_the_longest_wait_is_a_refusal(
+    server: ScriptedUpstream,
+) -> None:
+    server.script.append(answers(429, retry_after="11"))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert reply.status == 429
+        assert reply.retry_after_seconds == 11.0
+    assert len(server.received) == 1
+
+
+async def test_a_retry_after_may_be_a_date(server: ScriptedUpstream) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    server.script.append(answers(503, retry_after=date))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert reply.retry_after_seconds == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("told", ["soon", "-5", "nan", "1e9999", "9" * 400, "Mon, 99 Foo"])
+async def test_a_retry_after_that_says_nothing_is_ignored(
+    server: ScriptedUpstream, told: str
+) -> None:
+    server.script.append(answers(400, retry_after=told))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert reply.retry_after_seconds is None
+
+
+async def test_a_dropped_connection_is_tried_again(server: ScriptedUpstream) -> None:
+    server.script.extend([drop, drop, complete])
+    async with upstream_at(server.url) as upstream:
+        assert (await read(upstream))[0] == 200
+    assert len(server.received) == 3
+
+
+async def test_a_server_that_always_drops_is_unreachable(server: ScriptedUpstream) -> None:
+    server.script.extend([drop] * 3)
+    async with upstream_at(server.url) as upstream:
+        with pytest.raises(UpstreamUnreachable, match=server.url):
+            await read(upstream)
+    assert len(server.received) == 3
+
+
+async def test_a_refused_connection_names_the_url_and_no_secret() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unheard.getsockname()[1]}"
+        async with upstream_at(
+            f"http://{host}/v1?key=hidden", api_key=SecretStr("sk-secret")
+        ) as upstream:
+            with pytest.raises(UpstreamUnreachable) as error:
+                await read(upstream)
+            shown = f"{error.value} {upstream!r}"
+    assert f"http://{host}/v1" in shown
+    assert not any(secret in shown for secret in ("hidden", "sk-secret"))
+
+
+async def test_a_host_without_an_address_is_unreachable() -> None:
+    async with upstream_at("http://nowhere.invalid/v1") as upstream:
+        with pytest.raises(UpstreamUnreachable, match=r"http://nowhere\.invalid/v1"):
+            await read(upstream)
+
+
+async def test_a_server_that_stays_silent_times_out_and_is_not_asked_again(
+    server: ScriptedUpstream,
+) -> None:
+    server.script.append(hang)
+    async with upstream_at(server.url, timeouts=Timeouts(silence_seconds=0.05)) as upstream:
+        with pytest.raises(UpstreamTimedOut, match=server.url):
+            await read(upstream)
+    assert len(server.received) == 1
+
+
+async def test_silence_in_the_middle_of_a_stream_times_out(server: ScriptedUpstream) -> None:
+    server.script.append(server.stream(event("a"), then=hang))
+    async with (
+        upstream_at(server.url, timeouts=Timeouts(silence_seconds=0.2)) as upstream,
+        upstream.chat(BODY) as reply,
+    ):
+        chunks = reply.chunks()
+        assert await anext(chunks) == event("a")
+        with pytest.raises(UpstreamTimedOut):
+            await anext(chunks)
+
+
+async def test_an_answer_that_takes_too_long_in_all_times_out(server: ScriptedUpstream) -> None:
+    server.script.append(server.stream(event("a"), then=hang))
+    async with (
+        upstream_at(server.url, timeouts=Timeouts(total_seconds=0.3)) as upstream,
+        upstream.chat(BODY) as reply,
+    ):
+        with pytest.raises(UpstreamTimedOut):
+            await reply.read()
+
+
+async def test_an_answer_that_breaks_off_is_unreachable(server: ScriptedUpstream) -> None:
+    server.script.append(break_off)
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        with pytest.raises(UpstreamUnreachable, match="broke off"):
+            await reply.read()
+
+
+async def test_a_server_that_speaks_no_http_fails(server: ScriptedUpstream) -> None:
+    server.script.append(speak_no_http)
+    async with upstream_at(server.url) as upstream:
+        with pytest.raises(UpstreamFailed, match="not HTTP"):
+            await read(upstream)
+
+
+async def test_a_redirect_is_not_followed(server: ScriptedUpstream) -> None:
+    server.script.append(answers(307, location="http://elsewhere.invalid/v1"))
+    async with upstream_at(server.url) as upstream:
+        with pytest.raises(UpstreamFailed, match="redirects"):
+            await read(upstream)
+
+
+async def test_a_page_instead_of_json_keeps_its_content_type(server: ScriptedUpstream) -> None:
+    server.script.append(answers(200, b"<html>", content_type="text/html"))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert await reply.read() == b"<html>"
+
+
+async def test_a_stream_is_passed_on_as_it_arrives(server: ScriptedUpstream) -> None:
+    server.script.append(server.stream(event("a"), event("b") + DONE))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert reply.content_type == "text/event-stream; charset=utf-8"
+        chunks = reply.chunks()
+        assert await anext(chunks) == event("a")
+        server.gate.set()
+        assert b"".join([chunk async for chunk in chunks]) == event("b") + DONE
+
+
+async def test_leaving_a_stream_early_closes_its_connection(server: ScriptedUpstream) -> None:
+    server.script.append(server.stream(event("a"), then=hang))
+    async with upstream_at(server.url) as upstream:
+        async with upstream.chat(BODY) as reply:
+            await anext(reply.chunks())
+        assert await asyncio.to_thread(server.gone.wait, 10)
+
+
+async def test_cancelling_a_call_closes_its_connection(server: ScriptedUpstream) -> None:
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def arrive_and_hang(connection: Any) -> None:
+        loop.call_soon_threadsafe(arrived.set)
+        hang(connection)
+
+    server.script.append(arrive_and_hang)
+    async with upstream_at(server.url) as upstream:
+        call = asyncio.create_task(read(upstream))
+        await arrived.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asyncio.to_thread(server.gone.wait, 10)
+
+
+async def test_connections_are_kept_for_the_next_call(server: ScriptedUpstream) -> None:
+    ports = []
+
+    def note_port(connection: Any) -> None:
+        ports.append(connection.client_address[1])
+        complete(connection)
+
+    server.script.extend([note_port] * 3)
+    async with upstream_at(server.url) as upstream:
+        for _ in range(3):
+            await read(upstream)
+    assert len(set(ports)) == 1
+
+
+def test_waits_double_and_lose_up_to_half_by_chance() -> None:
+    longest = BackOff(first_wait_seconds=1.0, longest_wait_seconds=3.0, chance=lambda: 0.0)
+    shortest = BackOff(first_wait_seconds=1.0, longest_wait_seconds=3.0, chance=lambda: 1.0)
+    assert [longest.seconds(repeat) for repeat in range(3)] == [1.0, 2.0, 3.0]
+    assert [shortest.seconds(repeat) for repeat in range(3)] == [0.5, 1.0, 1.5]

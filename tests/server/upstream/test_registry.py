@@ -1,0 +1,39 @@
+"""Which upstream a provider's name means."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_mipro.errors import ConfigInvalid
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.server.upstream.registry import Upstreams
+
+GROQ = OpenAIUpstream("http://groq.invalid/v1")
+DEFAULT = OpenAIUpstream("http://default.invalid/v1")
+
+
+def test_a_known_name_means_its_own_upstream() -> None:
+    assert Upstreams({"groq": GROQ, "default": DEFAULT}).named("groq") is GROQ
+
+
+def test_an_unknown_name_means_the_default_one() -> None:
+    assert Upstreams({"groq": GROQ, "default": DEFAULT}).named("openai") is DEFAULT
+
+
+@pytest.mark.parametrize("name", ["openai", "default"])
+def test_without_a_default_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    upstreams = Upstreams({"groq": GROQ})
+    with pytest.raises(ConfigInvalid, match=rf"'{name}' \(it has: embedded, groq\)") as error:
+        upstreams.named(name)
+    assert "--upstream-url" in str(error.value)
+
+
+def test_checking_a_name_makes_nothing() -> None:
+    upstreams = Upstreams({})
+    upstreams.check("embedded")
+    with pytest.raises(ConfigInvalid):
+        upstreams.check("openai")
+
+
+def test_a_configured_upstream_may_take_the_embedded_ones_name() -> None:
+    assert Upstreams({"embedded": GROQ}).named("embedded") is GROQ
