@@ -1,0 +1,46 @@
+"""Foreign text in markdown: escaped for cells, fenced for prompts, so that it can only be read."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+CELL_CHARACTERS = 120
+BLOCK_CHARACTERS = 20_000
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$@])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str, *, characters: int = CELL_CHARACTERS) -> str:
+    """The text on one line, at most so long."""
+    flat = " ".join(_CONTROL.sub(" ", text).split())
+    return flat if len(flat) <= characters else f"{flat[: characters - 1]}…"
+
+
+def cell(text: str, *, characters: int = CELL_CHARACTERS) -> str:
+    """One line that shows the text itself: no markup, no link, no end of the table cell."""
+    return html.escape(_SPECIAL.sub(r"\\\1", one_line(text, characters=characters)), quote=False)
+
+
+def fenced(text: str, *, language: str = "text") -> str:
+    """A code block that the text cannot close."""
+    shown = _CONTROL.sub(" ", text)
+    if len(shown) > BLOCK_CHARACTERS:
+        rest = len(shown) - BLOCK_CHARACTERS
+        shown = f"{shown[:BLOCK_CHARACTERS]}\n… ({rest} more characters)"
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def folded(summary: str, body: str) -> str:
+    """A section that opens on a click. `summary` is text of our own."""
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GFM table. Cells are markdown already."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,196 @@
+"""The flow: a config, examples, a program and a reward in; a better prompt out."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from prefect_mipro.blocks import MiproSessionConfig, load
+from prefect_mipro.config import MiproConfig, read_toml
+from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.errors import InputInvalid
+from prefect_mipro.flows.loop import Budget, Loop
+from prefect_mipro.flows.recording import loop_flow
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.sessions import SessionStatus
+from prefect_mipro.models.summaries import (
+    Evaluation,
+    OptimizationSummary,
+    RolloutOutcome,
+)
+from prefect_mipro.tasks import create_session
+from prefect_mipro.tasks.connections import configured_backend_url, connections
+from prefect_mipro.tasks.logs import run_logger
+
+LARGEST_WORKERS = 256
+
+
+@loop_flow(
+    name="optimize-prompt",
+    # The flow itself keeps to `max_workers`; this is the bound of the bound.
+    task_runner=ThreadPoolTaskRunner(max_workers=LARGEST_WORKERS),
+)
+def optimize_prompt(
+    config: MiproSessionConfig | dict[str, Any] | str | Path,
+    examples: Sequence[Any],
+    program: Callable[..., Any],
+    reward: Callable[..., Any],
+    *,
+    rollouts: Annotated[int, Field(ge=0)] = 200,
+    held_out: Sequence[Any] = (),
+    held_out_reward: Callable[..., Any] | None = None,
+    session_id: str | None = None,
+    credentials: str | None = None,
+    backend_url: str | None = None,
+    max_workers: Annotated[int, Field(ge=1, le=LARGEST_WORKERS)] = 8,
+    rollouts_per_task: Annotated[int, Field(ge=1)] = 1,
+    on_error: Literal["raise", "no_reward"] | float = "no_reward",
+    seed: int = 0,
+    stop: bool = False,
+) -> OptimizationSummary:
+    """Optimize the prompt of `program` on `examples`, and tell what came of it.
+
+    Each rollout calls `program(rollout, example)` and is worth `reward(example, answer)`; see
+    `run_rollout`. A program that is a coroutine function runs on event loops.
+
+    Args:
+        config: The name of a saved `MiproSessionConfig` block, the block itself, a config as a
+            dict, or the path of a TOML file.
+        examples: What the program is run on, pass after pass, each in another order.
+        program: The program whose prompt is optimized.
+        reward: What its answer is worth.
+        rollouts: How many rollouts this run adds to the session.
+        held_out: Examples on which baseline and champion are compared at the end. Nothing is
+            learned from them.
+        held_out_reward: What an answer to them is worth; else `reward` says it.
+        session_id: The session to create or to go on with; else the block's id, else the config's
+            `system_id`, else a new one.
+        credentials: The name of a saved `MiproCredentials` block; else the one in the config
+            block. Without any the backend is `backend_url`, else `MIPRO_BACKEND_URL`, else an
+            embedded one for this run.
+        backend_url: A backend whose key, if it asks for one, is in `MIPRO_API_KEY`.
+        max_workers: How many rollouts run at a time.
+        rollouts_per_task: More than 1 puts that many rollouts into one Prefect task.
+        on_error: What follows when a rollout raises: "raise", "no_reward", or the score to report.
+        seed: Of the order of the examples.
+        stop: Whether the session ends with this run.
+    """
+    started = time.monotonic()
+    plan = _plan(config, session_id, credentials)
+    with ExitStack() as opened:
+        if plan.credentials is None:
+            backend_url = backend_url or configured_backend_url() or _embedded_url(opened)
+        session = create_session(
+            plan.config,
+            session_id=plan.session_id,
+            backend_url=backend_url,
+            credentials=plan.credentials,
+            metadata=plan.metadata,
+            agent_id=plan.agent_id,
+        )
+        connection = opened.enter_context(connections.to(session))
+        loop = Loop(
+            session,
+            status=partial(connection.client.session_status, session.session_id),
+            program=program,
+            reward=reward,
+            on_error=on_error,
+            budget=Budget(rollouts, max_workers, rollouts_per_task),
+        )
+        loop.run(examples, seed=seed, stop=stop)
+        evaluations = loop.evaluate(
+            held_out, held_out_reward or reward, plan.settings.mipro.reward_range
+        )
+        status = loop.finish(evaluations)
+    return _summary(loop, status, evaluations, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the flow's parameters say about the session."""
+
+    config: JsonObject
+    settings: MiproConfig
+    session_id: str | None
+    credentials: str | None
+    metadata: JsonObject
+    agent_id: str | None
+
+
+def _plan(
+    config: MiproSessionConfig | dict[str, Any] | str | Path,
+    session_id: str | None,
+    credentials: str | None,
+) -> _Plan:
+    if isinstance(config, str) and not config.endswith(".toml"):
+        config = load(MiproSessionConfig, config)
+    if isinstance(config, MiproSessionConfig):
+        body = config.config_body()
+        return _Plan(
+            config=body,
+            settings=MiproConfig.parse(body),
+            session_id=session_id or config.session_id,
+            credentials=credentials or _credentials_name(config),
+            metadata=config.metadata,
+            agent_id=config.agent_id,
+        )
+    body = config if isinstance(config, dict) else read_toml(config)
+    return _Plan(body, MiproConfig.parse(body), session_id, credentials, {}, None)
+
+
+def _credentials_name(config: MiproSessionConfig) -> str | None:
+    """The name under which the block's credentials are saved: tasks carry it, never the key."""
+    if config.credentials is None:
+        return None
+    name = config.credentials._block_document_name
+    if name is None:
+        raise InputInvalid(
+            "the credentials in the session config are not saved; save them as a block first, "
+            'for example credentials.save("mipro"), because tasks carry the name and not the key'
+        )
+    return name
+
+
+def _embedded_url(opened: ExitStack) -> str:
+    backend = opened.enter_context(EmbeddedBackend())
+    run_logger().info(
+        "Started the embedded backend; its log is %s. Name a credentials block or set "
+        "MIPRO_BACKEND_URL to use another",
+        backend.log_path,
+    )
+    return backend.url
+
+
+def _summary(
+    loop: Loop, status: SessionStatus, evaluations: tuple[Evaluation, ...], *, seconds: float
+) -> OptimizationSummary:
+    champion = status.candidates[status.champion_candidate_id]
+    scores = [result.score for result in loop.results if result.score is not None]
+    outcomes = [result.outcome for result in loop.results]
+    return OptimizationSummary(
+        session_id=status.session_id,
+        state=status.status,
+        rollouts=len(outcomes),
+        rewarded=outcomes.count(RolloutOutcome.REWARDED),
+        failed=outcomes.count(RolloutOutcome.FAILED),
+        mean_score=sum(scores) / len(scores) if scores else None,
+        candidates=len(status.candidates),
+        baseline_candidate_id=status.baseline_candidate_id,
+        best_candidate_id=status.best_candidate_id,
+        champion_candidate_id=status.champion_candidate_id,
+        champion_instruction=champion.instruction,
+        champion_demonstrations=tuple(
+            Demonstration.model_validate(turn) for turn in champion.demonstrations
+        ),
+        champion_mean_reward=champion.mean,
+        evaluations=evaluations,
+        artifact_keys=loop.artifacts.keys,
+        seconds=seconds,
+    )

@@ -1,0 +1,109 @@
+"""What the optimization loop gives back: rollout results, evaluations and the summary of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+from prefect_mipro.models.base import Record
+from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.sessions import SessionState
+
+Z_95 = 1.959963984540054
+
+
+class RolloutOutcome(StrEnum):
+    """How a rollout ended.
+
+    Its reward counted, it had one before, the session had ended, or the program or its reward
+    function raised.
+    """
+
+    REWARDED = "rewarded"
+    REPEATED = "repeated"
+    TOO_LATE = "too_late"
+    FAILED = "failed"
+
+
+class RolloutResult(Record):
+    """One rollout as the loop saw it. `score` is what the reward function said, unscaled.
+
+    `candidate_id` is `None` where the backend never named it; `error` is empty unless the program
+    raised.
+    """
+
+    rollout_id: str
+    outcome: RolloutOutcome
+    example_id: str | None = None
+    candidate_id: str | None = None
+    score: float | None = None
+    error: str = ""
+    seconds: float
+
+
+class Evaluation(Record):
+    """A candidate on held-out examples, none of which the optimizer learned from.
+
+    Rewards are scaled to [0, 1]; an example whose program raised counts as 0. `interval` is the
+    95 % Wilson score interval: exact in spirit for rewards of 0 and 1 (accuracy), too wide for
+    rewards in between, never too narrow.
+    """
+
+    candidate_id: str
+    examples: int
+    failures: int
+    mean_reward: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, candidate_id: str, rewards: Sequence[float], *, failures: int = 0) -> Evaluation:
+        """From one reward per example, in [0, 1]."""
+        mean = sum(rewards) / len(rewards) if rewards else 0.0
+        return cls(
+            candidate_id=candidate_id,
+            examples=len(rewards),
+            failures=failures,
+            mean_reward=mean,
+            interval=wilson_interval(mean, len(rewards)),
+        )
+
+
+class OptimizationSummary(Record):
+    """What a run of the loop did and found. Counts are those of this run, not of the session."""
+
+    session_id: str
+    state: SessionState
+    rollouts: int
+    rewarded: int
+    failed: int
+    mean_score: float | None
+    candidates: int
+    baseline_candidate_id: str
+    best_candidate_id: str
+    champion_candidate_id: str
+    champion_instruction: str
+    champion_demonstrations: tuple[Demonstration, ...]
+    champion_mean_reward: float
+    evaluations: tuple[Evaluation, ...] = ()
+    artifact_keys: tuple[str, ...] = ()
+    seconds: float
+
+    @property
+    def improved(self) -> bool:
+        """Whether another candidate than the baseline is champion."""
+        return self.champion_candidate_id != self.baseline_candidate_id
+
+    def evaluation(self, candidate_id: str) -> Evaluation | None:
+        """The evaluation of that candidate, if it was made."""
+        return next((e for e in self.evaluations if e.candidate_id == candidate_id), None)
+
+
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); all of [0, 1] without observations."""
+    if not count:
+        return (0.0, 1.0)
+    spread = Z_95**2 / count
+    centre = (mean + spread / 2) / (1 + spread)
+    half = math.sqrt(max(0.0, mean * (1 - mean)) * spread + spread**2 / 4) / (1 + spread)
+    return (max(0.0, centre - half), min(1.0, centre + half))

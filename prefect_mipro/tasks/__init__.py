@@ -1,0 +1,74 @@
+"""One Prefect task per session operation, and the rollout. Each has an `a`-prefixed async twin.
+
+They take a `SessionHandle`, which names the key's block and never holds a key.
+"""
+
+from __future__ import annotations
+
+from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.programs import Judgement, RolloutJob
+from prefect_mipro.tasks.rollouts import (
+    aevaluate_candidate,
+    arun_rollout,
+    arun_rollouts,
+    evaluate_candidate,
+    run_rollout,
+    run_rollouts,
+)
+from prefect_mipro.tasks.sessions import (
+    acancel_session,
+    acreate_session,
+    aget_candidate,
+    alist_candidates,
+    alist_seed_evals,
+    apause_session,
+    areport_reward,
+    aresume_session,
+    asession_status,
+    asession_urls,
+    cancel_session,
+    create_session,
+    get_candidate,
+    list_candidates,
+    list_seed_evals,
+    pause_session,
+    report_reward,
+    resume_session,
+    session_status,
+    session_urls,
+)
+
+__all__ = [
+    "AsyncLiveRollout",
+    "Judgement",
+    "LiveRollout",
+    "RolloutJob",
+    "SessionHandle",
+    "acancel_session",
+    "acreate_session",
+    "aevaluate_candidate",
+    "aget_candidate",
+    "alist_candidates",
+    "alist_seed_evals",
+    "apause_session",
+    "areport_reward",
+    "aresume_session",
+    "arun_rollout",
+    "arun_rollouts",
+    "asession_status",
+    "asession_urls",
+    "cancel_session",
+    "create_session",
+    "evaluate_candidate",
+    "get_candidate",
+    "list_candidates",
+    "list_seed_evals",
+    "pause_session",
+    "report_reward",
+    "resume_session",
+    "run_rollout",
+    "run_rollouts",
+    "session_status",
+    "session_urls",
+]

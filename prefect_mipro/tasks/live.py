@@ -1,0 +1,157 @@
+"""A rollout while it runs: how the user's program reaches the policy model behind the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect_mipro.client.clients import AsyncClient, Client
+from prefect_mipro.client.operations import Operation
+from prefect_mipro.errors import AnswerInvalid
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.chat import ChatMessage
+from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
+
+CANDIDATE_HEADER = "x-mipro-candidate-id"
+CORRELATION_HEADER = "x-correlation-id"
+EXAMPLE_HEADER = "x-mipro-example-id"
+
+# What an OpenAI client wants to be told where a backend asks for no key.
+NO_KEY = "no-key"
+
+
+class _Live:
+    """Address, key and headers of one rollout.
+
+    `candidate_id` names the candidate on an evaluation; while learning it is `None`, because the
+    backend chooses.
+    """
+
+    def __init__(
+        self,
+        session: SessionHandle,
+        connection: Connection | AsyncConnection,
+        rollout_id: str,
+        *,
+        example_id: str | None = None,
+        candidate_id: str | None = None,
+    ) -> None:
+        self.session_id = session.session_id
+        self.rollout_id = rollout_id
+        self.example_id = example_id
+        self.candidate_id = candidate_id
+        self.base_url = session.proxy_url(rollout_id)
+        self._path = session.proxy_path(rollout_id)
+        self._correlation_id = session.correlation_id
+        self._api_key = connection.api_key
+
+    @property
+    def api_key(self) -> str:
+        """The key for an OpenAI client."""
+        return (self._api_key.get_secret_value() if self._api_key else "") or NO_KEY
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every call of the rollout has to send, the key included.
+
+        An OpenAI client takes them as `default_headers`. Without them a held-out evaluation would
+        not be one: the header that names its candidate would be missing.
+        """
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self._api_key else {}
+        return headers | self._marks()
+
+    def _marks(self) -> dict[str, str]:
+        named = {
+            CANDIDATE_HEADER: self.candidate_id,
+            CORRELATION_HEADER: self._correlation_id,
+            EXAMPLE_HEADER: self.example_id,
+        }
+        return {
+            name: value
+            for name, value in named.items()
+            if value and value.isascii() and value.isprintable()
+        }
+
+    def _chat(
+        self, messages: Sequence[ChatMessage], parameters: dict[str, Any]
+    ) -> Operation[JsonObject]:
+        return Operation(
+            method="POST",
+            path=f"{self._path}/chat/completions",
+            body={**parameters, "messages": list(messages)},
+            headers=self._marks(),
+            # Another call of the same rollout: the candidate stays the same.
+            repeatable=True,
+            answer=dict,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+
+class LiveRollout(_Live):
+    """A rollout for programs that block.
+
+    Any OpenAI client works: `OpenAI(base_url=rollout.base_url, api_key=rollout.api_key,
+    default_headers=rollout.headers)`. `complete` and `chat` spare the client.
+    """
+
+    def __init__(
+        self,
+        session: SessionHandle,
+        connection: Connection,
+        rollout_id: str,
+        *,
+        example_id: str | None = None,
+        candidate_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
+        )
+        self._model: Client = connection.model
+
+    def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
+        """The text of the answer to these messages; empty for one that only calls tools."""
+        return _text(self.chat(messages, **parameters))
+
+    def chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> JsonObject:
+        """The whole chat completion. `parameters` are those of the API, such as `max_tokens`."""
+        return self._model.send(self._chat(messages, parameters))
+
+
+class AsyncLiveRollout(_Live):
+    """A rollout for programs that are coroutines; `AsyncOpenAI` takes the same three values."""
+
+    def __init__(
+        self,
+        session: SessionHandle,
+        connection: AsyncConnection,
+        rollout_id: str,
+        *,
+        example_id: str | None = None,
+        candidate_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
+        )
+        self._model: AsyncClient = connection.model
+
+    async def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
+        """The text of the answer to these messages; empty for one that only calls tools."""
+        return _text(await self.chat(messages, **parameters))
+
+    async def chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> JsonObject:
+        """The whole chat completion. `parameters` are those of the API, such as `max_tokens`."""
+        return await self._model.send(self._chat(messages, parameters))
+
+
+def _text(completion: JsonObject) -> str:
+    match completion:
+        case {"choices": [{"message": {"content": str(text)}}, *_]}:
+            return text
+        case {"choices": [{"message": {**_message}}, *_]}:
+            return ""
+    raise AnswerInvalid(
+        "the answer is not a chat completion: it has no choices[0].message; "
+        f"its keys are {', '.join(sorted(completion)) or 'none'}"
+    )

@@ -1,0 +1,88 @@
+"""What tasks send, and what of an answer they may show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from prefect.runtime import task_run
+from pydantic import ValidationError
+
+from prefect_mipro.errors import InputInvalid
+from prefect_mipro.models.base import ID_CHARACTERS
+from prefect_mipro.models.rollouts import RewardRequest
+from prefect_mipro.models.sessions import CreateSession, SessionUrls
+from prefect_mipro.tasks.connections import SessionHandle
+
+Urls = TypeVar("Urls", bound=SessionUrls)
+
+
+def creation_request(
+    config: Mapping[str, Any],
+    session_id: str | None,
+    overrides: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+    agent_id: str | None,
+    correlation_id: str | None,
+) -> CreateSession:
+    """The body of a create call; it always names the session, so that it may be repeated."""
+    chosen = session_id or _system_id(config) or _new_session_id()
+    try:
+        return CreateSession(
+            session_id=chosen,
+            config_body=dict(config),
+            overrides=dict(overrides or {}),
+            metadata=dict(metadata or {}),
+            agent_id=agent_id,
+            correlation_id=correlation_id,
+        )
+    except ValidationError:
+        raise InputInvalid(
+            f"the session id {chosen[:80]!r} is not usable in a URL; use up to {ID_CHARACTERS} "
+            "letters, digits, '_', '-', '.', ':' or '~'"
+        ) from None
+
+
+def reward_request(
+    session: SessionHandle,
+    score: float,
+    rollout_id: str,
+    feedback: str | None = None,
+    expected: str | None = None,
+    example_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    stop: bool | None = None,
+) -> RewardRequest:
+    """The body of a reward call; the expected answer and the example travel as metadata."""
+    known = {"expected": expected, "example_id": example_id}
+    facts = {**(metadata or {}), **{key: value for key, value in known.items() if value}}
+    reward_info = {"score": score} | ({"feedback": feedback} if feedback else {})
+    return RewardRequest(
+        reward_info=reward_info,
+        metadata=facts or None,
+        correlation_id=session.correlation_id,
+        rollout_id=rollout_id,
+        stop=stop,
+    )
+
+
+def without_secret(urls: Urls, session_id: str) -> Urls:
+    """The same record with the plain session id in its URLs: they work with the key only."""
+    secret = re.compile(rf"(?<=/{re.escape(session_id)})\.[0-9a-f]{{32}}(?=/|$)")
+    names = ("online_url", "proxy_url", "chat_completions_url")
+    return urls.model_copy(update={name: secret.sub("", getattr(urls, name)) for name in names})
+
+
+def _system_id(config: Mapping[str, Any]) -> str | None:
+    match config:
+        case {"prompt_learning": {"mipro": {"system_id": str(system_id)}}}:
+            return system_id
+        case _:
+            return None
+
+
+def _new_session_id() -> str:
+    """The task run's id: a repeat of the task then finds what its first attempt created."""
+    return str(task_run.get_id() or uuid4())

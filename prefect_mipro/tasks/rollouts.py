@@ -1,0 +1,319 @@
+"""Rollouts as tasks: run the program, judge its answer, report the reward."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+
+from prefect_mipro.errors import RewardConflict, SessionEnded
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
+from prefect_mipro.tasks.connections import (
+    AsyncConnection,
+    Connection,
+    SessionHandle,
+    async_connection,
+    connections,
+)
+from prefect_mipro.tasks.fanout import gathered, threaded
+from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.programs import (
+    HOPELESS,
+    AsyncProgram,
+    Example,
+    Judgement,
+    OnError,
+    Program,
+    Reward,
+    RolloutJob,
+    judgement,
+)
+from prefect_mipro.tasks.requests import reward_request
+
+
+def _rollout_name() -> str:
+    return f"rollout {task_run.get_parameters().get('rollout_id') or task_run.get_id()}"
+
+
+@task(name="run-rollout", task_run_name=_rollout_name, cache_policy=NO_CACHE)
+def run_rollout(
+    example: Example,
+    *,
+    session: SessionHandle,
+    program: Program,
+    reward: Reward,
+    rollout_id: str | None = None,
+    example_id: str | None = None,
+    on_error: OnError = "no_reward",
+    stop: bool = False,
+) -> RolloutResult:
+    """Run `program(rollout, example)`, judge it by `reward(example, answer)`, report the reward.
+
+    Without `rollout_id` it is the task run's id, so that retries of the task are one rollout. When
+    program or reward function raise, `on_error` says whether the task raises, goes on without a
+    reward, or reports this number. `stop` ends the session with this reward.
+    """
+    with connections.to(session) as connection:
+        job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
+        return _run(job, session, connection, program, reward, on_error)
+
+
+@task(name="run-rollout", task_run_name=_rollout_name, cache_policy=NO_CACHE)
+async def arun_rollout(
+    example: Example,
+    *,
+    session: SessionHandle,
+    program: AsyncProgram,
+    reward: Reward,
+    rollout_id: str | None = None,
+    example_id: str | None = None,
+    on_error: OnError = "no_reward",
+    stop: bool = False,
+) -> RolloutResult:
+    """The same for a program that is a coroutine function; the reward function may be one too."""
+    async with async_connection(session) as connection:
+        job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
+        return await _arun(job, session, connection, program, reward, on_error)
+
+
+@task(name="run-rollouts", task_run_name="{jobs[0].rollout_id} and on", cache_policy=NO_CACHE)
+def run_rollouts(
+    jobs: Sequence[RolloutJob],
+    *,
+    session: SessionHandle,
+    program: Program,
+    reward: Reward,
+    on_error: OnError = "no_reward",
+    max_workers: int = 8,
+) -> list[RolloutResult]:
+    """Several rollouts in one task, at most `max_workers` at a time.
+
+    A task run costs Prefect's server about 30 ms of CPU: worth it for a rollout of seconds, too
+    much for thousands of short ones.
+    """
+    with connections.to(session) as connection:
+        return threaded(
+            lambda job: _run(job, session, connection, program, reward, on_error),
+            jobs,
+            max_workers=max_workers,
+        )
+
+
+@task(name="run-rollouts", task_run_name="{jobs[0].rollout_id} and on", cache_policy=NO_CACHE)
+async def arun_rollouts(
+    jobs: Sequence[RolloutJob],
+    *,
+    session: SessionHandle,
+    program: AsyncProgram,
+    reward: Reward,
+    on_error: OnError = "no_reward",
+    max_workers: int = 8,
+) -> list[RolloutResult]:
+    """The same for a program that is a coroutine function, on one event loop."""
+    async with async_connection(session) as connection:
+        return await gathered(
+            lambda job: _arun(job, session, connection, program, reward, on_error),
+            jobs,
+            max_workers=max_workers,
+        )
+
+
+@task(name="evaluate-candidate", task_run_name="evaluate {candidate_id}", cache_policy=NO_CACHE)
+def evaluate_candidate(
+    examples: Sequence[Example],
+    *,
+    session: SessionHandle,
+    candidate_id: str,
+    program: Program,
+    reward: Reward,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    max_workers: int = 8,
+) -> Evaluation:
+    """Run the program with this candidate on examples that nothing is learned from.
+
+    The calls carry the candidate's id, and the backend keeps nothing of them. A program that
+    raises counts as the lowest reward.
+    """
+    with connections.to(session) as connection:
+
+        def judged(numbered: tuple[int, Example]) -> float | None:
+            number, example = numbered
+            rollout = LiveRollout(
+                session, connection, f"{candidate_id}-{number}", candidate_id=candidate_id
+            )
+            try:
+                return judgement(reward(example, program(rollout, example))).score
+            except HOPELESS:
+                raise
+            except Exception as error:
+                _log_failure(rollout.rollout_id, error)
+                return None
+
+        scores = threaded(judged, list(enumerate(examples)), max_workers=max_workers)
+    return _evaluation(candidate_id, scores, reward_range)
+
+
+@task(name="evaluate-candidate", task_run_name="evaluate {candidate_id}", cache_policy=NO_CACHE)
+async def aevaluate_candidate(
+    examples: Sequence[Example],
+    *,
+    session: SessionHandle,
+    candidate_id: str,
+    program: AsyncProgram,
+    reward: Reward,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    max_workers: int = 8,
+) -> Evaluation:
+    """The same for a program that is a coroutine function."""
+    async with async_connection(session) as connection:
+
+        async def judged(numbered: tuple[int, Example]) -> float | None:
+            number, example = numbered
+            rollout = AsyncLiveRollout(
+                session, connection, f"{candidate_id}-{number}", candidate_id=candidate_id
+            )
+            try:
+                answer = await program(rollout, example)
+                return judgement(await _awaited(reward(example, answer))).score
+            except HOPELESS:
+                raise
+            except Exception as error:
+                _log_failure(rollout.rollout_id, error)
+                return None
+
+        scores = await gathered(judged, list(enumerate(examples)), max_workers=max_workers)
+    return _evaluation(candidate_id, scores, reward_range)
+
+
+def _run(
+    job: RolloutJob,
+    session: SessionHandle,
+    connection: Connection,
+    program: Program,
+    reward: Reward,
+    on_error: OnError,
+) -> RolloutResult:
+    started = time.perf_counter()
+    rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+    failure: Exception | None = None
+    judged: Judgement | None = None
+    try:
+        judged = judgement(reward(job.example, program(rollout, job.example)))
+    except Exception as error:
+        judged, failure = _substitute(error, job, on_error), error
+    receipt: RewardReceipt | Exception | None = None
+    if judged is not None:
+        try:
+            receipt = connection.client.reward(session.session_id, _reward_of(judged, session, job))
+        except (RewardConflict, SessionEnded) as error:
+            receipt = error
+    return _result(job, judged, receipt, failure, time.perf_counter() - started)
+
+
+async def _arun(
+    job: RolloutJob,
+    session: SessionHandle,
+    connection: AsyncConnection,
+    program: AsyncProgram,
+    reward: Reward,
+    on_error: OnError,
+) -> RolloutResult:
+    started = time.perf_counter()
+    rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+    failure: Exception | None = None
+    judged: Judgement | None = None
+    try:
+        answer = await program(rollout, job.example)
+        judged = judgement(await _awaited(reward(job.example, answer)))
+    except Exception as error:
+        judged, failure = _substitute(error, job, on_error), error
+    receipt: RewardReceipt | Exception | None = None
+    if judged is not None:
+        try:
+            receipt = await connection.client.reward(
+                session.session_id, _reward_of(judged, session, job)
+            )
+        except (RewardConflict, SessionEnded) as error:
+            receipt = error
+    return _result(job, judged, receipt, failure, time.perf_counter() - started)
+
+
+def _substitute(error: Exception, job: RolloutJob, on_error: OnError) -> Judgement | None:
+    """What stands for the reward of a rollout that raised; `None` for no reward."""
+    if on_error == "raise" or isinstance(error, HOPELESS):
+        raise error
+    _log_failure(job.rollout_id, error)
+    if on_error == "no_reward":
+        return None
+    return Judgement(score=on_error, feedback=f"the program raised {type(error).__name__}")
+
+
+def _reward_of(judged: Judgement, session: SessionHandle, job: RolloutJob) -> RewardRequest:
+    return reward_request(
+        session,
+        judged.score,
+        job.rollout_id,
+        judged.feedback,
+        judged.expected,
+        job.example_id,
+        judged.metadata,
+        True if job.stop else None,
+    )
+
+
+def _result(
+    job: RolloutJob,
+    judged: Judgement | None,
+    receipt: RewardReceipt | Exception | None,
+    failure: Exception | None,
+    seconds: float,
+) -> RolloutResult:
+    match receipt:
+        case _ if failure is not None:
+            outcome = RolloutOutcome.FAILED
+        case RewardReceipt(duplicate=True) | RewardConflict():
+            outcome = RolloutOutcome.REPEATED
+        case SessionEnded():
+            outcome = RolloutOutcome.TOO_LATE
+        case _:
+            outcome = RolloutOutcome.REWARDED
+    return RolloutResult(
+        rollout_id=job.rollout_id,
+        outcome=outcome,
+        example_id=job.example_id,
+        candidate_id=receipt.candidate_id if isinstance(receipt, RewardReceipt) else None,
+        score=judged.score if judged else None,
+        error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
+        seconds=seconds,
+    )
+
+
+def _evaluation(
+    candidate_id: str, scores: Sequence[float | None], reward_range: tuple[float, float]
+) -> Evaluation:
+    low, high = reward_range
+    scaled = [
+        0.0 if score is None else min(1.0, max(0.0, (score - low) / (high - low)))
+        for score in scores
+    ]
+    return Evaluation.of(candidate_id, scaled, failures=sum(score is None for score in scores))
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _own_id() -> str:
+    return str(task_run.get_id() or uuid4())
+
+
+def _log_failure(rollout_id: str, error: Exception) -> None:
+    run_logger().warning("Rollout %s raised %s: %s", rollout_id, type(error).__name__, error)

@@ -1,0 +1,348 @@
+"""The operations of a session as tasks: a sync one, and an `a`-prefixed twin of its own.
+
+All are safe to repeat: creating goes by the session's id, a reward by its rollout's, the others
+change nothing or set a state. The client repeats for seconds; a task repeats over a restart of the
+backend. Results stay in memory, because stored ones could be read by anyone who reads the storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from prefect_mipro.blocks import MiproCredentials, aload, load
+from prefect_mipro.errors import (
+    BackendUnreachable,
+    CandidateNotFound,
+    InputInvalid,
+    Overloaded,
+    StoreFailed,
+)
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.rollouts import RewardReceipt
+from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
+from prefect_mipro.tasks.connections import (
+    URL_VARIABLE,
+    SessionHandle,
+    async_connection,
+    configured_backend_url,
+    connections,
+)
+from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
+
+
+def _passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether the failure is one that goes away by itself."""
+    return isinstance(state.data, BackendUnreachable | Overloaded | StoreFailed)
+
+
+_REPEATABLE: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 3,
+    "retry_delay_seconds": [2, 8, 20],
+    "retry_condition_fn": _passing,
+}
+
+
+@task(name="create-session", task_run_name="create session {session_id}", **_REPEATABLE)
+def create_session(
+    config: Mapping[str, Any],
+    *,
+    session_id: str | None = None,
+    backend_url: str | None = None,
+    credentials: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    agent_id: str | None = None,
+    correlation_id: str | None = None,
+) -> SessionHandle:
+    """Create the session, or resume the one that has the id.
+
+    The backend is that of the `credentials` block, else `backend_url`, else `MIPRO_BACKEND_URL`.
+    Without a session id the config's `system_id` is taken, else a new one is made.
+    """
+    url = load(MiproCredentials, credentials).backend_url if credentials else _found(backend_url)
+    request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    session = _handle(request, url, credentials)
+    with connections.to(session) as connection:
+        return _created(session, connection.client.create_session(request))
+
+
+@task(name="create-session", task_run_name="create session {session_id}", **_REPEATABLE)
+async def acreate_session(
+    config: Mapping[str, Any],
+    *,
+    session_id: str | None = None,
+    backend_url: str | None = None,
+    credentials: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    agent_id: str | None = None,
+    correlation_id: str | None = None,
+) -> SessionHandle:
+    """Create the session, or resume the one that has the id; see `create_session`."""
+    url = (
+        (await aload(MiproCredentials, credentials)).backend_url
+        if credentials
+        else _found(backend_url)
+    )
+    request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    session = _handle(request, url, credentials)
+    async with async_connection(session) as connection:
+        return _created(session, await connection.client.create_session(request))
+
+
+@task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
+def session_status(session: SessionHandle) -> SessionStatus:
+    """How the session stands. Its URLs are without the secret, so they ask for the key."""
+    with connections.to(session) as connection:
+        return _shown(session, connection.client.session_status(session.session_id))
+
+
+@task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
+async def asession_status(session: SessionHandle) -> SessionStatus:
+    """How the session stands. Its URLs are without the secret, so they ask for the key."""
+    async with async_connection(session) as connection:
+        return _shown(session, await connection.client.session_status(session.session_id))
+
+
+@task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
+def session_urls(session: SessionHandle) -> SessionUrls:
+    """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
+    with connections.to(session) as connection:
+        urls = connection.client.session_urls(
+            session.session_id, correlation_id=session.correlation_id
+        )
+        return without_secret(urls, session.session_id)
+
+
+@task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
+async def asession_urls(session: SessionHandle) -> SessionUrls:
+    """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
+    async with async_connection(session) as connection:
+        urls = await connection.client.session_urls(
+            session.session_id, correlation_id=session.correlation_id
+        )
+        return without_secret(urls, session.session_id)
+
+
+@task(name="pause-session", task_run_name="pause {session.session_id}", **_REPEATABLE)
+def pause_session(session: SessionHandle) -> SessionStatus:
+    """Stop making proposals. Rollouts and rewards go on."""
+    return _changed(session, SessionState.PAUSED)
+
+
+@task(name="pause-session", task_run_name="pause {session.session_id}", **_REPEATABLE)
+async def apause_session(session: SessionHandle) -> SessionStatus:
+    """Stop making proposals. Rollouts and rewards go on."""
+    return await _achanged(session, SessionState.PAUSED)
+
+
+@task(name="resume-session", task_run_name="resume {session.session_id}", **_REPEATABLE)
+def resume_session(session: SessionHandle) -> SessionStatus:
+    """Make proposals again. Raises SessionEnded after the end."""
+    return _changed(session, SessionState.RUNNING)
+
+
+@task(name="resume-session", task_run_name="resume {session.session_id}", **_REPEATABLE)
+async def aresume_session(session: SessionHandle) -> SessionStatus:
+    """Make proposals again. Raises SessionEnded after the end."""
+    return await _achanged(session, SessionState.RUNNING)
+
+
+@task(name="cancel-session", task_run_name="cancel {session.session_id}", **_REPEATABLE)
+def cancel_session(session: SessionHandle) -> SessionStatus:
+    """End the session for good. Its champion is served from then on."""
+    return _changed(session, SessionState.CANCELLED)
+
+
+@task(name="cancel-session", task_run_name="cancel {session.session_id}", **_REPEATABLE)
+async def acancel_session(session: SessionHandle) -> SessionStatus:
+    """End the session for good. Its champion is served from then on."""
+    return await _achanged(session, SessionState.CANCELLED)
+
+
+@task(name="report-reward", task_run_name="reward {rollout_id}", **_REPEATABLE)
+def report_reward(
+    session: SessionHandle,
+    score: float,
+    *,
+    rollout_id: str,
+    feedback: str | None = None,
+    expected: str | None = None,
+    example_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    stop: bool | None = None,
+) -> RewardReceipt:
+    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known."""
+    request = reward_request(
+        session, score, rollout_id, feedback, expected, example_id, metadata, stop
+    )
+    with connections.to(session) as connection:
+        return connection.client.reward(session.session_id, request)
+
+
+@task(name="report-reward", task_run_name="reward {rollout_id}", **_REPEATABLE)
+async def areport_reward(
+    session: SessionHandle,
+    score: float,
+    *,
+    rollout_id: str,
+    feedback: str | None = None,
+    expected: str | None = None,
+    example_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    stop: bool | None = None,
+) -> RewardReceipt:
+    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known."""
+    request = reward_request(
+        session, score, rollout_id, feedback, expected, example_id, metadata, stop
+    )
+    async with async_connection(session) as connection:
+        return await connection.client.reward(session.session_id, request)
+
+
+@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **_REPEATABLE)
+def list_candidates(
+    session: SessionHandle,
+    *,
+    status: str | None = None,
+    sort: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> JsonObject:
+    """A page of candidates: `items` and `next_cursor`. `sort` is for example `objective:desc`."""
+    with connections.to(session) as connection:
+        return connection.client.candidates(
+            session.session_id, status=status, sort=sort, limit=limit, cursor=cursor
+        )
+
+
+@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **_REPEATABLE)
+async def alist_candidates(
+    session: SessionHandle,
+    *,
+    status: str | None = None,
+    sort: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> JsonObject:
+    """A page of candidates: `items` and `next_cursor`. `sort` is for example `objective:desc`."""
+    async with async_connection(session) as connection:
+        return await connection.client.candidates(
+            session.session_id, status=status, sort=sort, limit=limit, cursor=cursor
+        )
+
+
+@task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
+def get_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
+    """One candidate of the session. Raises CandidateNotFound, also for another session's."""
+    with connections.to(session) as connection:
+        return _own(session, connection.client.candidate(candidate_id))
+
+
+@task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
+async def aget_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
+    """One candidate of the session. Raises CandidateNotFound, also for another session's."""
+    async with async_connection(session) as connection:
+        return _own(session, await connection.client.candidate(candidate_id))
+
+
+@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **_REPEATABLE)
+def list_seed_evals(
+    session: SessionHandle,
+    *,
+    candidate_id: str | None = None,
+    split: str | None = None,
+    success: bool | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> JsonObject:
+    """A page of rewarded rollouts, each with its example's seed: `items` and `next_cursor`."""
+    with connections.to(session) as connection:
+        return connection.client.seed_evals(
+            session.session_id,
+            candidate_id=candidate_id,
+            split=split,
+            success=success,
+            limit=limit,
+            cursor=cursor,
+        )
+
+
+@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **_REPEATABLE)
+async def alist_seed_evals(
+    session: SessionHandle,
+    *,
+    candidate_id: str | None = None,
+    split: str | None = None,
+    success: bool | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> JsonObject:
+    """A page of rewarded rollouts, each with its example's seed: `items` and `next_cursor`."""
+    async with async_connection(session) as connection:
+        return await connection.client.seed_evals(
+            session.session_id,
+            candidate_id=candidate_id,
+            split=split,
+            success=success,
+            limit=limit,
+            cursor=cursor,
+        )
+
+
+def _handle(request: CreateSession, backend_url: str, credentials: str | None) -> SessionHandle:
+    return SessionHandle(
+        session_id=request.session_id or "",
+        backend_url=backend_url,
+        correlation_id=request.correlation_id or request.agent_id,
+        credentials=credentials,
+    )
+
+
+def _created(session: SessionHandle, status: SessionStatus) -> SessionHandle:
+    for warning in status.warnings:
+        run_logger().warning("Session %s: %s", status.session_id, warning)
+    return session.model_copy(update={"session_id": status.session_id})
+
+
+def _found(backend_url: str | None) -> str:
+    url = backend_url or configured_backend_url()
+    if not url:
+        raise InputInvalid(
+            f"no backend is named; give a credentials block or backend_url, set {URL_VARIABLE}, or "
+            "use `with EmbeddedBackend() as backend` and pass backend.url"
+        )
+    return url
+
+
+def _changed(session: SessionHandle, state: SessionState) -> SessionStatus:
+    with connections.to(session) as connection:
+        return _shown(session, connection.client.change_state(session.session_id, state))
+
+
+async def _achanged(session: SessionHandle, state: SessionState) -> SessionStatus:
+    async with async_connection(session) as connection:
+        return _shown(session, await connection.client.change_state(session.session_id, state))
+
+
+def _shown(session: SessionHandle, status: SessionStatus) -> SessionStatus:
+    return without_secret(status, session.session_id)
+
+
+def _own(session: SessionHandle, candidate: JsonObject) -> JsonObject:
+    owner = candidate.get("system_id")
+    if owner not in (None, session.session_id):
+        raise CandidateNotFound(
+            f"candidate {candidate.get('candidate_id')!r} belongs to session {owner}, "
+            f"not to {session.session_id}"
+        )
+    return candidate

@@ -1,0 +1,122 @@
+"""Statuses as the backend answers them, small and large, for what renders them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect_mipro.models.levers import MiproLeverSummary
+from prefect_mipro.models.sensors import SensorFrameSummary
+from prefect_mipro.models.sessions import (
+    CandidateReport,
+    ContextApply,
+    DuelReport,
+    ProposerReport,
+    SessionState,
+    SessionStatus,
+)
+
+CREATED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def candidate(number: int, **changes: Any) -> CandidateReport:
+    """Candidate `number`; the baseline is number 1, everybody's parent is the one before."""
+    values: dict[str, Any] = {
+        "candidate_id": candidate_id(number),
+        "number": number,
+        "parent_id": candidate_id(number - 1) if number > 1 else None,
+        "label": None,
+        "status": "evaluated",
+        "instruction_version": number,
+        "demonstrations_version": 1,
+        "rollout_count": 20,
+        "reward_count": 20,
+        "avg_reward": 0.02 * number,
+        "mean": 0.02 * number,
+        "interval": (0.01 * number, 0.03 * number),
+        "probability_best": 0.1,
+        "probability_better": 0.2,
+        "failed_calls": 0,
+        "unapplied_calls": 0,
+        "prompt_tokens": 900,
+        "completion_tokens": 60,
+        "latency_seconds": 0.1,
+        "instruction": f"Classify the request, wording {number}.",
+        "demonstrations": [],
+        "origin": "baseline" if number == 1 else "rewrite",
+        "created_at": CREATED,
+    }
+    return CandidateReport(**(values | changes))
+
+
+def candidate_id(number: int) -> str:
+    """`baseline_…` for number 1, `cand_…` for the others."""
+    return f"{'baseline' if number == 1 else 'cand'}_{number:012x}"
+
+
+def status(*candidates: CandidateReport, champion: int = 1, **changes: Any) -> SessionStatus:
+    """A running session with these candidates."""
+    champion_id = candidate_id(champion)
+    url = "http://127.0.0.1:8000/api/mipro/v1/support-bot.0123456789abcdef0123456789abcdef"
+    values: dict[str, Any] = {
+        "online_url": url,
+        "proxy_url": url,
+        "chat_completions_url": f"{url}/chat/completions",
+        "session_id": "support-bot",
+        "system_id": "support-bot",
+        "job_id": "pl_0123456789abcdef",
+        "kind": "mipro_online",
+        "status": SessionState.RUNNING,
+        "state": SessionState.RUNNING,
+        "correlation_id": None,
+        "agent_id": None,
+        "version": 41,
+        "rollout_count": 60,
+        "reward_count": 60,
+        "proposal_seq": 2,
+        "best_reward": 0.6,
+        "best_score": 0.6,
+        "best_candidate_id": champion_id,
+        "best_candidate": {},
+        "champion_candidate_id": champion_id,
+        "baseline_candidate_id": candidate_id(1),
+        "lever_summary": MiproLeverSummary(),
+        "lever_versions": {"mipro.prompt.support-bot": champion},
+        "best_lever_version": champion,
+        "prompt_lever_id": "mipro.prompt.support-bot",
+        "candidate_lever_versions": {},
+        "sensor_frames": [
+            SensorFrameSummary(
+                frame_id="frame_1",
+                created_at=CREATED,
+                sensor_count=2,
+                sensor_kinds=("reward", "timing"),
+                trace_ids=("trace_1", "rollout_1"),
+                lever_versions={"mipro.prompt.support-bot": 2},
+            )
+        ],
+        "candidates": {report.candidate_id: report for report in candidates},
+        "attempted_candidates": [],
+        "optimized_candidates": [],
+        "context_apply": ContextApply(calls=60, unapplied_calls=0),
+        "proposer": ProposerReport(rounds=2, failures=0, error=None, waiting_for="12 more rewards"),
+        "reward_curve": [(20, 0.3), (40, 0.5), (60, 0.7)],
+        "created_at": CREATED,
+        "updated_at": CREATED,
+    }
+    return SessionStatus(**(values | changes))
+
+
+def duel(challenger: int) -> DuelReport:
+    """A running duel of candidate 1 against `challenger`."""
+    return DuelReport(
+        number=1,
+        champion_id=candidate_id(1),
+        challenger_id=candidate_id(challenger),
+        state="running",
+        rollouts=30,
+        rewards=28,
+        e_value=3.25,
+        threshold=20.0,
+        predicted_lift=0.2,
+    )

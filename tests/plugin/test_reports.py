@@ -1,0 +1,253 @@
+"""What a status looks like: values, order, and foreign text that can only be read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from prefect_mipro.artifacts.charts import ticks
+from prefect_mipro.artifacts.reports import (
+    artifact_key,
+    champion_page,
+    headline,
+    leaderboard,
+    lineage,
+    progress,
+    reward_chart,
+    sensor_frames,
+)
+from prefect_mipro.models.sessions import ContextApply, ProposerReport, SessionState
+from prefect_mipro.models.summaries import Evaluation
+from tests.plugin.examples import candidate, candidate_id, duel, status
+
+HOSTILE = "a|b `tick` <script>alert(1)</script> ![x](http://evil/x.png) [y](javascript:z)\n# Head"
+
+
+def test_progress_is_the_share_of_planned_rollouts_that_are_done() -> None:
+    assert progress(status(candidate(1)), done=30, planned=120) == 25.0
+
+
+def test_progress_never_exceeds_one_hundred() -> None:
+    assert progress(status(candidate(1)), done=7, planned=5) == 100.0
+
+
+def test_progress_of_an_ended_session_is_complete() -> None:
+    ended = status(candidate(1), status=SessionState.SUCCEEDED)
+    assert progress(ended, done=0, planned=100) == 100.0
+
+
+def test_headline_names_champion_baseline_and_their_intervals() -> None:
+    text = headline(status(candidate(1), candidate(2, mean=0.78, interval=(0.7, 0.84)), champion=2))
+    assert text.startswith("Candidate 2 is champion at 0.78 (0.70 to 0.84)")
+    assert "baseline stands at 0.02" in text
+
+
+def test_headline_before_any_promotion_says_that_the_baseline_leads() -> None:
+    assert headline(status(candidate(1))).startswith("The baseline is champion at 0.02")
+
+
+def test_headline_of_a_session_without_candidates_says_so() -> None:
+    assert "no candidate yet" in headline(status())
+
+
+def test_leaderboard_puts_the_champion_first_then_the_highest_mean() -> None:
+    rows = leaderboard(status(*(candidate(n) for n in (1, 2, 3)), champion=2))
+    assert [row["candidate"] for row in rows] == [2, 3, 1]
+    assert [row["role"] for row in rows] == ["champion", "", "baseline"]
+
+
+def test_leaderboard_names_the_challenger_of_a_running_duel_and_the_retired() -> None:
+    rows = leaderboard(
+        status(candidate(1), candidate(2), candidate(3, status="retired"), duel=duel(2))
+    )
+    assert {row["candidate"]: row["role"] for row in rows} == {
+        1: "champion",
+        2: "challenger",
+        3: "retired",
+    }
+
+
+def test_leaderboard_shows_fifty_of_sixty_candidates() -> None:
+    rows = leaderboard(status(*(candidate(n) for n in range(1, 61)), champion=60))
+    assert len(rows) == 50
+    assert rows[0]["candidate"] == 60
+
+
+@pytest.mark.parametrize("broken", [math.inf, -math.inf, math.nan])
+def test_leaderboard_holds_finite_numbers_only(broken: float) -> None:
+    rows = leaderboard(
+        status(
+            candidate(1, mean=broken, interval=(broken, broken), avg_reward=broken),
+            candidate(2, avg_reward=None, latency_seconds=None),
+        )
+    )
+    json.dumps(rows, allow_nan=False)
+
+
+def test_all_leaderboard_rows_have_the_same_columns() -> None:
+    rows = leaderboard(status(candidate(1), candidate(2, avg_reward=None, latency_seconds=None)))
+    assert len({tuple(row) for row in rows}) == 1
+
+
+def test_leaderboard_instruction_is_one_short_line() -> None:
+    row = leaderboard(status(candidate(1, instruction="Say\nyes. " * 400)))[0]
+    assert "\n" not in str(row["instruction"])
+    assert len(str(row["instruction"])) <= 120
+
+
+def test_sensor_frames_are_rows_of_plain_values() -> None:
+    assert sensor_frames(status(candidate(1))) == [
+        {
+            "frame": "frame_1",
+            "created": "2026-03-01T12:00:00+00:00",
+            "sensors": 2,
+            "kinds": "reward, timing",
+            "lever versions": "mipro.prompt.support-bot = 2",
+            "traces": "trace_1, rollout_1",
+        }
+    ]
+
+
+def test_champion_page_shows_prompt_demonstrations_and_difference() -> None:
+    champion = candidate(
+        2,
+        instruction="Answer with one label.",
+        demonstrations=[{"input": "wake me at six", "output": "set_alarm"}],
+    )
+    page = champion_page(status(candidate(1), champion, champion=2))
+    assert "```text\nAnswer with one label.\n```" in page
+    assert "<details><summary>1 demonstrations" in page
+    assert "user: wake me at six\nassistant: set_alarm" in page
+    assert "-Classify the request, wording 1.\n+Answer with one label." in page
+    assert "+1 demonstrations." in page
+
+
+def test_champion_page_of_the_baseline_has_no_difference() -> None:
+    assert "Changed against the baseline" not in champion_page(status(candidate(1)))
+
+
+def test_champion_page_lists_held_out_evaluations() -> None:
+    evaluations = [Evaluation.of(candidate_id(2), [1.0] * 120 + [0.0] * 40, failures=3)]
+    page = champion_page(status(candidate(1), candidate(2), champion=2), evaluations=evaluations)
+    assert "| 2 champion | 0.750 | 0.678 to 0.811 | 160 | 3 |" in page
+
+
+def test_foreign_text_outside_of_fences_is_escaped() -> None:
+    page = champion_page(
+        status(
+            candidate(1),
+            session_id="support-bot",
+            context_apply=ContextApply(calls=9, unapplied_calls=2, last_reason=HOSTILE),
+            proposer=ProposerReport(rounds=1, failures=1, error=HOSTILE, waiting_for=HOSTILE),
+            warnings=[HOSTILE],
+        )
+    )
+    prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", page, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in prose
+    assert "](http" not in prose
+    assert "](javascript" not in prose
+    assert "\n# Head" not in prose
+    assert "a\\|b \\`tick\\`" in prose
+
+
+def test_a_prompt_cannot_close_its_fence() -> None:
+    page = champion_page(status(candidate(1, instruction="```\n</details><b>out</b>\n````")))
+    assert "`````text\n```\n</details><b>out</b>\n````\n`````" in page
+
+
+def test_a_demonstration_cannot_close_its_section() -> None:
+    turn = {"input": "```</details>", "output": "````x"}
+    page = champion_page(status(candidate(1, demonstrations=[turn])))
+    assert "`````text\nuser: ```</details>\nassistant: ````x\n`````" in page
+
+
+def test_control_and_direction_characters_are_taken_out() -> None:
+    page = champion_page(status(candidate(1, instruction="left\u202eright\x1b[31m")))
+    assert "\u202e" not in page
+    assert "\x1b" not in page
+
+
+def test_a_very_long_prompt_is_cut_and_says_how_much_is_missing() -> None:
+    page = champion_page(status(candidate(1, instruction="x" * 50_000)))
+    assert "… (30000 more characters)" in page
+    assert len(page) < 40_000
+
+
+def test_the_page_holds_no_proxy_secret() -> None:
+    whole = status(candidate(1), candidate(2), champion=2)
+    assert "0123456789abcdef" not in champion_page(whole)
+    assert "0123456789abcdef" not in json.dumps(leaderboard(whole) + sensor_frames(whole))
+
+
+def test_lineage_is_a_graph_of_parents_with_the_champion_marked() -> None:
+    assert lineage(
+        status(candidate(1), candidate(2, avg_reward=None), champion=2)
+    ).splitlines() == [
+        "graph LR",
+        '  c1["1 baseline: 0.02 of 20"]',
+        '  c2["2 champion: no reward of 20"]',
+        "  c1 --> c2",
+        "  style c2 stroke:#15803d,stroke-width:3px",
+    ]
+
+
+def test_forty_candidates_fit_into_the_page() -> None:
+    page = champion_page(status(*(candidate(n) for n in range(1, 41)), champion=40))
+    assert page.count(" --> ") == 39
+    assert len(page) < 20_000
+
+
+def test_reward_chart_is_well_formed_and_draws_every_block() -> None:
+    svg = ElementTree.fromstring(reward_chart(status(candidate(1), candidate(2), champion=2)))
+    names = [element.tag.rpartition("}")[2] for element in svg.iter()]
+    assert names.count("circle") == 3
+    assert names.count("polygon") == 1
+
+
+def test_reward_chart_narrows_its_band_where_blocks_are_larger() -> None:
+    def width(block: int) -> float:
+        chart = reward_chart(status(candidate(1), reward_curve=[(block, 0.5)]))
+        corners = re.search(r'<polygon points="([^"]+)"', chart)
+        assert corners
+        upper, lower = (float(corner.split(",")[1]) for corner in corners[1].split())
+        return lower - upper
+
+    assert width(400) < width(10) / 4
+
+
+def test_reward_chart_travels_inside_the_page() -> None:
+    page = champion_page(status(candidate(1)))
+    found = re.search(r"!\[[^]]*\]\(data:image/svg\+xml;base64,([^)]+)\)", page)
+    assert found
+    assert base64.b64decode(found[1]).startswith(b"<svg ")
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (60.0, [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]),
+        (400.0, [0.0, 100.0, 200.0, 300.0, 400.0]),
+        (1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+    ],
+)
+def test_ticks_are_round_numbers(largest: float, expected: list[float]) -> None:
+    assert ticks(largest) == pytest.approx(expected)
+
+
+def test_artifact_keys_use_the_letters_that_prefect_allows() -> None:
+    key = artifact_key("Support_Bot:v2~x.1", "leaderboard")
+    assert re.fullmatch(r"mipro-support-bot-v2-x-1-[0-9a-f]{8}-leaderboard", key)
+
+
+def test_a_plain_session_id_stands_in_its_key_as_it_is() -> None:
+    assert artifact_key("support-bot", "champion") == "mipro-support-bot-champion"
+
+
+def test_sessions_that_look_alike_have_different_keys() -> None:
+    ids = ["Bot", "bot", "b.ot", "b-ot", "b_ot", "x" * 200, "x" * 199]
+    assert len({artifact_key(session_id, "champion") for session_id in ids}) == len(ids)
