@@ -36,7 +36,7 @@ from prefect_mipro.server.routes.errors import (
     openai_error,
     short,
 )
-from prefect_mipro.server.services.rollouts import Call, Served
+from prefect_mipro.server.services.calls import Call, Served
 
 EVENT_STREAM = "text/event-stream"
 

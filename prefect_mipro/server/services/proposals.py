@@ -210,10 +210,11 @@ class Proposals:
             for _ in range(ATTEMPTS_PER_INSTRUCTION * wanted):
                 if len(accepted) >= wanted:
                     break
-                text, sources = await self._ask(evidence, parent, known, rng)
-                if text and not self._flaw(text, evidence, texts):
-                    texts.append(text)
-                    accepted.append((text, _provenance("reflect", "written by a model", sources)))
+                written, sources = await self._ask(evidence, parent, known, rng)
+                if written and not self._flaw(written, evidence, texts):
+                    texts.append(written)
+                    provenance = _provenance("reflect", "written by a model", sources)
+                    accepted.append((written, provenance))
         except MiproError as failure:
             error = f"{type(failure).__name__}: {failure.message}"
         number = evidence.next_version(LeverName.INSTRUCTION)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,89 +20,27 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.candidates import Arm, Candidate, DuelState
 from prefect_mipro.models.chat import ChatBody, ChatMessage
-from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import (
     Reward,
     RewardInfo,
     RewardReceipt,
     RewardRequest,
     Rollout,
-    Trace,
 )
-from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.optimizer.prompts import Applied, answer_text, apply, user_text
+from prefect_mipro.optimizer.prompts import Applied, apply
 from prefect_mipro.optimizer.selection import Choice, choose
-from prefect_mipro.server.services.completions import Completion, read, require_completion
+from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.registry import Upstreams
 
 EXPECTED_KEYS = ("expected", "expected_output")
 EXAMPLE_KEYS = ("example_id", "seed")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One proxied call as it came in.
-
-    `candidate_id` asks for that candidate outside of learning: nothing is pinned, counted or
-    remembered, and no reward is expected. Held-out evaluation uses it.
-    """
-
-    body: ChatBody
-    rollout_id: str | None = None
-    correlation_id: str | None = None
-    example_id: str | None = None
-    candidate_id: str | None = None
-
-
-@dataclass
-class Served:
-    """An answer under way: the candidate that made it, the upstream's status, the body to come."""
-
-    candidate_id: str
-    rollout_id: str
-    reply: Reply
-    _seen: bytearray = field(default_factory=bytearray)
-
-    @property
-    def status(self) -> int:
-        """The upstream's HTTP status."""
-        return self.reply.status
-
-    @property
-    def content_type(self) -> str:
-        """The upstream's content type."""
-        return self.reply.content_type
-
-    @property
-    def retry_after_seconds(self) -> float | None:
-        """When the upstream asks to come back."""
-        return self.reply.retry_after_seconds
-
-    async def read(self) -> bytes:
-        """The whole body. A success that is not a chat completion raises UpstreamFailed."""
-        body = await self.reply.read()
-        self._seen += body
-        if self.status == 200:
-            require_completion(body)
-        return body
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives."""
-        async for chunk in self.reply.chunks():
-            self._seen += chunk
-            yield chunk
-
-    @property
-    def completion(self) -> Completion:
-        """What has arrived so far, read as a chat completion."""
-        return read(bytes(self._seen), content_type=self.content_type)
 
 
 class Rollouts:
@@ -130,7 +66,7 @@ class Rollouts:
         self._clock = clock
         self._new_id = new_id
         self._timer = timer
-        self._recordings: set[asyncio.Task[None]] = set()
+        self._recorder = Recorder(store, clock=clock, new_id=new_id)
 
     @asynccontextmanager
     async def serve(self, session: Session, call: Call) -> AsyncIterator[Served]:
@@ -164,7 +100,7 @@ class Rollouts:
             raise
         finally:
             if call.candidate_id is None:
-                await self._record(
+                await self._recorder.record(
                     candidate, rollout_id, applied, served, failure, self._timer() - started
                 )
 
@@ -211,7 +147,7 @@ class Rollouts:
 
     async def close(self) -> None:
         """Wait until every call that has ended is recorded."""
-        await asyncio.gather(*self._recordings)
+        await self._recorder.close()
 
     async def _pinned_candidate(
         self, session: Session, config: MiproConfig, rollout_id: str, call: Call
@@ -304,70 +240,6 @@ class Rollouts:
             received_at=self._clock(),
         )
 
-    async def _record(
-        self,
-        candidate: Candidate,
-        rollout_id: str,
-        applied: Applied,
-        served: Served | None,
-        failure: MiproError | None,
-        latency_seconds: float,
-    ) -> None:
-        """Write the trace and its frame, also when the caller has gone away by now."""
-        trace = self._trace(candidate, rollout_id, applied, served, failure, latency_seconds)
-        frame = SensorFrame(
-            frame_id=self._new_id("frame"),
-            session_id=candidate.session_id,
-            rollout_id=rollout_id,
-            candidate_id=candidate.candidate_id,
-            created_at=trace.created_at,
-            sensors=tuple(_sensors(trace)),
-            lever_versions=lever_versions(candidate),
-            trace_ids=(trace.trace_id, rollout_id),
-        )
-        recording = asyncio.create_task(self._store.record_call(trace, frame))
-        self._recordings.add(recording)
-        recording.add_done_callback(self._recordings.discard)
-        await asyncio.shield(recording)
-
-    def _trace(
-        self,
-        candidate: Candidate,
-        rollout_id: str,
-        applied: Applied,
-        served: Served | None,
-        failure: MiproError | None,
-        latency_seconds: float,
-    ) -> Trace:
-        completion = served.completion if served else Completion(error="the caller went away")
-        error = failure.message if failure else completion.error
-        return Trace(
-            trace_id=self._new_id("trace"),
-            session_id=candidate.session_id,
-            rollout_id=rollout_id,
-            candidate_id=candidate.candidate_id,
-            messages=applied.messages,
-            response=completion.response,
-            input=user_text(applied.messages),
-            output=answer_text(completion.response or {}),
-            unapplied_reason=applied.reason,
-            status=failure.status if failure else served.status if served else 499,
-            error=error,
-            latency_seconds=latency_seconds,
-            usage=completion.usage,
-            created_at=self._clock(),
-        )
-
-
-def lever_versions(candidate: Candidate) -> LeverVersions:
-    """The versions a candidate stands for, by the wire's lever ids."""
-    session_id = candidate.session_id
-    return {
-        prompt_lever_id(session_id): candidate.number,
-        lever_id(session_id, LeverName.INSTRUCTION): candidate.instruction_version,
-        lever_id(session_id, LeverName.DEMONSTRATIONS): candidate.demonstrations_version,
-    }
-
 
 def _certain(candidate_id: str) -> Choice:
     """No chance in it: the session has ended, or the candidate's block of rollouts goes on."""
@@ -391,36 +263,6 @@ def _generator(seed: int, session_id: str, rollout_id: str) -> np.random.Generat
     """Chance that depends on the rollout alone: no state to share, no twins under load."""
     name = zlib.crc32(f"{session_id}/{rollout_id}".encode())
     return np.random.default_rng([seed & 0xFFFFFFFF, name])
-
-
-def _sensors(trace: Trace) -> Iterator[Sensor]:
-    yield Sensor(
-        name="latency", kind=SensorKind.TIMING, value=trace.latency_seconds, units="seconds"
-    )
-    yield Sensor(
-        name="prompt_tokens",
-        kind=SensorKind.RESOURCE,
-        value=trace.usage.prompt_tokens,
-        units="tokens",
-    )
-    yield Sensor(
-        name="completion_tokens",
-        kind=SensorKind.RESOURCE,
-        value=trace.usage.completion_tokens,
-        units="tokens",
-    )
-    yield Sensor(
-        name="prompt_applied",
-        kind=SensorKind.CONTEXT_APPLY,
-        value=not trace.unapplied_reason,
-        metadata={"reason": trace.unapplied_reason} if trace.unapplied_reason else {},
-    )
-    yield Sensor(
-        name="status",
-        kind=SensorKind.TRACE,
-        value=trace.status,
-        metadata={"error": trace.error} if trace.error else {},
-    )
 
 
 def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hmac
 import re
-import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from prefect_mipro.config import MiproConfig, override
-from prefect_mipro.errors import ConfigInvalid, InputInvalid, KeyRejected, SessionNotFound
-from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
+from prefect_mipro.errors import InputInvalid, KeyRejected, SessionNotFound
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import (
-    DemonstrationsValue,
     InstructionValue,
     LeverActor,
     LeverName,
@@ -29,7 +26,13 @@ from prefect_mipro.models.sessions import (
     SessionStatus,
     SessionUrls,
 )
-from prefect_mipro.server.services.identity import Clock, NewId, new_secret
+from prefect_mipro.server.services.creation import (
+    config_body,
+    first_facts,
+    kept_config,
+    session_id_of,
+)
+from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.status import (
@@ -72,17 +75,24 @@ class Sessions:
         """Create the session, or find it by its id. The flag says whether it is new."""
         if request.kind not in KINDS:
             raise InputInvalid(f"kind is {request.kind!r}; this backend knows 'mipro_online'")
-        body = override(_config_body(request), request.overrides)
+        body = override(config_body(request), request.overrides)
         config = MiproConfig.parse(body)
         body["prompt_learning"].pop("task_app_api_key", None)  # never needed, so never stored
         self._upstreams.check(config.policy.provider)
         if config.mipro.proposer.provider:
             self._upstreams.check(config.mipro.proposer.provider)
-        session_id = _session_id(request, config)
-        session, levers, baseline = self._first_facts(session_id, request, config, body)
+        session_id = session_id_of(request, config)
+        session, levers, baseline = first_facts(
+            session_id,
+            request,
+            config,
+            body,
+            now=self._clock(),
+            baseline_id=self._new_id("baseline"),
+        )
         stored, created = await self._store.create_session(session, levers, baseline)
         status = await self.status(session_id)
-        kept = [] if created else _kept_config(stored, session)
+        kept = [] if created else kept_config(stored, session)
         return status.model_copy(update={"warnings": [*kept, *status.warnings]}), created
 
     async def status(self, session_id: str) -> SessionStatus:
@@ -240,54 +250,6 @@ class Sessions:
             waiting_for=await self._proposals.waiting_for(session, candidates),
         )
 
-    def _first_facts(
-        self, session_id: str, request: CreateSession, config: MiproConfig, body: JsonObject
-    ) -> tuple[Session, Sequence[LeverVersion], Candidate]:
-        """The session, the first version of each lever and the baseline candidate."""
-        now = self._clock()
-        baseline_id = self._new_id("baseline")
-        prompt = config.initial_prompt
-        levers = [
-            LeverVersion(
-                lever=lever,
-                version=1,
-                value=value,
-                provenance=LeverProvenance(actor=LeverActor.HUMAN, reason="the baseline prompt"),
-                created_at=now,
-            )
-            for lever, value in (
-                (
-                    LeverName.INSTRUCTION,
-                    InstructionValue(text=prompt.instruction if prompt else ""),
-                ),
-                (LeverName.DEMONSTRATIONS, DemonstrationsValue()),
-            )
-        ]
-        session = Session(
-            session_id=session_id,
-            state=SessionState.RUNNING,
-            config=body,
-            metadata=request.metadata,
-            correlation_id=request.correlation_id or request.agent_id or None,
-            agent_id=request.agent_id or None,
-            system_name=(request.system and request.system.name) or config.mipro.system_name,
-            proxy_secret=new_secret(),
-            baseline_id=baseline_id,
-            champion_id=baseline_id,
-            created_at=now,
-            updated_at=now,
-        )
-        baseline = Candidate(
-            candidate_id=baseline_id,
-            session_id=session_id,
-            number=1,
-            instruction_version=1,
-            demonstrations_version=1,
-            label="baseline",
-            created_at=now,
-        )
-        return session, levers, baseline
-
     def _urls_of(self, session: Session) -> SessionUrls:
         url = f"{self._public_url}/api/mipro/v1/{session.session_id}.{session.proxy_secret}"
         return SessionUrls(
@@ -321,73 +283,6 @@ class Sessions:
             ]
         )
         return [*config.warnings, *unheard, *no_prompt]
-
-
-def _config_body(request: CreateSession) -> JsonObject:
-    """The config that was sent. This backend reads no files and keeps no named configs."""
-    sent = {
-        name: value
-        for name, value in (
-            ("config_body", request.config_body),
-            ("config", request.config),
-            ("config_name", request.config_name),
-            ("config_path", request.config_path),
-        )
-        if value
-    }
-    if len(sent) != 1:
-        found = " and ".join(sent) or "none"
-        raise ConfigInvalid(f"a session needs exactly one config source; {found} was sent")
-    if "config_path" in sent:
-        raise ConfigInvalid(
-            f"config_path {sent['config_path']!r} is a path on your machine, and this backend "
-            "opens no files; send the parsed TOML as config_body"
-        )
-    if "config_name" in sent:
-        raise ConfigInvalid(
-            f"this backend keeps no config named {sent['config_name']!r}; send it as config_body"
-        )
-    (body,) = sent.values()
-    return dict(body) if isinstance(body, dict) else {}
-
-
-def _session_id(request: CreateSession, config: MiproConfig) -> str:
-    """The id to create or to resume: the caller's, else the system's, else a new one."""
-    system = request.system
-    for told in (request.session_id, system and system.id, config.mipro.system_id):
-        if told:
-            if not _usable(told):
-                raise InputInvalid(
-                    f"the session id {told[:80]!r} is not usable in a URL; use up to "
-                    f"{ID_CHARACTERS} letters, digits, '_', '-', '.', ':' or '~'"
-                )
-            return told
-    name = system.name if system else None
-    return name if name and _usable(name) else str(uuid.uuid4())
-
-
-def _usable(session_id: str) -> bool:
-    return len(session_id) <= ID_CHARACTERS and bool(re.fullmatch(ID_PATTERN, session_id))
-
-
-def _kept_config(stored: Session, sent: Session) -> list[str]:
-    differing = sorted(_differences(stored.config, sent.config, ""))
-    if not differing:
-        return []
-    return [
-        f"session {stored.session_id} exists already and keeps its config; yours differs in "
-        f"{', '.join(differing[:5])}. Choose another session_id to start with the new one"
-    ]
-
-
-def _differences(one: Any, other: Any, path: str) -> set[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {
-            found
-            for key in one.keys() | other.keys()
-            for found in _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
-        }
-    return set() if one == other else {path}
 
 
 def _listed(session: Session) -> JsonObject:

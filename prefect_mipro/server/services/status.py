@@ -32,7 +32,7 @@ from prefect_mipro.models.sessions import (
 )
 from prefect_mipro.optimizer.posterior import Posterior, posterior
 from prefect_mipro.optimizer.promotion import log_evidence
-from prefect_mipro.server.services.rollouts import lever_versions
+from prefect_mipro.server.services.recording import lever_versions
 from prefect_mipro.server.store.interface import RewardBlock
 
 LARGEST_E_VALUE = 1e9

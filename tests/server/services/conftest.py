@@ -16,10 +16,11 @@ import pytest
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
+from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.services.rollouts import Call, Rollouts
+from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store

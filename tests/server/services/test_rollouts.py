@@ -20,7 +20,7 @@ from prefect_mipro.errors import (
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.services.rollouts import Call
+from prefect_mipro.server.services.calls import Call
 from tests.server.services.conftest import Answer, Backend
 
 

@@ -1,0 +1,144 @@
+"""What a create call asks for: its config, its id, and the first facts of the session."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.errors import ConfigInvalid, InputInvalid
+from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.levers import (
+    DemonstrationsValue,
+    InstructionValue,
+    LeverActor,
+    LeverName,
+    LeverProvenance,
+    LeverVersion,
+)
+from prefect_mipro.models.sessions import CreateSession, Session, SessionState
+from prefect_mipro.server.services.identity import new_secret
+
+
+def config_body(request: CreateSession) -> JsonObject:
+    """The config that was sent. This backend reads no files and keeps no named configs."""
+    sent = {
+        name: value
+        for name, value in (
+            ("config_body", request.config_body),
+            ("config", request.config),
+            ("config_name", request.config_name),
+            ("config_path", request.config_path),
+        )
+        if value
+    }
+    if len(sent) != 1:
+        found = " and ".join(sent) or "none"
+        raise ConfigInvalid(f"a session needs exactly one config source; {found} was sent")
+    if "config_path" in sent:
+        raise ConfigInvalid(
+            f"config_path {sent['config_path']!r} is a path on your machine, and this backend "
+            "opens no files; send the parsed TOML as config_body"
+        )
+    if "config_name" in sent:
+        raise ConfigInvalid(
+            f"this backend keeps no config named {sent['config_name']!r}; send it as config_body"
+        )
+    (body,) = sent.values()
+    return dict(body) if isinstance(body, dict) else {}
+
+
+def session_id_of(request: CreateSession, config: MiproConfig) -> str:
+    """The id to create or to resume: the caller's, else the system's, else a new one."""
+    system = request.system
+    for told in (request.session_id, system and system.id, config.mipro.system_id):
+        if told:
+            if not _usable(told):
+                raise InputInvalid(
+                    f"the session id {told[:80]!r} is not usable in a URL; use up to "
+                    f"{ID_CHARACTERS} letters, digits, '_', '-', '.', ':' or '~'"
+                )
+            return told
+    name = system.name if system else None
+    return name if name and _usable(name) else str(uuid.uuid4())
+
+
+def _usable(session_id: str) -> bool:
+    return len(session_id) <= ID_CHARACTERS and bool(re.fullmatch(ID_PATTERN, session_id))
+
+
+def first_facts(
+    session_id: str,
+    request: CreateSession,
+    config: MiproConfig,
+    body: JsonObject,
+    *,
+    now: datetime,
+    baseline_id: str,
+) -> tuple[Session, Sequence[LeverVersion], Candidate]:
+    """The session, the first version of each lever and the baseline candidate."""
+    prompt = config.initial_prompt
+    levers = [
+        LeverVersion(
+            lever=lever,
+            version=1,
+            value=value,
+            provenance=LeverProvenance(actor=LeverActor.HUMAN, reason="the baseline prompt"),
+            created_at=now,
+        )
+        for lever, value in (
+            (
+                LeverName.INSTRUCTION,
+                InstructionValue(text=prompt.instruction if prompt else ""),
+            ),
+            (LeverName.DEMONSTRATIONS, DemonstrationsValue()),
+        )
+    ]
+    session = Session(
+        session_id=session_id,
+        state=SessionState.RUNNING,
+        config=body,
+        metadata=request.metadata,
+        correlation_id=request.correlation_id or request.agent_id or None,
+        agent_id=request.agent_id or None,
+        system_name=(request.system and request.system.name) or config.mipro.system_name,
+        proxy_secret=new_secret(),
+        baseline_id=baseline_id,
+        champion_id=baseline_id,
+        created_at=now,
+        updated_at=now,
+    )
+    baseline = Candidate(
+        candidate_id=baseline_id,
+        session_id=session_id,
+        number=1,
+        instruction_version=1,
+        demonstrations_version=1,
+        label="baseline",
+        created_at=now,
+    )
+    return session, levers, baseline
+
+
+def kept_config(stored: Session, sent: Session) -> list[str]:
+    differing = sorted(_differences(stored.config, sent.config, ""))
+    if not differing:
+        return []
+    return [
+        f"session {stored.session_id} exists already and keeps its config; yours differs in "
+        f"{', '.join(differing[:5])}. Choose another session_id to start with the new one"
+    ]
+
+
+def _differences(one: Any, other: Any, path: str) -> set[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            found
+            for key in one.keys() | other.keys()
+            for found in _differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        }
+    return set() if one == other else {path}
