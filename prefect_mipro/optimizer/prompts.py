@@ -227,9 +227,12 @@ def _with_text(message: ChatMessage, text: str) -> ChatMessage:
     content = message.get("content")
     if not isinstance(content, list):
         return {**message, "content": text}
-    kept = next((part for part in content if _is_text(part)), {"type": "text"})
-    others = [part for part in content if not _is_text(part)]
-    return {**message, "content": [{**kept, "text": text}, *others]}
+    first = next((part for part in content if _is_text(part)), None)
+    kept = [part for part in content if part is first or not _is_text(part)]
+    if first is None:
+        return {**message, "content": [{"type": "text", "text": text}, *kept]}
+    changed = [{**part, "text": text} if part is first else part for part in kept]
+    return {**message, "content": changed}
 
 
 def _system_index(messages: Sequence[ChatMessage]) -> int | None:
