@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,7 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt
 
 LARGEST_CONFIG_BYTES = 1_000_000
+MOST_SEEDS = 100_000
 
 
 class ProposerMode(StrEnum):
@@ -53,12 +55,17 @@ class Strategy(StrEnum):
 
 def _seed_list(value: Any) -> Any:
     """`{start, end, step}`, the older way to write a list of seeds, becomes the list."""
-    if isinstance(value, Mapping) and {"start", "end"} <= set(value):
-        return list(range(int(value["start"]), int(value["end"]), int(value.get("step", 1))))
-    return value
+    if not (isinstance(value, Mapping) and {"start", "end"} <= set(value)):
+        return value
+    start, end, step = value["start"], value["end"], value.get("step", 1)
+    if not all(isinstance(bound, int) for bound in (start, end, step)) or step == 0:
+        raise ValueError("start, end and step must be integers, and step not 0")
+    if abs(end - start) > MOST_SEEDS * abs(step):
+        raise ValueError(f"that is more than {MOST_SEEDS} seeds")
+    return list(range(start, end, step))
 
 
-Seeds = Annotated[list[int], BeforeValidator(_seed_list)]
+Seeds = Annotated[list[int], Field(max_length=MOST_SEEDS), BeforeValidator(_seed_list)]
 
 
 class Section(BaseModel):
@@ -190,8 +197,10 @@ class MiproSettings(Section):
     @model_validator(mode="after")
     def _range_has_width(self) -> Self:
         low, high = self.reward_range
-        if not low < high:
-            raise ValueError(f"reward_range is [{low}, {high}]; the first number must be smaller")
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError(
+                f"reward_range is [{low}, {high}]; give two finite numbers, the smaller one first"
+            )
         return self
 
     def split_of(self, example_id: str | None) -> str | None:
@@ -296,7 +305,11 @@ class MiproConfig(Section):
         `warnings` names each key that is set and has no effect here.
         """
         merged = override(body, overrides or {})
-        if not isinstance(merged.get("prompt_learning"), Mapping):
+        if "prompt_learning" in merged and not isinstance(merged["prompt_learning"], Mapping):
+            raise ConfigInvalid(
+                f"prompt_learning is {_short(merged['prompt_learning'])}; it must be a table"
+            )
+        if "prompt_learning" not in merged:
             found = ", ".join(sorted(map(str, merged))) or "nothing"
             raise ConfigInvalid(
                 f"the config has no [prompt_learning] section (it has: {found}); "
@@ -313,7 +326,7 @@ def parse_toml(text: str, *, source: str = "the config") -> JsonObject:
     """The table that a TOML text holds. Raises ConfigInvalid with the line."""
     try:
         return tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigInvalid(f"{source} is not valid TOML: {error}") from None
 
 
@@ -338,7 +351,13 @@ def override(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> JsonObjec
 
     A path must lead to a key that a config can have.
     """
-    merged = copy.deepcopy(dict(body))
+    for name, table in (("the config", body), ("overrides", overrides)):
+        if not isinstance(table, Mapping):
+            raise ConfigInvalid(f"{name} is {_short(table)}; give a table (a dict)")
+    try:
+        merged, overrides = copy.deepcopy((dict(body), dict(overrides)))
+    except RecursionError:
+        raise ConfigInvalid("the config or an override is nested too deeply") from None
     for path, value in overrides.items():
         _check_path(path)
         *tables, key = path.split(".")
@@ -350,11 +369,13 @@ def override(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> JsonObjec
                     f"override {path!r}: {name!r} is {type(inner).__name__} here, not a table"
                 )
             table = inner
-        table[key] = copy.deepcopy(value)
+        table[key] = value
     return merged
 
 
-def _check_path(path: str) -> None:
+def _check_path(path: object) -> None:
+    if not isinstance(path, str):
+        raise ConfigInvalid(f"override {path!r} is no path; give text with dots between the keys")
     known = set(_known_paths())
     free = (
         "prompt_learning.policy.config.",
@@ -413,7 +434,7 @@ def _section_warnings(
         if key in inert:
             yield f"{path}.{key} has no effect on this backend"
         elif key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             yield f"{path}.{key} is not known and has no effect{hint}"
         elif (inner := fields[key]) and isinstance(value, Mapping):

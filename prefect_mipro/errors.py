@@ -21,10 +21,11 @@ MiproError                      everything of ours; `HTTPError` is its name in t
 │   ├── StoreFailed             the database refused or is out of reach
 │   └── AnswerInvalid           the answer is not what the protocol promises (ValueError)
 ├── BackendUnreachable          no answer at all; check the URL, then repeat
-└── UpstreamFailed              the policy or proposer model broke
-    ├── UpstreamUnreachable
-    ├── UpstreamTimedOut
-    └── ModelMissing            install the embedded model
+├── UpstreamFailed              the policy or proposer model broke
+│   ├── UpstreamUnreachable
+│   ├── UpstreamTimedOut
+│   └── ModelMissing            install the embedded model
+└── ProgramFailed               the program being optimized raises; fix it
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ class MiproError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        return (
-            f"{self.message} [{self.status} {self.url}]" if self.url else self.message
-        )
+        return f"{self.message} [{self.status} {self.url}]" if self.url else self.message
 
 
 HTTPError = MiproError
@@ -195,6 +194,10 @@ class ModelMissing(UpstreamFailed):
     default_status = 503
 
 
+class ProgramFailed(MiproError):
+    """The program that is being optimized raises, whatever it is run on."""
+
+
 _CLASS_OF_STATUS: dict[int, type[MiproError]] = {
     400: InputInvalid,
     401: KeyRejected,
@@ -211,7 +214,8 @@ _CLASS_OF_STATUS: dict[int, type[MiproError]] = {
 
 def error_class(name: str | None, *, status: int) -> type[MiproError]:
     """The class of that name; for a name this release does not know, the class of the status."""
-    return _CLASS_OF_NAME.get(name or "") or _CLASS_OF_STATUS.get(status, BackendFailed)
+    broad = InputInvalid if 400 <= status < 500 else BackendFailed
+    return _CLASS_OF_NAME.get(name or "") or _CLASS_OF_STATUS.get(status, broad)
 
 
 def _tree(root: type[MiproError]) -> Iterator[type[MiproError]]:

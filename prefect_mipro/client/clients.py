@@ -1,0 +1,275 @@
+"""Client and AsyncClient: two drivers of the same exchange, with a method for each operation."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import cache, wraps
+from types import TracebackType
+from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
+
+import httpx
+from pydantic import SecretStr
+
+from prefect_mipro.client import operations
+from prefect_mipro.client.exchange import Reply, Send, Wait, exchange
+from prefect_mipro.client.operations import Operation
+from prefect_mipro.errors import InputInvalid
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_SECONDS = 30.0
+
+# An idle connection is dropped before uvicorn drops it, after 5 s: a request that crosses with the
+# backend's close would have to be repeated.
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0)
+
+
+class _Method(Generic[P, T]):
+    """One operation as a method of both clients."""
+
+    def __init__(self, operation: Callable[P, Operation[T]]) -> None:
+        self.__doc__ = operation.__doc__
+        self._operation = operation
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Any:
+        if client is None:
+            return self
+
+        @wraps(self._operation)
+        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client.send(self._operation(*args, **kwargs))
+
+        return method
+
+
+class _Connection:
+    """What both clients are made of: where the backend is, and the key to it.
+
+    Each method takes what the function of its name in `operations` takes.
+    """
+
+    create_session = _Method(operations.create_session)
+    session_status = _Method(operations.session_status)
+    session_urls = _Method(operations.session_urls)
+    reward = _Method(operations.reward)
+    change_state = _Method(operations.change_state)
+    sessions = _Method(operations.sessions)
+    events = _Method(operations.events)
+    candidates = _Method(operations.candidates)
+    candidate = _Method(operations.candidate)
+    add_candidate = _Method(operations.add_candidate)
+    seed_evals = _Method(operations.seed_evals)
+    health = _Method(operations.health)
+
+    def __init__(
+        self,
+        backend_url: str,
+        api_key: str | SecretStr | None,
+        timeout_seconds: float,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.backend_url = backend_root(backend_url)
+        self.timeout_seconds = usable_timeout(timeout_seconds)
+        self._key = usable_key(api_key)
+        self._jitter = jitter
+
+    def _settings(self, headers: Mapping[str, str] | None) -> dict[str, Any]:
+        key = self._key.get_secret_value()
+        authorization = {"Authorization": f"Bearer {key}"} if key else {}
+        return {
+            "base_url": self.backend_url,
+            "headers": {"User-Agent": "prefect-mipro", **(headers or {}), **authorization},
+            # Waiting for one of our own connections says nothing about the backend.
+            "timeout": httpx.Timeout(self.timeout_seconds, pool=None),
+            "limits": _LIMITS,
+            "verify": _tls(),
+            "follow_redirects": False,
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.backend_url!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} holds open connections and a key, so it cannot be pickled or "
+            "copied; send its backend_url, and make a new one where it is used"
+        )
+
+
+class Client(_Connection):
+    """A connection to a backend, for threads. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        backend_url: str,
+        api_key: str | SecretStr | None = None,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(backend_url, api_key, timeout_seconds, jitter)
+        self._http = httpx.Client(**self._settings(headers), transport=transport)
+        self._sleep = sleep
+
+    def send(self, operation: Operation[T]) -> T:
+        """Carry out an operation. Raises what `prefect_mipro.errors` lists."""
+        steps = exchange(operation, jitter=self._jitter, key=self._key.get_secret_value())
+        reply: Reply | None = None
+        try:
+            while True:
+                step = steps.send(reply)
+                if isinstance(step, Wait):
+                    reply = None
+                    self._sleep(step.seconds)
+                else:
+                    reply = self._reply(step)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    def _reply(self, send: Send) -> Reply:
+        try:
+            return self._http.request(
+                send.method,
+                send.path,
+                params=send.query,
+                headers=send.headers,
+                content=send.content,
+            )
+        except httpx.RequestError as failure:
+            return failure
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Connection):
+    """A connection to a backend, for one event loop. Close it, or use it in `async with`."""
+
+    def __init__(
+        self,
+        backend_url: str,
+        api_key: str | SecretStr | None = None,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(backend_url, api_key, timeout_seconds, jitter)
+        self._http = httpx.AsyncClient(**self._settings(headers), transport=transport)
+        self._sleep = sleep
+
+    async def send(self, operation: Operation[T]) -> T:
+        """Carry out an operation. Raises what `prefect_mipro.errors` lists."""
+        steps = exchange(operation, jitter=self._jitter, key=self._key.get_secret_value())
+        reply: Reply | None = None
+        try:
+            while True:
+                step = steps.send(reply)
+                if isinstance(step, Wait):
+                    reply = None
+                    await self._sleep(step.seconds)
+                else:
+                    reply = await self._reply(step)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    async def _reply(self, send: Send) -> Reply:
+        try:
+            return await self._http.request(
+                send.method,
+                send.path,
+                params=send.query,
+                headers=send.headers,
+                content=send.content,
+            )
+        except httpx.RequestError as failure:
+            return failure
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def backend_root(backend_url: str) -> str:
+    """The backend's root: `http://h`, `http://h/`, `http://h/api` and `http://h/api/v1` are one."""
+    text = str(backend_url).strip()
+    # Not shown: what stands before an @ may be a password.
+    if "@" in text:
+        raise InputInvalid("backend_url has an @ in it; give the key as api_key instead")
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    reachable = url.scheme in ("http", "https") and url.host and (url.port or 1) < 2**16
+    if not reachable or url.query or url.fragment:
+        raise InputInvalid(
+            f"backend_url is {text!r}; give the backend's root, such as http://localhost:8000"
+        )
+    path = url.path.rstrip("/").removesuffix("/v1").rstrip("/").removesuffix("/api").rstrip("/")
+    return str(url.copy_with(path=path))
+
+
+def usable_timeout(seconds: float) -> float:
+    """`seconds` if one can wait so long. Raises InputInvalid."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InputInvalid(f"the timeout is {seconds!r}; give seconds as a number")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputInvalid(f"the timeout is {seconds} seconds; give a finite number above 0")
+    return float(seconds)
+
+
+def usable_key(api_key: str | SecretStr | None) -> SecretStr:
+    """The key without surrounding space, which files add; empty for none. Raises InputInvalid."""
+    text = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
+    text = text.strip()
+    if not (text.isascii() and text.isprintable()):
+        raise InputInvalid("the key has characters that an HTTP header cannot carry")
+    return SecretStr(text)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes longer than most requests."""
+    return httpx.create_ssl_context()

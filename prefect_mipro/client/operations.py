@@ -1,0 +1,314 @@
+"""One function per endpoint: method, path, body, and the value that comes back.
+
+An `Operation` is a value: making one sends nothing, and sending the same one twice is a repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from prefect_mipro.errors import AnswerInvalid, InputInvalid
+from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.sessions import (
+    CreateSession,
+    SessionState,
+    SessionStatus,
+    SessionUrls,
+    SystemRequest,
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+LARGEST_PAGE = 1_000
+TECHNIQUE = "discrete_optimization"
+
+_SESSIONS = "/api/v1/online/sessions"
+_SYSTEMS = "/api/systems"
+_CANDIDATES = "/api/candidates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation(Generic[T_co]):
+    """A request to be made, and how its answer is read.
+
+    `path` starts at the backend's root and is escaped already. `repeatable` means that sending it
+    again after a failure does no harm.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: JsonObject | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeatable: bool
+    answer: Callable[[JsonObject], T_co]
+
+
+def raw(operation: Operation[object]) -> Operation[JsonObject]:
+    """The same operation, its answer as it came."""
+    return Operation(
+        method=operation.method,
+        path=operation.path,
+        query=operation.query,
+        body=operation.body,
+        headers=operation.headers,
+        repeatable=operation.repeatable,
+        answer=_as_it_is,
+    )
+
+
+def create_session(
+    request: CreateSession, *, request_key: str | None = None
+) -> Operation[SessionStatus]:
+    """Start a session. `request_key` names the request; the backend counts its repeats as one."""
+    key = request_key or uuid4().hex
+    system = request.system or SystemRequest(name=request.session_id or key)
+    filled = request.model_copy(
+        update={"technique": request.technique or TECHNIQUE, "system": system}
+    )
+    return Operation(
+        method="POST",
+        path=_SESSIONS,
+        body=_body(filled),
+        headers={"Idempotency-Key": key},
+        repeatable=True,
+        answer=_status,
+    )
+
+
+def session_status(session_id: str) -> Operation[SessionStatus]:
+    """Where a session stands, and the belief behind it."""
+    return _get(_session_path(session_id), _status)
+
+
+def session_urls(session_id: str, *, correlation_id: str | None = None) -> Operation[SessionUrls]:
+    """Where a session's proxy is reached."""
+    query = _query(correlation_id=correlation_id)
+    return _get(f"{_session_path(session_id)}/prompt", _urls, query)
+
+
+def reward(
+    session_id: str, request: RewardRequest, *, request_key: str | None = None
+) -> Operation[RewardReceipt]:
+    """Reward a rollout. `request_key` names the request; the backend counts its repeats as one."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/reward",
+        body=_body(request),
+        headers={"Idempotency-Key": request_key or uuid4().hex},
+        repeatable=True,
+        answer=RewardReceipt.model_validate,
+    )
+
+
+def change_state(session_id: str, state: SessionState) -> Operation[SessionStatus]:
+    """Pause, resume or cancel a session."""
+    return Operation(
+        method="PATCH",
+        path=_session_path(session_id),
+        body={"state": str(state)},
+        repeatable=True,
+        answer=_status,
+    )
+
+
+def sessions(
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    system_id: str | None = None,
+    system_name: str | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> Operation[JsonObject]:
+    """A page of sessions: `items` and `next_cursor`. Times are ISO 8601 text."""
+    query = _query(
+        state=state,
+        kind=kind,
+        system_id=system_id,
+        system_name=system_name,
+        created_after=created_after,
+        created_before=created_before,
+        limit=_page(limit),
+        cursor=cursor,
+    )
+    return _get(_SESSIONS, _as_it_is, query)
+
+
+def events(session_id: str, *, since_seq: int = 0, limit: int = 500) -> Operation[JsonObject]:
+    """A session's `events` after `since_seq`, oldest first."""
+    query = _query(since_seq=since_seq, limit=_page(limit))
+    return _get(f"{_session_path(session_id)}/events", _as_it_is, query)
+
+
+def candidates(
+    session_id: str,
+    *,
+    job_id: str | None = None,
+    algorithm: str | None = None,
+    mode: str | None = None,
+    status: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+    sort: str | None = None,
+    include: str | None = None,
+) -> Operation[JsonObject]:
+    """A page of candidates: `items` and `next_cursor`.
+
+    `sort` has the form `objective:desc,created_at:desc`; `include` is a comma list.
+    """
+    query = _query(
+        job_id=job_id,
+        algorithm=algorithm,
+        mode=mode,
+        status=status,
+        limit=_page(limit),
+        cursor=cursor,
+        sort=sort,
+        include=include,
+    )
+    return _get(f"{_system_path(session_id)}/candidates", _as_it_is, query)
+
+
+def candidate(candidate_id: str) -> Operation[JsonObject]:
+    """One candidate, of whichever session."""
+    return _get(f"{_CANDIDATES}/{_segment(candidate_id, name='candidate_id')}", _as_it_is)
+
+
+def job_candidate(job_id: str, candidate_id: str) -> Operation[JsonObject]:
+    """One candidate of an offline job, whose id starts with `pl_`."""
+    if not job_id.startswith("pl_"):
+        raise InputInvalid(f"job_id is {job_id!r}; it must start with 'pl_'")
+    job = _segment(job_id, name="job_id")
+    wanted = _segment(candidate_id, name="candidate_id")
+    return _get(f"/api/v1/offline/jobs/{job}/candidates/{wanted}", _as_it_is)
+
+
+def add_candidate(session_id: str, body: JsonObject) -> Operation[JsonObject]:
+    """Add a candidate of one's own; the body's `deltas` hold its text. Not safe to repeat."""
+    system = _segment(session_id, name="session_id")
+    return Operation(
+        method="POST",
+        path=f"/api/prompt-learning/online/mipro/systems/{system}/candidates",
+        body=body,
+        repeatable=False,
+        answer=_as_it_is,
+    )
+
+
+def seed_evals(
+    session_id: str,
+    *,
+    job_id: str | None = None,
+    candidate_id: str | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    success: bool | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+    sort: str | None = None,
+    include: str | None = None,
+) -> Operation[JsonObject]:
+    """A page of rewarded rollouts, each with its example's seed: `items` and `next_cursor`."""
+    query = _query(
+        job_id=job_id,
+        candidate_id=candidate_id,
+        split=split,
+        seed=seed,
+        success=success,
+        limit=_page(limit),
+        cursor=cursor,
+        sort=sort,
+        include=include,
+    )
+    return _get(f"{_system_path(session_id)}/seed-evals", _as_it_is, query)
+
+
+def health() -> Operation[JsonObject]:
+    """Whether the backend is up."""
+    return _get("/health", _as_it_is)
+
+
+def with_urls(answer: JsonObject) -> JsonObject:
+    """An answer with all three URLs filled in as far as one follows from another.
+
+    `online_url` falls back to the older `proxy_url`, and `chat_completions_url` follows from it.
+    What cannot be known is `None`.
+    """
+    proxy_url = _text(answer.get("proxy_url"))
+    online_url = _text(answer.get("online_url")) or proxy_url
+    chat_completions_url = _text(answer.get("chat_completions_url"))
+    if online_url and not chat_completions_url:
+        root = online_url.rstrip("/").removesuffix("/chat/completions")
+        chat_completions_url = f"{root}/chat/completions"
+    return {
+        **answer,
+        "proxy_url": proxy_url,
+        "online_url": online_url,
+        "chat_completions_url": chat_completions_url,
+    }
+
+
+def _status(answer: JsonObject) -> SessionStatus:
+    return SessionStatus.model_validate(with_urls(answer))
+
+
+def _urls(answer: JsonObject) -> SessionUrls:
+    urls = with_urls(answer)
+    if not urls["online_url"]:
+        raise AnswerInvalid("Missing online_url in response")
+    return SessionUrls.model_validate(
+        {**urls, "proxy_url": urls["proxy_url"] or urls["online_url"]}
+    )
+
+
+def _as_it_is(answer: JsonObject) -> JsonObject:
+    return answer
+
+
+def _get(
+    path: str,
+    answer: Callable[[JsonObject], T_co],
+    query: Mapping[str, str] | None = None,
+) -> Operation[T_co]:
+    return Operation(method="GET", path=path, query=query or {}, repeatable=True, answer=answer)
+
+
+def _body(record: Record) -> JsonObject:
+    return record.model_dump(exclude_none=True)
+
+
+def _query(**values: object) -> dict[str, str]:
+    """Booleans become the words `True` and `False`, which is what backends of this API get."""
+    return {name: str(value) for name, value in values.items() if value not in (None, "")}
+
+
+def _page(limit: int) -> int:
+    return max(1, min(int(limit), LARGEST_PAGE))
+
+
+def _session_path(session_id: str) -> str:
+    return f"{_SESSIONS}/{_segment(session_id, name='session_id')}"
+
+
+def _system_path(session_id: str) -> str:
+    return f"{_SYSTEMS}/{_segment(session_id, name='session_id')}"
+
+
+def _segment(value: str, *, name: str) -> str:
+    """One path segment. Backends other than ours may mint ids that need escapes."""
+    text = str(value).strip()
+    if text in ("", ".", ".."):
+        raise InputInvalid(f"{name} is {value!r}; give the id that the backend answered")
+    return quote(text, safe=":~")
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
