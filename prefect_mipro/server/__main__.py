@@ -13,15 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
 
 from prefect_mipro.errors import StoreFailed
-from prefect_mipro.server.app import create_app
 from prefect_mipro.server.logs import log_to_stderr
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings, is_loopback
-from prefect_mipro.server.store.engine import open_store
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PROGRAM = "python -m prefect_mipro.server"
 LONGEST_STOP_SECONDS = 8
@@ -86,6 +87,10 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.stop_with_stdin:
         _stop_with_stdin(stop)
+    # These take a second: first the settings must be right, and the port ours.
+    from prefect_mipro.server.app import create_app
+    from prefect_mipro.server.store.engine import open_store
+
     store = await open_store(settings.database_url)
     try:
         server = _Server(settings, create_app(settings, store=store))

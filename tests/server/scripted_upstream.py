@@ -46,6 +46,7 @@ class Connection(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.upstream.received.append(Received(self.path, headers, json.loads(raw)))
+        self.upstream.arrived.set()
         script = self.upstream.script
         (script.popleft() if script else complete)(self)
 
@@ -142,18 +143,26 @@ DONE = (
 class ScriptedUpstream:
     """Answers with a completion where no script is left.
 
-    `gate` is for scripts that wait for the test, `gone` is set when a caller of `hang` has left.
+    `arrived` is set by each call, `gone` when a caller of `hang` has left; `gate` holds a stream.
     """
 
     def __init__(self) -> None:
         self.script: deque[Script] = deque()
         self.received: list[Received] = []
+        self.arrived = threading.Event()
         self.gate = threading.Event()
         self.gone = threading.Event()
         handler = type("Handler", (Connection,), {"upstream": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def reset(self) -> None:
+        """Forget what was received and what is scripted."""
+        self.script.clear()
+        self.received.clear()
+        for happened in (self.arrived, self.gate, self.gone):
+            happened.clear()
 
     @property
     def url(self) -> str:

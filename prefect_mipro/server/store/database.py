@@ -18,10 +18,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from prefect_mipro.errors import Conflict, InputInvalid, StoreFailed
+from prefect_mipro.errors import Conflict, InputInvalid, MiproError, StoreFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,26 +133,27 @@ def translated(name: str) -> Iterator[None]:
     """Turn what a database or its driver raises into errors of ours."""
     try:
         yield
-    except (DataError, OverflowError, UnicodeError) as error:
-        raise InputInvalid(
-            f"the database cannot hold a value that was sent ({_reason(error)}); "
-            "send shorter numbers, and text that is valid Unicode"
-        ) from error
-    except IntegrityError as error:
-        raise Conflict(
-            f"another request changed the same rows first ({_reason(error)}); "
-            "read them again and repeat"
-        ) from error
-    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = _reason(error)
-        ways = (way for words, way in _WAYS_OUT if words in reason)
-        way = next(ways, "check that it is there, in reach and not full, then repeat")
-        raise StoreFailed(f"the database {name} refused: {reason}; {way}") from error
+    except (SQLAlchemyError, sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
+        raise _translation(error, name) from error
 
 
-def _reason(error: Exception) -> str:
-    """What the driver said, without the statement that it was asked to run."""
-    return str(error.orig if isinstance(error, DBAPIError) else error)
+def _translation(error: Exception, name: str) -> MiproError:
+    # The driver's own words, without the statement that it was asked to run.
+    said = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(error, IntegrityError):
+        return Conflict(
+            f"another request changed the same rows first ({said}); read them again and repeat"
+        )
+    # SQLAlchemy wraps a DataError of asyncpg in no class of its own.
+    kinds = {type(cause).__name__ for cause in (error, said.__cause__)}
+    if isinstance(error, OverflowError | UnicodeError) or "DataError" in kinds:
+        return InputInvalid(
+            f"the database cannot hold a value that was sent ({said}); "
+            "send a smaller number, or text that is valid Unicode"
+        )
+    ways = (way for words, way in _WAYS_OUT if words in str(said))
+    way = next(ways, "check that it is there, in reach and not full, then repeat")
+    return StoreFailed(f"the database {name} refused: {said}; {way}")
 
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:

@@ -96,8 +96,5 @@ def _live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
 @pytest.fixture
 def caller(_live: Caller) -> Caller:
     """The same backend for all tests of a file; each test has sessions of its own."""
-    _live.upstream.script.clear()
-    _live.upstream.received.clear()
-    _live.upstream.gate.clear()
-    _live.upstream.gone.clear()
+    _live.upstream.reset()
     return _live

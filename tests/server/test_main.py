@@ -1,0 +1,245 @@
+"""`python -m prefect_mipro.server` as a real process: how it starts, refuses and stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.scripted_upstream import DONE, ScriptedUpstream, event
+
+WAIT_SECONDS = 30
+COMMAND = [sys.executable, "-m", "prefect_mipro.server"]
+
+
+@contextmanager
+def process(folder: Path, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A server that keeps its database in the folder; killed if it still runs at the end."""
+    child = subprocess.Popen(
+        [*COMMAND, "--port", "0", *options],
+        cwd=folder,
+        env={**_without_settings(), "PYTHONPATH": str(Path.cwd()), **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """Exit code and lines of standard error of a server that does not start."""
+    result = subprocess.run(
+        [*COMMAND, *options],
+        cwd=folder,
+        env={**_without_settings(), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert result.stdout == ""
+    return result.returncode, result.stderr.splitlines()
+
+
+def first_line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def ended(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code and the rest of both outputs, once it has ended by itself."""
+    out, err = child.communicate(timeout=WAIT_SECONDS)
+    return child.returncode, out, err
+
+
+def _without_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if "MIPRO" not in name}
+
+
+def test_the_first_line_is_a_url_that_answers(tmp_path: Path) -> None:
+    with process(tmp_path) as child:
+        url = first_line(child)
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        body = _create("s", provider="embedded")
+        session = httpx.post(f"{url}/api/v1/online/sessions", json=body).json()
+        assert session["online_url"].startswith(f"{url}/api/mipro/v1/s.")
+    assert (tmp_path / "prefect-mipro.db").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with process(tmp_path) as child:
+        first_line(child)
+        child.send_signal(number)
+        code, out, err = ended(child)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1].endswith("server stopped")
+    assert not list(tmp_path.glob("*.db-wal"))
+
+
+def test_a_call_under_way_is_finished_before_it_stops(tmp_path: Path) -> None:
+    with (
+        ScriptedUpstream() as upstream,
+        process(tmp_path, "--upstream-url", upstream.url) as child,
+    ):
+        url = first_line(child)
+        httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
+        upstream.script.append(upstream.stream(event("a"), DONE))
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        path = f"{url}/api/mipro/v1/s/r1/chat/completions"
+        with httpx.stream("POST", path, json=body, timeout=WAIT_SECONDS) as answer:
+            pieces = answer.iter_raw()
+            assert next(pieces) == event("a")
+            child.terminate()
+            upstream.gate.set()
+            assert b"".join(pieces) == DONE
+        code, _, err = ended(child)
+    assert code == 0, err
+
+
+def test_without_the_switch_the_end_of_its_input_means_nothing(tmp_path: Path) -> None:
+    with process(tmp_path) as child:
+        url = first_line(child)
+        assert child.stdin is not None
+        child.stdin.close()
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_it_stops_with_its_input_when_told_so(tmp_path: Path) -> None:
+    with process(tmp_path, "--stop-with-stdin") as child:
+        first_line(child)
+        code, _, err = ended(child)  # which closes the input
+    assert code == 0, err
+
+
+def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent_program = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen({[*COMMAND, '--port', '0', '--stop-with-stdin']!r},"
+        " stdin=subprocess.PIPE)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_program],
+        cwd=tmp_path,
+        env={**_without_settings(), "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert httpx.get(f"{first_line(parent)}/health").status_code == 200
+    parent.kill()
+    # Both outputs end only when the grandchild, which inherited them, has ended too.
+    _, err = parent.communicate(timeout=WAIT_SECONDS)
+    assert err.splitlines()[-1].endswith("server stopped")
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines = refused(tmp_path, "--port", str(port))
+    assert code == 1
+    assert lines == [
+        f"python -m prefect_mipro.server: port {port} of 127.0.0.1 is in use; "
+        "choose another with --port, or a free one with --port 0"
+    ]
+
+
+def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path) -> None:
+    code, lines = refused(tmp_path, "--host", "192.0.2.1", "--api-keys", "k", "--port", "0")
+    assert code == 1
+    assert len(lines) == 1
+    assert "192.0.2.1" in lines[0]
+    assert "--host" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "database_url", ["sqlite:///missing/folder/mipro.db", "mysql://host/name", "not a url"]
+)
+def test_a_database_that_cannot_be_is_one_clear_line(tmp_path: Path, database_url: str) -> None:
+    code, lines = refused(tmp_path, "--port", "0", "--database-url", database_url)
+    assert code == 1
+    assert len(lines) == 1
+    assert "database" in lines[0]
+
+
+def test_a_database_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with process(tmp_path) as child:
+        first_line(child)
+        code, lines = refused(tmp_path, "--port", "0")
+    assert code == 1
+    assert len(lines) == 1
+    assert "another server" in lines[0]
+
+
+def test_settings_that_are_refused_exit_with_2(tmp_path: Path) -> None:
+    code, lines = refused(tmp_path, "--host", "0.0.0.0")
+    assert code == 2
+    assert len(lines) == 1
+    assert "MIPRO_SERVER_API_KEYS" in lines[0]
+
+
+def test_the_log_tells_events_and_no_secrets(tmp_path: Path) -> None:
+    with (
+        ScriptedUpstream() as upstream,
+        process(
+            tmp_path,
+            "--upstream-url",
+            upstream.url,
+            "--log-level",
+            "debug",
+            MIPRO_SERVER_API_KEYS="hidden-key",
+            MIPRO_SERVER_UPSTREAM_API_KEY="hidden-upstream-key",
+        ) as child,
+    ):
+        url = first_line(child)
+        bearer = {"Authorization": "Bearer hidden-key"}
+        with httpx.Client(base_url=url, headers=bearer) as http:
+            session = http.post("/api/v1/online/sessions", json=_create("s")).json()
+            body = {"messages": [{"role": "user", "content": "hidden prompt"}]}
+            assert http.post(f"{session['chat_completions_url']}", json=body).status_code == 200
+        child.terminate()
+        _, _, err = ended(child)
+    start = err.splitlines()[0]
+    assert f"info prefect_mipro.server server started url={url} " in start
+    assert "api_keys=1" in start
+    assert "hidden" not in err
+    assert upstream.received[0].headers["authorization"] == "Bearer hidden-upstream-key"
+
+
+def test_being_open_is_said_at_the_start(tmp_path: Path) -> None:
+    with process(tmp_path) as child:
+        first_line(child)
+        child.terminate()
+        _, _, err = ended(child)
+    assert "every program on this machine may call, and no other machine" in err
+
+
+def test_beyond_loopback_a_missing_public_url_is_warned_of(tmp_path: Path) -> None:
+    with process(tmp_path, "--host", "0.0.0.0", MIPRO_SERVER_API_KEYS="k") as child:
+        assert first_line(child).startswith("http://127.0.0.1:")
+        child.terminate()
+        _, _, err = ended(child)
+    assert "warning" in err
+    assert "MIPRO_SERVER_PUBLIC_URL" in err
+
+
+def _create(session_id: str, *, provider: str = "openai") -> dict[str, object]:
+    config = {"algorithm": "mipro", "policy": {"provider": provider}}
+    return {"session_id": session_id, "config_body": {"prompt_learning": config}}
