@@ -36,7 +36,7 @@ from prefect_mipro.server.store.tables import (
 )
 
 # At this many blocks two become one, so that a status costs the same after millions of rewards.
-LARGEST_BLOCK_COUNT = 512
+LARGEST_BLOCK_COUNT = 256
 
 # What every call and reward runs is built once: building costs more than running.
 _SESSION = bindparam("of_session", type_=Text)

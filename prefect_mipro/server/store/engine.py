@@ -109,7 +109,8 @@ def _only_server(path: Path) -> Iterator[None]:
         )
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.held(path.resolve().with_name(f"{path.name}.lock")))
+            real = path.resolve()
+            stack.enter_context(lock.held(real.with_name(f"{real.name}.lock")))
         except BlockingIOError:
             raise StoreFailed(
                 f"another server has the database {path} open, and SQLite serves one; stop it, "
@@ -162,10 +163,12 @@ def _upgrade(connection: Connection, name: str) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if unknown := set(context.get_current_heads()) - known:
+    migrations = ScriptDirectory.from_config(config)
+    present = set(context.get_current_heads())
+    if unknown := present - {migration.revision for migration in migrations.walk_revisions()}:
         raise StoreFailed(
             f"the database {name} was written by a newer release of prefect-mipro "
             f"(schema {', '.join(sorted(unknown))}); install that release, or name another database"
         )
-    command.upgrade(config, "head")
+    if present != set(migrations.get_heads()):
+        command.upgrade(config, "head")

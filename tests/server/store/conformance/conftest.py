@@ -10,10 +10,7 @@ import pytest
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 
-DATABASE_URLS = {
-    "sqlite-file": "sqlite+aiosqlite:///{file}",
-    "sqlite-memory": "sqlite+aiosqlite://",
-}
+DATABASE_URLS = {"sqlite": "sqlite+aiosqlite:///{file}"}
 
 
 @pytest.fixture(params=DATABASE_URLS)

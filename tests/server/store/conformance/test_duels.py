@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ async def test_a_duel_is_fought_by_candidates_of_the_session(store: Store) -> No
 
 
 async def test_observations_come_in_the_order_of_the_rewards(dueling: Store) -> None:
-    fought = {"duel_number": 1, "predicted_reward": 0.5}
+    fought: dict[str, Any] = {"duel_number": 1, "predicted_reward": 0.5}
     await dueling.pin(rollout("r1", BASELINE, **fought))
     await dueling.pin(rollout("r2", "cand_2", **fought))
     await dueling.pin(rollout("r3", "cand_2", **{**fought, "predicted_reward": 0.75}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionNotFound
@@ -88,7 +90,7 @@ async def test_examples_are_the_newest_rewarded_ones(store: Store) -> None:
     ],
 )
 async def test_rollouts_without_exactly_one_answered_call_with_text_are_no_examples(
-    store: Store, calls: list[dict[str, object]]
+    store: Store, calls: list[dict[str, Any]]
 ) -> None:
     await create(store)
     await store.pin(rollout())
@@ -185,7 +187,7 @@ async def test_seed_evals_are_listed_by_filter(
     await run(store, 1)
     await run(store, 2, "cand_2")
     await run(store, 3, score=0.25)
-    other = {"session_id": "s2", "candidate_id": "baseline_of_s2"}
+    other: dict[str, Any] = {"session_id": "s2", "candidate_id": "baseline_of_s2"}
     await store.pin(rollout("r10", example_id="10", **other))
     await store.add_reward(reward("reward_10", "r10", **other))
     page = await store.seed_evals(wanted, limit=9)

@@ -221,14 +221,13 @@ async def test_a_cursor_that_is_not_ours_is_invalid_input(store: Store, cursor: 
 
 async def test_unknown_sessions_are_named(store: Store) -> None:
     await create(store, "other")
-    note = {"data": {}, "at": START}
     calls = [
         store.session("s1"),
         store.set_state("s1", SessionState.PAUSED, at=START),
         store.set_champion("s1", BASELINE, at=START, reason=""),
         store.record_proposal_round("s1", rewards=1, error=None, at=START),
         store.events("s1", since=0, limit=1),
-        store.add_event("s1", "mipro.note", "", **note),
+        store.add_event("s1", "mipro.note", "", data={}, at=START),
     ]
     for call in calls:
         with pytest.raises(SessionNotFound, match="'s1'"):

@@ -202,7 +202,7 @@ def upgrade() -> None:
         sa.Column("reward", sa.Double(), nullable=True),
         sa.CheckConstraint(
             "duel_number IS NULL OR predicted_reward IS NOT NULL",
-            name="ck_mipro_rollouts_prediction",
+            name=op.f("ck_mipro_rollouts_prediction"),
         ),
         sa.ForeignKeyConstraint(
             ["candidate_id"],

@@ -1,0 +1,49 @@
+"""Migrations: they lead to exactly the schema that the statements expect."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+
+
+def test_a_migrated_database_has_the_schema_of_the_tables(migrated_file: Path) -> None:
+    engine = create_engine(f"sqlite:///{migrated_file}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_migrated_database_has_the_indexes_and_constraints_of_the_tables(
+    migrated_file: Path, tmp_path: Path
+) -> None:
+    # What the comparison of Alembic passes over: conditions of indexes, checks, foreign keys.
+    made_file = tmp_path / "made.db"
+    engine = create_engine(f"sqlite:///{made_file}")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert _schema(migrated_file) == _schema(made_file)
+
+
+def test_the_migrations_are_part_of_the_package() -> None:
+    versions = resources.files("prefect_mipro.server.store.migrations") / "versions"
+    assert (versions / "0001_first_schema.py").is_file()
+
+
+def _schema(file: Path) -> dict[str, list[str]]:
+    """The parts of each table's and index's definition, in an order of their own."""
+    connection = sqlite3.connect(file)
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != ?",
+        (VERSION_TABLE,),
+    ).fetchall()
+    connection.close()
+    return {name: sorted(re.split(r",?\s*\n\s*", sql)) for name, sql in rows}

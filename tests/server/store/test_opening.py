@@ -1,0 +1,246 @@
+"""Opening a database: what is refused, in which words, and what survives."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.errors import Conflict, SessionNotFound, StoreFailed
+from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.sql import SqlStore
+from tests.server.store.records import (
+    BASELINE,
+    at,
+    candidate,
+    create,
+    event_types,
+    instruction,
+    reward,
+    rollout,
+    session,
+)
+
+REPOSITORY = Path(__file__).parents[3]
+
+SERVER = """
+import asyncio, sys
+from prefect_mipro.server.store.engine import open_store
+from tests.server.store.records import create, rollout
+
+async def serve():
+    store = await open_store(sys.argv[1])
+    await create(store)
+    await store.pin(rollout())
+    print("serving", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+
+
+def url_of(file: Path, query: str = "") -> str:
+    return f"sqlite+aiosqlite:///{file}{query}"
+
+
+async def test_a_store_opened_again_has_everything(migrated_file: Path) -> None:
+    first = await open_store(url_of(migrated_file))
+    await create(first)
+    await first.pin(rollout())
+    await first.add_reward(reward())
+    written = await first.session("s1")
+    await first.close()
+    second = await open_store(url_of(migrated_file))
+    assert await second.session("s1") == written
+    assert (await second.candidate(BASELINE)).statistics.rewards == 1
+    await second.close()
+
+
+async def test_a_killed_server_keeps_what_was_committed_and_lets_go_of_the_file(
+    migrated_file: Path,
+) -> None:
+    url = url_of(migrated_file)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, url, stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY
+    )
+    try:
+        assert server.stdout is not None
+        assert await server.stdout.readline() == b"serving\n"
+        with pytest.raises(StoreFailed, match="another server"):
+            await open_store(url)
+    finally:
+        server.kill()
+        await server.wait()
+    store = await open_store(url)
+    assert await store.rollout("s1", "r1") == rollout()
+    await store.close()
+
+
+async def test_a_second_server_is_refused_until_the_first_has_closed(
+    migrated_file: Path, tmp_path: Path
+) -> None:
+    first = await open_store(url_of(migrated_file))
+    by_another_name = tmp_path / "link.db"
+    by_another_name.symlink_to(migrated_file)
+    for file in (migrated_file, by_another_name):
+        with pytest.raises(StoreFailed, match=r"SQLite serves one.*postgresql\+asyncpg"):
+            await open_store(url_of(file))
+    await create(first)
+    await first.close()
+    second = await open_store(url_of(by_another_name))
+    assert (await second.session("s1")).session_id == "s1"
+    await second.close()
+
+
+async def test_other_programs_may_read_beside_the_server(
+    file_store: SqlStore, migrated_file: Path
+) -> None:
+    await create(file_store)
+    reader = sqlite3.connect(migrated_file)
+    assert reader.execute("SELECT session_id FROM mipro_sessions").fetchall() == [("s1",)]
+    reader.close()
+
+
+async def test_stores_in_memory_are_apart_and_serve_many_at_once() -> None:
+    store, other = [await open_store("sqlite+aiosqlite://") for _ in range(2)]
+    await create(store)
+    await asyncio.gather(
+        *(store.pin(rollout(f"r{n}")) for n in range(20)),
+        *(store.rollout("s1", f"r{n}") for n in range(20)),
+    )
+    assert (await store.candidate(BASELINE)).statistics.rollouts == 20
+    assert await event_types(store) == ["session.created"]
+    with pytest.raises(SessionNotFound):
+        await other.session("s1")
+    await store.close()
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite+aiosqlite:///{folder}/none/mipro.db", "none of the database mipro.db is missing"),
+        ("sqlite+aiosqlite:///{folder}", "is a folder"),
+        ("sqlite+aiosqlite:///{folder}/text.db", "file of another kind"),
+        ("sqlite+aiosqlite:///file:{folder}/read.db?mode=ro&uri=true", "allow this user to write"),
+        ("sqlite:///{folder}/mipro.db", "unknown driver 'sqlite'.*sqlite\\+aiosqlite:///path"),
+        ("mysql+asyncmy://me@host/db", "unknown driver 'mysql\\+asyncmy'"),
+        ("mipro.db", "write sqlite\\+aiosqlite:///path"),
+        ("postgresql+asyncpg://me@host:port/db", "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+async def test_a_database_that_cannot_be_opened_is_refused_with_the_way_out(
+    tmp_path: Path, url: str, words: str
+) -> None:
+    (tmp_path / "text.db").write_text("These are notes, not a database. " * 99)
+    sqlite3.connect(tmp_path / "read.db").close()
+    with pytest.raises(StoreFailed, match=words):
+        await open_store(url.format(folder=tmp_path))
+
+
+async def test_a_refused_file_is_free_again(tmp_path: Path) -> None:
+    file = tmp_path / "mipro.db"
+    file.write_text("These are notes, not a database. " * 99)
+    with pytest.raises(StoreFailed):
+        await open_store(url_of(file))
+    file.unlink()
+    await (await open_store(url_of(file))).close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://me:hunter2@127.0.0.1:1/db",
+        "postgresql+asyncpg://127.0.0.1:1/db?user=me&password=hunter2",
+        "postgresql+nothing://me:hunter2@127.0.0.1:1/db",
+        "postgresql+asyncpg://me:hunter2@127.0.0.1:none/db",
+    ],
+)
+async def test_no_error_shows_the_password(url: str) -> None:
+    with pytest.raises(StoreFailed) as raised:
+        await open_store(url)
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert "hunter2" not in f"{error} {error!r}"
+        error = error.__cause__
+
+
+async def test_errors_do_not_show_what_was_stored(file_store: SqlStore) -> None:
+    await create(file_store)
+    secretive = session("s2", proxy_secret="hunter2")
+    with pytest.raises(Conflict) as raised:
+        await file_store.create_session(
+            secretive, [instruction()], candidate(candidate_id=BASELINE, label="hunter2")
+        )
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert "hunter2" not in str(error)
+        error = error.__cause__
+
+
+async def test_a_database_of_a_newer_release_is_left_alone(migrated_file: Path) -> None:
+    newer = sqlite3.connect(migrated_file)
+    newer.execute("UPDATE mipro_schema SET version_num = '9999'")
+    newer.commit()
+    newer.close()
+    with pytest.raises(StoreFailed, match=r"newer release.*9999"):
+        await open_store(url_of(migrated_file))
+
+
+async def test_a_database_that_another_program_holds_fails_in_time(migrated_file: Path) -> None:
+    store = await open_store(url_of(migrated_file, "?timeout=0.01"))
+    await create(store)
+    other = sqlite3.connect(migrated_file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreFailed, match="another program writes"):
+        await store.pin(rollout())
+    other.execute("ROLLBACK")
+    assert await store.rollout("s1", "r1") is None
+    assert await store.pin(rollout()) == rollout()
+    other.close()
+    await store.close()
+
+
+async def test_a_transaction_that_fails_half_way_leaves_nothing(
+    file_store: SqlStore, migrated_file: Path
+) -> None:
+    await create(file_store)
+    await file_store.pin(rollout())
+    before = await file_store.session("s1"), await file_store.candidate(BASELINE)
+    other = sqlite3.connect(migrated_file)
+    other.execute("ALTER TABLE mipro_frames RENAME TO away")
+    with pytest.raises(StoreFailed, match="mipro_frames"):
+        await file_store.add_reward(reward())
+    other.execute("ALTER TABLE away RENAME TO mipro_frames")
+    other.close()
+    assert (await file_store.session("s1"), await file_store.candidate(BASELINE)) == before
+    assert not (await file_store.add_reward(reward())).duplicate
+
+
+async def test_a_cancelled_caller_leaves_all_or_nothing(file_store: SqlStore) -> None:
+    await create(file_store)
+    pins = [asyncio.create_task(file_store.pin(rollout(f"r{n}"))) for n in range(50)]
+    await asyncio.wait([pins[0]])
+    for pin in pins:
+        pin.cancel()
+    await asyncio.gather(*pins, return_exceptions=True)
+    # The queue is drained in order, so this write is the last.
+    await file_store.set_state("s1", SessionState.PAUSED, at=at(1))
+    found = [await file_store.rollout("s1", f"r{n}") for n in range(50)]
+    pinned = sum(rollout is not None for rollout in found)
+    assert pinned >= 1
+    assert (await file_store.candidate(BASELINE)).statistics.rollouts == pinned
+    assert (await file_store.session("s1")).serving_rollouts == pinned
+
+
+async def test_a_closed_store_says_so(migrated_file: Path) -> None:
+    store = await open_store(url_of(migrated_file))
+    await store.close()
+    with pytest.raises(StoreFailed, match="closed"):
+        await store.session("s1")
+    await store.close()

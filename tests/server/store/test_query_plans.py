@@ -1,0 +1,145 @@
+"""What is asked on every call, reward and status costs the same after millions of rewards."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event
+
+from prefect_mipro.server.store import rewards, sessions
+from prefect_mipro.server.store.attachments import LARGEST_BLOCK_COUNT
+from prefect_mipro.server.store.interface import SeedEvalFilter
+from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.tables import metadata
+from tests.server.store.records import (
+    BASELINE,
+    candidate,
+    challenge,
+    create,
+    demonstrations,
+    duel,
+    frame,
+    instruction,
+    reward,
+    rollout,
+    session,
+    trace,
+)
+
+Statement = tuple[str, Any]
+
+QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
+    "session": lambda store: store.session("s1"),
+    "rollout": lambda store: store.rollout("s1", "r1"),
+    "pin": lambda store: store.pin(rollout("r8", duel_number=1, predicted_reward=0.5)),
+    "pin again": lambda store: store.pin(rollout("r1")),
+    "record_call": lambda store: store.record_call(trace("t8"), frame("f8")),
+    "add_reward": lambda store: store.add_reward(reward("reward_8", "r2"), request_key="k"),
+    "add_reward without ids": lambda store: store.add_reward(reward("reward_9", None)),
+    "add_reward by correlation": lambda store: store.add_reward(
+        reward("reward_9", None, correlation_id="c")
+    ),
+    "candidates": lambda store: store.candidates("s1"),
+    "candidate": lambda store: store.candidate(BASELINE),
+    "levers": lambda store: store.levers("s1"),
+    "reward_blocks": lambda store: store.reward_blocks("s1", points=9),
+    "frames": lambda store: store.frames("s1", limit=9),
+    "last_unapplied": lambda store: store.last_unapplied("s1"),
+    "example_traces": lambda store: store.example_traces("s1", limit=9),
+    "duel": lambda store: store.duel("s1"),
+    "duel_observations": lambda store: store.duel_observations("s1", 1),
+    "events": lambda store: store.events("s1", since=0, limit=9),
+    "seed_evals of a session": lambda store: store.seed_evals(
+        SeedEvalFilter(session_id="s1"), limit=9
+    ),
+    "seed_evals of a candidate": lambda store: store.seed_evals(
+        SeedEvalFilter(candidate_id=BASELINE), limit=9
+    ),
+    "seed_evals of a seed": lambda store: store.seed_evals(
+        SeedEvalFilter(session_id="s1", seeds=[7]), limit=9
+    ),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_no_question_reads_a_whole_table_or_sorts_one(
+    file_store: SqlStore, migrated_file: Path, question: str
+) -> None:
+    await _fill(file_store)
+    with _statements() as asked:
+        await QUESTIONS[question](file_store)
+    plans = _plans(migrated_file, asked)
+    assert plans
+    slow = [step for step in plans if "SCAN" in step or "USE TEMP B-TREE" in step]
+    # Blocks are few however many rewards there are.
+    assert [step for step in slow if question != "reward_blocks" or "SCAN" in step] == []
+
+
+def test_reward_blocks_stay_few_and_lose_nothing() -> None:
+    engine = create_engine("sqlite://")
+    metadata.create_all(engine)
+    count = 2 * LARGEST_BLOCK_COUNT + 3
+    with engine.begin() as connection:
+        sessions.create(connection, session(), [instruction(), demonstrations()], candidate())
+        for number in range(count):
+            _add_reward(connection, number)
+        blocks = rewards.blocks(connection, "s1", points=count)
+        few = rewards.blocks(connection, "s1", points=5)
+    engine.dispose()
+    assert LARGEST_BLOCK_COUNT / 2 < len(blocks) <= LARGEST_BLOCK_COUNT
+    assert len(few) == 5
+    for found in (blocks, few):
+        assert sum(block.rewards for block in found) == count
+        last = 0
+        for block in found:
+            assert block.last == last + block.rewards
+            # The reward with the index n is worth n % 8.
+            values = [number % 8 for number in range(last, block.last)]
+            assert block.reward_sum == sum(values)
+            last = block.last
+
+
+def _add_reward(connection: Connection, number: int) -> None:
+    given = reward(f"reward_{number}", f"r{number}", number % 8, candidate_id=BASELINE)
+    rewards.add(connection, given)
+
+
+async def _fill(store: SqlStore) -> None:
+    await create(store)
+    await challenge(store)
+    await store.open_duel(duel())
+    for number in range(6):
+        await store.pin(rollout(f"r{number}", correlation_id="c", example_id=str(number)))
+    await store.record_call(trace(unapplied_reason="no system message"), frame())
+    await store.add_reward(reward())
+
+
+@contextmanager
+def _statements() -> Iterator[list[Statement]]:
+    """What is asked of any database meanwhile."""
+    asked: list[Statement] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def _plans(file: Path, asked: list[Statement]) -> list[str]:
+    connection = sqlite3.connect(file)
+    steps: list[str] = []
+    for statement, parameters in asked:
+        if statement.startswith(("SELECT", "UPDATE")):
+            rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            steps += [row[-1] for row in rows]
+    connection.close()
+    return steps
