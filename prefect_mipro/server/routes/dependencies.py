@@ -41,9 +41,13 @@ class Keys:
         if not self._digests:
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        offered = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(offered)
-        return any(hmac.compare_digest(digest, known) for known in self._digests)
+        offered = (
+            bearer.strip() if scheme.lower() == "bearer" else "",
+            headers.get("x-api-key", ""),
+        )
+        return any(
+            hmac.compare_digest(_digest(key), known) for key in offered for known in self._digests
+        )
 
     def require(self, headers: Headers) -> None:
         """Raise KeyRejected unless they are accepted."""

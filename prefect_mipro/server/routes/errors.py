@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +24,13 @@ LARGEST_ERROR_BYTES = 4_000
 LONGEST_MESSAGE = 1_000
 PROBLEMS_NAMED = 5
 
+logger = logging.getLogger(__name__)
+
 
 def error_response(request: Request, error: MiproError) -> Response:
     """The answer that carries an error, with the headers that belong to it."""
+    if _status(error) >= 500:
+        log_failure(error)
     proxied = request.url.path.startswith(PROXY_PREFIX)
     return Response(
         orjson.dumps(openai_error(error)) if proxied else _api_error(error),
@@ -80,6 +85,12 @@ async def on_unknown_error(request: Request, error: Exception) -> Response:
     return error_response(
         request, BackendFailed("the backend failed in a way it did not expect; its log says how")
     )
+
+
+def log_failure(error: MiproError) -> None:
+    """Say which part failed. Not where: the paths of the proxy hold secrets."""
+    fields = {"error": type(error).__name__, "status": error.status, "reason": error.message}
+    logger.warning("request failed", extra=fields)
 
 
 def short(value: object, length: int = 80) -> str:

@@ -33,6 +33,7 @@ from prefect_mipro.server.routes.errors import (
     CANDIDATE_HEADER,
     PROXY_PREFIX,
     ROLLOUT_HEADER,
+    log_failure,
     openai_error,
     short,
 )
@@ -164,13 +165,17 @@ class _Answer:
             async for chunk in served.chunks():
                 await self._send_piece(chunk)
         except MiproError as error:
+            log_failure(error)
             await self._send_piece(b"\n\ndata: " + orjson.dumps(openai_error(error)) + b"\n\n")
+            await self._end()
             raise
-        finally:
-            await self._send({"type": "http.response.body"})
+        await self._end()
 
     async def _send_piece(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _end(self) -> None:
+        await self._send({"type": "http.response.body"})
 
     async def _start(self, served: Served, more: Mapping[str, str]) -> None:
         headers = {

@@ -53,7 +53,7 @@ class TestKeys:
             {"Authorization": f"bearer  {KEY}"},
             {"Authorization": "Bearer another-key"},
             {"X-API-Key": KEY},
-            {"Authorization": "Basic x", "X-API-Key": KEY},
+            {"Authorization": "Bearer sk-other", "X-API-Key": KEY},
         ],
     )
     def test_each_known_one_is_accepted_in_either_header(
