@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -38,7 +39,8 @@ from prefect_mipro.tasks import (
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.programs import Example, OnError
 
-PROGRESS_STEPS = 20
+STEPS = 20
+SHORTEST_PAUSE_SECONDS = 1.0
 PUBLICATIONS = 4
 BROKEN_AFTER_ROLLOUTS = 8
 
@@ -62,14 +64,9 @@ class Budget:
         return max(1, self.max_workers // self.tasks)
 
     @property
-    def progress_step(self) -> int:
-        """After how many rollouts progress is shown."""
-        return max(1, math.ceil(self.rollouts / PROGRESS_STEPS))
-
-    @property
-    def publication_step(self) -> int:
-        """After how many rollouts leaderboard and champion are shown."""
-        return max(1, math.ceil(self.rollouts / PUBLICATIONS))
+    def step(self) -> int:
+        """After how many rollouts the loop looks at the session's status, and shows it."""
+        return max(1, math.ceil(self.rollouts / STEPS))
 
 
 class Loop:
@@ -96,6 +93,8 @@ class Loop:
         self._asynchronous = is_coroutine_function(program)
         self._log = run_logger()
         self._first = status()
+        self._shown_rollouts = 0
+        self._shown_at = time.monotonic()
 
     def run(self, examples: Sequence[Example], *, seed: int, stop: bool) -> None:
         """Fill `results`, in the order in which rollouts end; fewer when the session ends before.
@@ -197,9 +196,9 @@ class Loop:
             before = len(self.results)
             self.results += ended if isinstance(ended, list) else [ended]
             self._refuse_a_broken_program()
-            if self._passed(before, self._budget.progress_step):
+            if len(self.results) // self._budget.step > before // self._budget.step:
                 status = self._status()
-                self._show(status, before)
+                self._show(status)
                 goes_on = goes_on and self._goes_on(status)
 
     def _submit(self, batch: list[RolloutJob]) -> PrefectFuture[Any]:
@@ -222,20 +221,20 @@ class Loop:
             **common,
         )
 
-    def _show(self, status: SessionStatus, before: int) -> None:
+    def _show(self, status: SessionStatus) -> None:
         done, planned = len(self.results), self._budget.rollouts
+        if done < planned and time.monotonic() - self._shown_at < SHORTEST_PAUSE_SECONDS:
+            return
         self._log.info("%d of %d rollouts. %s", done, planned, headline(status))
+        quarters = PUBLICATIONS * done // planned, PUBLICATIONS * self._shown_rollouts // planned
         try:
             self.artifacts.show_progress(status, done=done, planned=planned)
-            if done < planned and self._passed(before, self._budget.publication_step):
+            if done < planned and quarters[0] > quarters[1]:
                 self.artifacts.publish(status)
         except PrefectException as error:
             # Pictures of the run are not worth the run.
             self._log.warning("Could not update the artifacts: %s", error)
-
-    def _passed(self, before: int, step: int) -> bool:
-        """Whether the newest results reached or crossed a multiple of `step`."""
-        return len(self.results) // step > before // step
+        self._shown_rollouts, self._shown_at = done, time.monotonic()
 
     def _goes_on(self, status: SessionStatus) -> bool:
         if status.status.final:

@@ -18,7 +18,7 @@ from prefect_mipro.embedded import EmbeddedBackend, default_database_url, runnin
 from prefect_mipro.errors import BackendFailed, KeyRejected
 from prefect_mipro.models.sessions import CreateSession
 
-CONFIG = {"prompt_learning": {"algorithm": "mipro"}}
+CONFIG = {"prompt_learning": {"algorithm": "mipro", "policy": {"provider": "embedded"}}}
 
 
 def backend_in(folder: Path) -> EmbeddedBackend:

@@ -1,0 +1,270 @@
+"""The tasks of a session against a real backend, each in both of its twins."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Failed
+
+from prefect_mipro import tasks
+from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.errors import (
+    AnswerInvalid,
+    BackendUnreachable,
+    CandidateNotFound,
+    ConfigInvalid,
+    InputInvalid,
+    KeyMissing,
+    KeyRejected,
+    MiproError,
+    Overloaded,
+    SessionEnded,
+    SessionNotFound,
+    StoreFailed,
+)
+from prefect_mipro.models.sessions import SessionState, SessionUrls
+from prefect_mipro.tasks import SessionHandle
+from prefect_mipro.tasks.requests import without_secret
+from tests.fake_upstream import FakeUpstream
+from tests.plugin.conftest import config, new_id
+
+Call = Callable[..., Any]
+
+NAMES = (
+    "cancel_session create_session get_candidate list_candidates list_seed_evals pause_session "
+    "report_reward resume_session session_status session_urls"
+).split()
+
+
+@pytest.fixture(params=["", "a"], ids=["sync", "async"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """Call the task of that name, or its twin, without Prefect around it."""
+
+    def called(name: str, *args: Any, **kwargs: Any) -> Any:
+        task: Task[..., Any] = getattr(tasks, f"{request.param}{name}")
+        result = task.fn(*args, **kwargs)
+        return asyncio.run(result) if request.param else result
+
+    return called
+
+
+@pytest.mark.parametrize("name", [*NAMES, "run_rollout", "run_rollouts", "evaluate_candidate"])
+def test_each_task_has_an_async_twin_with_the_same_parameters(name: str) -> None:
+    one, twin = getattr(tasks, name), getattr(tasks, f"a{name}")
+    assert not inspect.iscoroutinefunction(one.fn)
+    assert inspect.iscoroutinefunction(twin.fn)
+    assert list(inspect.signature(one.fn).parameters) == list(inspect.signature(twin.fn).parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_session_tasks_are_neither_cached_nor_stored(name: str) -> None:
+    task = getattr(tasks, name)
+    assert task.cache_policy == NO_CACHE
+    assert task.persist_result is False
+
+
+@pytest.mark.parametrize(
+    ("error", "repeats"),
+    [
+        (BackendUnreachable("x"), True),
+        (Overloaded("x"), True),
+        (StoreFailed("x"), True),
+        (KeyRejected("x"), False),
+        (ConfigInvalid("x"), False),
+        (AnswerInvalid("x"), False),
+        (SessionNotFound("x"), False),
+        (RuntimeError("x"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_what_goes_away_by_itself_is_repeated(error: Exception, repeats: bool) -> None:
+    task = tasks.session_status
+    assert callable(task.retry_condition_fn)
+    run = TaskRun(task_key="x", dynamic_key="0")
+    assert task.retry_condition_fn(task, run, Failed(data=error)) is repeats
+
+
+def test_creating_with_the_same_id_resumes(call: Call, backend: EmbeddedBackend) -> None:
+    session_id = new_id()
+    one = call("create_session", config(), session_id=session_id, backend_url=backend.url)
+    other = call("create_session", config(), session_id=session_id, backend_url=backend.url)
+    assert one == other
+    assert one.session_id == session_id
+
+
+def test_without_an_id_the_config_names_the_session(call: Call, backend: EmbeddedBackend) -> None:
+    system_id = new_id("system")
+    session = call("create_session", config(system_id=system_id), backend_url=backend.url)
+    assert session.session_id == system_id
+
+
+def test_without_any_id_each_session_is_new(call: Call, backend: EmbeddedBackend) -> None:
+    sessions = [call("create_session", config(), backend_url=backend.url) for _ in range(2)]
+    assert sessions[0].session_id != sessions[1].session_id
+
+
+def test_overrides_are_applied(call: Call, backend: EmbeddedBackend) -> None:
+    with pytest.raises(ConfigInvalid, match="offline"):
+        call(
+            "create_session",
+            config(),
+            backend_url=backend.url,
+            overrides={"prompt_learning.mipro.mode": "offline"},
+        )
+
+
+def test_an_unusable_id_is_refused_with_the_rule(call: Call, backend: EmbeddedBackend) -> None:
+    with pytest.raises(InputInvalid, match=r"'a b/c' is not usable in a URL; use up to 200"):
+        call("create_session", config(), session_id="a b/c", backend_url=backend.url)
+
+
+def test_no_backend_at_all_is_refused_with_the_ways_out(call: Call) -> None:
+    with pytest.raises(InputInvalid, match="MIPRO_BACKEND_URL"):
+        call("create_session", config())
+
+
+def test_the_environment_names_the_backend(
+    call: Call, backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIPRO_BACKEND_URL", backend.url)
+    assert call("create_session", config()).backend_url == backend.url
+
+
+def test_a_remote_backend_without_a_key_is_refused(call: Call) -> None:
+    with pytest.raises(KeyMissing, match=r"mipro\.example\.com"):
+        call("create_session", config(), backend_url="https://mipro.example.com")
+
+
+def test_a_backend_elsewhere_gets_the_key_of_the_environment(
+    call: Call, backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By another name the backend is not known as this process's own.
+    url = backend.url.replace("127.0.0.1", "localhost")
+    with pytest.raises(KeyRejected):
+        call("create_session", config(), backend_url=url)
+    monkeypatch.setenv("MIPRO_API_KEY", backend.api_key.get_secret_value())
+    assert call("create_session", config(), backend_url=url).backend_url == url
+
+
+def test_status_tells_how_the_session_stands(call: Call, session: SessionHandle) -> None:
+    status = call("session_status", session)
+    assert status.session_id == session.session_id
+    assert status.status is SessionState.RUNNING
+
+
+def test_no_result_holds_the_proxy_secret_or_the_key(
+    call: Call, session: SessionHandle, backend: EmbeddedBackend
+) -> None:
+    shown = " ".join(
+        [
+            session.model_dump_json(),
+            call("session_status", session).model_dump_json(),
+            call("session_urls", session).model_dump_json(),
+            call("pause_session", session).model_dump_json(),
+        ]
+    )
+    assert f"/{session.session_id}." not in shown
+    assert backend.api_key.get_secret_value() not in shown
+
+
+def test_urls_are_those_of_the_session(call: Call, session: SessionHandle) -> None:
+    urls = call("session_urls", session)
+    assert urls.online_url == f"{session.backend_url}/api/mipro/v1/{session.session_id}"
+    assert urls.chat_completions_url == f"{urls.online_url}/chat/completions"
+
+
+def test_only_the_secret_is_taken_out_of_a_url() -> None:
+    session_id = "bot.0123456789abcdef0123456789abcdef"
+    secret = "f" * 32
+    url = f"http://h/api/mipro/v1/{session_id}.{secret}"
+    urls = SessionUrls(
+        online_url=url, proxy_url=url, chat_completions_url=f"{url}/chat/completions"
+    )
+    assert without_secret(urls, session_id).chat_completions_url == (
+        f"http://h/api/mipro/v1/{session_id}/chat/completions"
+    )
+
+
+def test_a_session_is_paused_resumed_and_cancelled(call: Call, session: SessionHandle) -> None:
+    states = [
+        call(name, session).status for name in ("pause_session", "resume_session", "cancel_session")
+    ]
+    assert states == [SessionState.PAUSED, SessionState.RUNNING, SessionState.CANCELLED]
+
+
+def test_a_cancelled_session_does_not_resume(call: Call, session: SessionHandle) -> None:
+    call("cancel_session", session)
+    with pytest.raises(SessionEnded):
+        call("resume_session", session)
+
+
+def test_a_reward_reaches_its_rollout_and_counts_once(
+    call: Call, session: SessionHandle, model: FakeUpstream
+) -> None:
+    tasks.run_rollout.fn(
+        "play jazz #music",
+        session=session,
+        program=lambda rollout, text: rollout.complete([{"role": "user", "content": text}]),
+        reward=lambda _text, _answer: 1.0,
+        rollout_id="first",
+    )
+    receipts = [
+        call("report_reward", session, 1.0, rollout_id="first", expected="music", example_id="7")
+        for _ in range(2)
+    ]
+    assert [receipt.duplicate for receipt in receipts] == [True, True]
+    assert call("session_status", session).reward_count == 1
+
+
+def test_candidates_are_listed_and_found(call: Call, session: SessionHandle) -> None:
+    (item,) = call("list_candidates", session)["items"]
+    assert (
+        call("get_candidate", session, item["candidate_id"])["candidate_id"]
+        == (item["candidate_id"])
+    )
+
+
+def test_a_candidate_of_another_session_is_not_found(
+    call: Call, session: SessionHandle, backend: EmbeddedBackend
+) -> None:
+    other = call("create_session", config(), backend_url=backend.url)
+    (item,) = call("list_candidates", other)["items"]
+    with pytest.raises(CandidateNotFound, match="belongs to session"):
+        call("get_candidate", session, item["candidate_id"])
+
+
+def test_seed_evals_are_the_rewarded_rollouts_of_numbered_examples(
+    call: Call, session: SessionHandle
+) -> None:
+    tasks.run_rollout.fn(
+        {"seed": 3, "text": "play jazz #music"},
+        session=session,
+        program=lambda rollout, row: rollout.complete([{"role": "user", "content": row["text"]}]),
+        reward=lambda _row, _answer: 0.5,
+    )
+    (item,) = call("list_seed_evals", session)["items"]
+    assert (item["seed"], item["reward"]) == (3, 0.5)
+
+
+@pytest.mark.parametrize("name", ["session_status", "session_urls", "list_candidates"])
+def test_an_unknown_session_is_said_to_be_unknown(
+    call: Call, name: str, backend: EmbeddedBackend
+) -> None:
+    nobody = SessionHandle(session_id="nobody", backend_url=backend.url)
+    with pytest.raises(SessionNotFound, match="nobody"):
+        call(name, nobody)
+
+
+def test_errors_do_not_name_the_key(call: Call, backend: EmbeddedBackend) -> None:
+    nobody = SessionHandle(session_id="nobody", backend_url=backend.url)
+    with pytest.raises(MiproError) as failure:
+        call("session_status", nobody)
+    shown = f"{failure.value!r} {failure.value} {vars(failure.value)}"
+    assert backend.api_key.get_secret_value() not in shown
