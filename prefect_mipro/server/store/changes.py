@@ -15,11 +15,13 @@ from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store.rows import RowValues, Values, session_record
 from prefect_mipro.server.store.tables import candidates, events, sessions
 
-# Without the config and the metadata: they may be long, and no change depends on them.
+# Without the config and the metadata: they may be long, and no change depends on them. The key
+# stays shared: PostgreSQL takes a share of it for each row that refers to the session, and a call
+# that is being recorded would wait for a reward that waits for its rollout.
 _LOCK = (
     select(*(c for c in sessions.c if c.name not in {"config", "metadata"}))
     .where(sessions.c.session_id == bindparam("session_id"))
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 _SESSION = select(sessions).where(sessions.c.session_id == bindparam("session_id"))
 _UPDATE = update(sessions).where(sessions.c.session_id == bindparam("of_session"))

@@ -127,7 +127,10 @@ class Store(Protocol):
     # levers and candidates
 
     async def levers(self, session_id: str) -> tuple[LeverVersion, ...]:
-        """All versions, by lever and number."""
+        """All versions, by lever and number.
+
+        One is retired since its last active candidate was; one without candidates is not.
+        """
         ...
 
     async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
@@ -178,10 +181,13 @@ class Store(Protocol):
         With a rollout id: the same score again is a duplicate, another one RewardConflict; a
         rollout that is not known waits, unless the reward names a candidate, which then pins it;
         a candidate that is not the rollout's own is a RewardConflict. Without: it goes to the
-        newest unrewarded rollout of its correlation id (of the session when it has none), or
-        RolloutNotFound. A `request_key` seen before returns what it did then. Attaching adds to
-        the statistics of the candidate and of the duel, to the reward blocks, and inserts a
-        sensor frame of kind `reward`.
+        newest unrewarded rollout of its correlation id (of the session when it has none), and of
+        its candidate where it names one, or RolloutNotFound. A `request_key` seen before returns
+        what it did then.
+
+        Attaching adds to the statistics of the candidate and of the duel, to the reward blocks,
+        and inserts a sensor frame of kind `reward`. The reward's example id stands in where the
+        rollout has none.
         """
         ...
 
@@ -205,7 +211,13 @@ class Store(Protocol):
 
     async def seed_evals(
         self, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
-    ) -> Page[SeedEval]: ...
+    ) -> Page[SeedEval]:
+        """By session, newest first.
+
+        The seed is the example's id where that is a whole number; a reward from 0.5 on is a
+        success; the split is left to those who know the pools.
+        """
+        ...
 
     async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
         """Events with `seq` greater than `since`, oldest first."""

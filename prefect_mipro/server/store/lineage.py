@@ -9,7 +9,6 @@ from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersion
-from prefect_mipro.server.store import tables
 from prefect_mipro.server.store.changes import (
     candidate_missing,
     changing,
@@ -65,7 +64,7 @@ def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, .
     return tuple(candidate_record(row) for row in rows)
 
 
-def candidate(connection: Connection, candidate_id: str) -> Candidate:
+def read_candidate(connection: Connection, candidate_id: str) -> Candidate:
     query = select(candidates).where(candidates.c.candidate_id == candidate_id)
     row = connection.execute(query).mappings().first()
     if row is None:
@@ -76,16 +75,16 @@ def candidate(connection: Connection, candidate_id: str) -> Candidate:
 def add(
     connection: Connection,
     session_id: str,
-    levers: Sequence[LeverVersion],
-    candidates: Sequence[Candidate],
+    new_levers: Sequence[LeverVersion],
+    new_candidates: Sequence[Candidate],
 ) -> None:
     with changing(connection, session_id) as change:
-        if levers:
+        if new_levers:
             connection.execute(
-                insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
+                insert(lever_versions), [lever_values(session_id, lever) for lever in new_levers]
             )
-        for candidate in candidates:
-            connection.execute(insert(tables.candidates), candidate_values(session_id, candidate))
+        for candidate in new_candidates:
+            connection.execute(insert(candidates), candidate_values(session_id, candidate))
             change.record(
                 "mipro.candidate.added",
                 f"candidate {candidate.number} added: {candidate.candidate_id}",

@@ -89,7 +89,6 @@ def last_unapplied(connection: Connection, session_id: str) -> str | None:
 def seed_evals(
     connection: Connection, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
 ) -> Page[SeedEval]:
-    """By session, newest first. The example's id is the seed where it is a number."""
     query = (
         select(
             rollouts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select
@@ -32,12 +33,8 @@ def add(connection: Connection, reward: Reward, *, request_key: str | None = Non
             return Attached(repeated, duplicate=True)
         rollout = _rollout_of(change, reward)
         if rollout is not None:
-            reward = reward.model_copy(
-                update={
-                    "rollout_id": rollout.rollout_id,
-                    "candidate_id": rollout.candidate_id,
-                }
-            )
+            owner = {"rollout_id": rollout.rollout_id, "candidate_id": rollout.candidate_id}
+            reward = reward.model_copy(update=owner)
         _insert(change, reward, request_key)
         if rollout is not None:
             attach(change, rollout, reward)
@@ -52,20 +49,20 @@ def blocks(connection: Connection, session_id: str, *, points: int) -> tuple[Rew
     if row is None:
         raise session_missing(session_id)
     count, length = row
-    blocks = -(-count // length)
-    together = max(1, -(-blocks // points))
+    block_count = math.ceil(count / length)
+    size = max(1, math.ceil(block_count / points))
     columns = reward_blocks.c
     last = func.max(columns.last).label("last")
     query = (
         select(last, func.sum(columns.rewards), func.sum(columns.reward_sum))
         .where(columns.session_id == session_id)
-        .group_by(columns.block // together)
+        .group_by(columns.block // size)
         .order_by(last)
     )
-    rows = connection.execute(query).all()
+    # PostgreSQL adds up whole numbers to decimal ones.
     return tuple(
-        RewardBlock(last=last, rewards=int(rewards), reward_sum=reward_sum)
-        for last, rewards, reward_sum in rows
+        RewardBlock(last=last, rewards=int(added), reward_sum=reward_sum)
+        for last, added, reward_sum in connection.execute(query)
     )
 
 

@@ -75,7 +75,7 @@ class SqlStore:
         return await self._database.read(lineage.candidates_of, session_id)
 
     async def candidate(self, candidate_id: str) -> Candidate:
-        return await self._database.read(lineage.candidate, candidate_id)
+        return await self._database.read(lineage.read_candidate, candidate_id)
 
     async def add_candidates(
         self,

@@ -23,8 +23,10 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
+    frame,
     reward,
     rollout,
+    trace,
 )
 
 
@@ -250,6 +252,20 @@ async def test_rewards_and_pins_at_once_all_find_each_other(store: Store) -> Non
     assert (statistics.rollouts, statistics.rewards) == (20, 20)
     events = await store.events("s1", since=0, limit=100)
     assert [event.seq for event in events] == list(range(1, 42))
+
+
+async def test_rewards_calls_and_pins_at_once_do_not_wait_for_each_other_in_circles(
+    store: Store,
+) -> None:
+    await create(store)
+    await pin(store, *(f"r{n}" for n in range(15)))
+    await asyncio.gather(
+        *(store.add_reward(reward(f"reward_{n}", f"r{n}")) for n in range(15)),
+        *(store.record_call(trace(f"t{n}", f"r{n}"), frame(f"f{n}", f"r{n}")) for n in range(15)),
+        *(store.pin(rollout(f"r{n}")) for n in range(15, 30)),
+    )
+    statistics = (await store.candidate(BASELINE)).statistics
+    assert (statistics.rollouts, statistics.calls, statistics.rewards) == (30, 15, 15)
 
 
 async def test_a_reward_without_a_session_is_refused(store: Store) -> None:
