@@ -8,13 +8,13 @@ judged by a betting e-process, which stays valid however often it is looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefect_mipro.config import PromotionSettings
-from prefect_mipro.models.candidates import Arm, Duel, DuelObservation, DuelState
+from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
 from prefect_mipro.optimizer.posterior import Posterior
 
 # Shares of the largest bet that cannot lose everything; the mixture needs no tuning to the lift.
@@ -22,9 +22,13 @@ BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7])
 SMALLEST_INFORMED_LIFT = 0.03
 # A candidate of promising levers that has hardly run itself is no challenger yet.
 REWARDS_TO_CHALLENGE = 5
-# A challenger is given up when it looks worse than the champion after this many duel rewards.
+# A challenger is given up when it looks worse than the champion, or another one better than it.
+# Giving way to a better one raises the champion's lift after 500 rollouts by a tenth to a third
+# where large lifts are to be had, and promotes no oftener where none is (chosen by simulation).
 REWARDS_TO_ABANDON = 60
 PROBABILITY_TO_ABANDON = 0.4
+REWARDS_TO_GIVE_WAY = 30
+PROBABILITY_TO_GIVE_WAY = 0.8
 
 
 def log_evidence(
@@ -62,20 +66,17 @@ def challenger(
     """Who should challenge the champion now, and with which predicted lift; `None` for nobody.
 
     It is the candidate with the highest mean, once it is likely enough to be better and there are
-    enough rewards overall. `duel` is the session's newest; a duel that ended without a winner is
-    followed by a cool-down, counted in rollouts of the session (`rollouts_now` so far).
+    enough rewards overall. `duel` is the session's newest; a challenger that did not win it rests
+    for a cool-down, counted in rollouts of the session (`rollouts_now` so far).
     """
     rewards = sum(arm.statistics.rewards for arm in posterior.arms)
     if not settings.enabled or rewards < settings.min_rewards:
         return None
-    if duel and not _rested(duel, rollouts_now=rollouts_now, settings=settings):
+    if duel and duel.state is DuelState.RUNNING:
         return None
-    rivals = [arm for arm in posterior.arms if _may_challenge(arm, champion_id=champion_id)]
-    if not rivals:
+    best = _leader(posterior, without={champion_id})
+    if best is None or (duel and _rests(best, duel, rollouts_now, settings)):
         return None
-    best = max(
-        (arm.candidate_id for arm in rivals), key=lambda i: posterior.mean[posterior.index(i)]
-    )
     if posterior.probability_better(best, than=champion_id) <= settings.trigger_probability:
         return None
     lift = posterior.mean[posterior.index(best)] - posterior.mean[posterior.index(champion_id)]
@@ -97,10 +98,7 @@ def verdict(
         return DuelState.WON
     if duel.rollouts >= settings.max_rollouts:
         return DuelState.EXPIRED
-    if not {duel.champion_id, duel.challenger_id} <= {arm.candidate_id for arm in posterior.arms}:
-        return DuelState.ABANDONED
-    chance = posterior.probability_better(duel.challenger_id, than=duel.champion_id)
-    if len(observations) >= REWARDS_TO_ABANDON and chance < PROBABILITY_TO_ABANDON:
+    if _hopeless(duel, len(observations), posterior):
         return DuelState.ABANDONED
     return DuelState.RUNNING
 
@@ -116,14 +114,32 @@ def detectable_lift(rollouts: int, *, alpha: float = 0.05, sd: float = 0.5) -> f
     return min(1.0, sd * math.sqrt(8.0 * (math.log(1.0 / alpha) + math.log(2.0)) / rollouts))
 
 
-def _rested(duel: Duel, *, rollouts_now: int, settings: PromotionSettings) -> bool:
-    if duel.state is DuelState.RUNNING:
+def _leader(posterior: Posterior, *, without: Set[str]) -> str | None:
+    """The candidate with the highest mean among those with rewards of their own."""
+    means = {
+        arm.candidate_id: mean
+        for arm, mean in zip(posterior.arms, posterior.mean, strict=True)
+        if arm.statistics.rewards >= REWARDS_TO_CHALLENGE and arm.candidate_id not in without
+    }
+    return max(means, key=means.__getitem__, default=None)
+
+
+def _rests(candidate_id: str, duel: Duel, rollouts_now: int, settings: PromotionSettings) -> bool:
+    if candidate_id != duel.challenger_id:
         return False
-    if duel.state is DuelState.WON:
-        return True
     lasted = duel.rollouts / settings.traffic_share
-    return rollouts_now >= duel.rollouts_before + lasted + settings.cool_down_rollouts
+    return rollouts_now < duel.rollouts_before + lasted + settings.cool_down_rollouts
 
 
-def _may_challenge(arm: Arm, *, champion_id: str) -> bool:
-    return arm.candidate_id != champion_id and arm.statistics.rewards >= REWARDS_TO_CHALLENGE
+def _hopeless(duel: Duel, rewards: int, posterior: Posterior) -> bool:
+    sides = {duel.champion_id, duel.challenger_id}
+    if not sides <= {arm.candidate_id for arm in posterior.arms}:
+        return True
+    chance = posterior.probability_better(duel.challenger_id, than=duel.champion_id)
+    if rewards >= REWARDS_TO_ABANDON and chance < PROBABILITY_TO_ABANDON:
+        return True
+    rival = _leader(posterior, without=sides)
+    if rival is None or rewards < REWARDS_TO_GIVE_WAY:
+        return False
+    overtaken = posterior.probability_better(rival, than=duel.challenger_id)
+    return overtaken > PROBABILITY_TO_GIVE_WAY

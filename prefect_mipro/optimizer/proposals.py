@@ -101,7 +101,7 @@ def due(
         (settings.online_proposer_min_rollouts - rollouts, "rollouts"),
         (settings.online_proposer_min_seconds - seconds_since_round, "seconds"),
     )
-    return " and ".join(f"{_count(gap)} more {unit}" for gap, unit in missing if gap > 0)
+    return " and ".join(_more(gap, unit) for gap, unit in missing if gap > 0)
 
 
 def meta_prompt(
@@ -186,9 +186,8 @@ def labels(traces: Sequence[ExampleTrace], *, threshold: float) -> tuple[str, ..
     repeated = len(answers) >= FEWEST_PER_LABEL * len(spellings)
     if not repeated or not 2 <= len(spellings) <= MOST_LABELS:
         return ()
-    if not all(_LABEL.fullmatch(spelling) for spelling in spellings):
-        return ()
-    return tuple(sorted(counts.most_common(1)[0][0] for counts in spellings.values()))
+    names = sorted(counts.most_common(1)[0][0] for counts in spellings.values())
+    return tuple(names) if all(map(_LABEL.fullmatch, names)) else ()
 
 
 def rewrites(
@@ -230,6 +229,9 @@ _KEEP = "Keep these placeholders exactly as they are: {names}."
 _ONLY_THE_ANSWER = "Write only the answer and nothing else."
 _STEP_BY_STEP = "Think step by step, then write the final answer on the last line."
 
+# Brackets could close the fence, and the other characters end a line that JSON leaves whole.
+_ESCAPED = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>\x85\u2028\u2029"})
+
 _ANSWER = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL)
 _TAG = re.compile(r"</?instruction>")
 _WORD = re.compile(r"\w+")
@@ -247,7 +249,10 @@ _FORMAT = re.compile(
 _SUSPICIOUS = (
     (_CHAT_TOKEN, "a chat token"),
     (re.compile(r"^\s*(?:system|developer|user|human|assistant)\s*:", re.I | re.M), "a role"),
-    (re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u003[ce]", re.I), "a mark of the request"),
+    (
+        re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u003[ce]|\"verdict\":", re.I),
+        "a mark of the request",
+    ),
     (re.compile(r"\b(?:https?|ftp|file|data):\S|\bwww\.", re.I), "a link"),
     (re.compile(r"[\w.+-]+@[\w-]+\.\w"), "a mail address"),
     (re.compile(r"[A-Za-z0-9+/_-]{48,}|\d(?:[ .-]?\d){8,}"), "a code or a long number"),
@@ -279,8 +284,8 @@ def _rewards_wanted(
     return max(first, since_last, planned)
 
 
-def _count(gap: float) -> str:
-    return f"{gap:.0f}" if gap >= 1 else f"{gap:.1f}"
+def _more(gap: float, unit: str) -> str:
+    return f"1 more {unit.removesuffix('s')}" if gap == 1 else f"{gap:.3g} more {unit}"
 
 
 def _fenced(good: Sequence[ExampleTrace], bad: Sequence[ExampleTrace], nonce: str) -> str:
@@ -303,12 +308,12 @@ def _line(trace: ExampleTrace, verdict: str, nonce: str) -> str:
         "feedback": trace.feedback,
     }
     shown = {key: _harmless(text, nonce) for key, text in fields.items() if text}
-    line = json.dumps(shown, ensure_ascii=False)
-    return line.replace("<", "\\u003c").replace(">", "\\u003e")
+    return json.dumps(shown, ensure_ascii=False).translate(_ESCAPED)
 
 
 def _harmless(text: str, nonce: str) -> str:
-    clean = _CHAT_TOKEN.sub(" ", text).replace(nonce, "")
+    # A blank in the place of what is taken out: its neighbours cannot join to the same again.
+    clean = _CHAT_TOKEN.sub(" ", text).replace(nonce, " ")
     return clean if len(clean) <= SHOWN_CHARACTERS else f"{clean[:SHOWN_CHARACTERS]}..."
 
 

@@ -186,11 +186,16 @@ def test_after_a_promotion_the_next_duel_may_start_at_once() -> None:
 
 
 @pytest.mark.parametrize("state", [DuelState.ABANDONED, DuelState.EXPIRED])
-def test_a_duel_without_a_winner_is_followed_by_a_rest(state: DuelState) -> None:
-    lost = duel(state=state, rollouts_before=100, rollouts=100)
+def test_a_challenger_that_did_not_win_rests(state: DuelState) -> None:
+    lost = duel("1.1", "1.2", state=state, rollouts_before=100, rollouts=100)
     ended = 100 + 100 / SETTINGS.traffic_share
     assert nominate(CLEAR, newest=lost, rollouts_now=int(ended) + 59) is None
     assert nominate(CLEAR, newest=lost, rollouts_now=int(ended) + 60) == "1.2"
+
+
+def test_a_better_one_need_not_wait_for_the_rest_of_another() -> None:
+    lost = duel("1.1", "2.2", state=DuelState.ABANDONED, rollouts_before=100, rollouts=100)
+    assert nominate(CLEAR, newest=lost, rollouts_now=300) == "1.2"
 
 
 # The verdict
@@ -234,6 +239,18 @@ def test_a_challenger_that_turns_out_worse_is_given_up_after_60_rewards() -> Non
     seen = outcome(champion=0.5, challenger=0.3)
     assert judge(seen[:59], worse) is DuelState.RUNNING
     assert judge(seen[:60], worse) is DuelState.ABANDONED
+
+
+def test_a_challenger_gives_way_to_a_clearly_better_one_after_30_rewards() -> None:
+    field = [*CLEAR, arm(2, 3, rewards=60, mean=0.95)]
+    seen = outcome(champion=0.5, challenger=0.5)
+    assert judge(seen[:29], field) is DuelState.RUNNING
+    assert judge(seen[:30], field) is DuelState.ABANDONED
+
+
+def test_a_challenger_does_not_give_way_to_one_that_is_hardly_better() -> None:
+    field = [*CLEAR, arm(1, 3, rewards=30, mean=0.71)]
+    assert judge(outcome(champion=0.5, challenger=0.5), field) is DuelState.RUNNING
 
 
 def test_a_duel_with_a_retired_side_is_given_up() -> None:
