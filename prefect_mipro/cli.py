@@ -58,7 +58,7 @@ def _model(action: str) -> int:
     from prefect_mipro.server.upstream import model_file
 
     try:
-        path = model_file.install() if action == "install" else model_file.path()
+        path = model_file.install(_tell) if action == "install" else model_file.find()
     except MiproError as error:
         return _fail(error.message)
     print(path)
@@ -66,8 +66,12 @@ def _model(action: str) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    _tell(message)
     return 1
+
+
+def _tell(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -105,3 +105,25 @@ def test_a_bug_in_the_server_is_not_called_a_missing_package(tmp_path: Path) -> 
     result = run(tmp_path, "serve", before=missing)
     assert "Traceback" in result.stderr
     assert "pip install" not in result.stderr
+
+
+def test_the_models_path_is_the_only_word_on_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.touch()
+    monkeypatch.setenv("MIPRO_MODEL_PATH", str(model))
+    assert main(["model", "path"]) == 0
+    assert capsys.readouterr().out == f"{model}\n"
+
+
+def test_a_missing_model_is_one_line_that_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MIPRO_MODEL_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["model", "path"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("prefect-mipro: the embedded model is not installed")
+    assert "prefect-mipro model install" in captured.err

@@ -73,11 +73,10 @@ def _without_settings() -> dict[str, str]:
 
 
 def test_the_first_line_is_a_url_that_answers(tmp_path: Path) -> None:
-    with process(tmp_path) as child:
+    with process(tmp_path, "--upstream-url", "http://model.invalid/v1") as child:
         url = first_line(child)
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
-        body = _create("s", provider="embedded")
-        session = httpx.post(f"{url}/api/v1/online/sessions", json=body).json()
+        session = httpx.post(f"{url}/api/v1/online/sessions", json=_create("s")).json()
         assert session["online_url"].startswith(f"{url}/api/mipro/v1/s.")
     assert (tmp_path / "prefect-mipro.db").is_file()
 
@@ -240,6 +239,6 @@ def test_beyond_loopback_a_missing_public_url_is_warned_of(tmp_path: Path) -> No
     assert "MIPRO_SERVER_PUBLIC_URL" in err
 
 
-def _create(session_id: str, *, provider: str = "openai") -> dict[str, object]:
-    config = {"algorithm": "mipro", "policy": {"provider": provider}}
-    return {"session_id": session_id, "config_body": {"prompt_learning": config}}
+def _create(session_id: str) -> dict[str, object]:
+    config = {"prompt_learning": {"algorithm": "mipro"}}
+    return {"session_id": session_id, "config_body": config}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from prefect_mipro.errors import ConfigInvalid, ModelMissing
+from prefect_mipro.errors import ConfigInvalid
+from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
+from prefect_mipro.server.upstream.embedded import check as check_embedded
 from prefect_mipro.server.upstream.interface import Upstream
 
 DEFAULT = "default"
@@ -24,13 +26,18 @@ class Upstreams:
 
     def named(self, provider: str) -> Upstream:
         """The upstream of that provider. Raises ConfigInvalid, or ModelMissing for the embedded."""
-        if provider == EMBEDDED and EMBEDDED not in self._table:
-            self._table[EMBEDDED] = _embedded()
         self.check(provider)
+        if provider == EMBEDDED and EMBEDDED not in self._table:
+            self._table[EMBEDDED] = EmbeddedUpstream()
         return self._table.get(provider) or self._table[DEFAULT]
 
     def check(self, provider: str) -> None:
-        """Raise ConfigInvalid if calls to that provider have nowhere to go."""
+        """Raise ConfigInvalid if calls to that provider have nowhere to go.
+
+        For the embedded one ModelMissing, unless its runtime and its model are installed.
+        """
+        if provider == EMBEDDED and EMBEDDED not in self._table:
+            check_embedded()
         if not {provider, DEFAULT} & {*self._table, EMBEDDED}:
             known = ", ".join(sorted({*self._table, EMBEDDED}))
             raise ConfigInvalid(
@@ -42,14 +49,3 @@ class Upstreams:
     async def close(self) -> None:
         """Close all of them."""
         await asyncio.gather(*(upstream.close() for upstream in self._table.values()))
-
-
-def _embedded() -> Upstream:
-    try:
-        from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
-    except ModuleNotFoundError as error:
-        raise ModelMissing(
-            f"the embedded model needs the package {error.name}; "
-            "install it with: pip install 'prefect-mipro[embedded]'"
-        ) from None
-    return EmbeddedUpstream()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from prefect_mipro.errors import ConfigInvalid
+from prefect_mipro.errors import ConfigInvalid, ModelMissing
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 from prefect_mipro.server.upstream.registry import Upstreams
 
@@ -28,11 +30,18 @@ def test_without_a_default_an_unknown_name_is_refused_with_the_known_ones(name: 
     assert "--upstream-url" in str(error.value)
 
 
-def test_checking_a_name_makes_nothing() -> None:
-    upstreams = Upstreams({})
+def test_the_embedded_model_is_missing_until_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    monkeypatch.setenv("MIPRO_MODEL_PATH", str(model))
+    upstreams = Upstreams({"default": DEFAULT})
+    for ask in (upstreams.check, upstreams.named):
+        with pytest.raises(ModelMissing, match="MIPRO_MODEL_PATH"):
+            ask("embedded")
+    model.touch()
     upstreams.check("embedded")
-    with pytest.raises(ConfigInvalid):
-        upstreams.check("openai")
+    assert upstreams.named("embedded") is upstreams.named("embedded") is not DEFAULT
 
 
 def test_a_configured_upstream_may_take_the_embedded_ones_name() -> None:
