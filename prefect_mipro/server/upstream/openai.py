@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 from pydantic import SecretStr
-from yarl import URL
 
 from prefect_mipro.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
@@ -75,7 +74,8 @@ class OpenAIUpstream:
         back_off: BackOff | None = None,
     ) -> None:
         self._url = _chat_url(base_url)
-        self._name = str(URL(base_url).with_query(None))
+        # What logs and errors show; some servers take their key in the query.
+        self._name = base_url.partition("?")[0]
         self._headers = {
             "accept-encoding": "identity",
             "content-type": "application/json",
@@ -183,11 +183,11 @@ class _OpenAIReply:
             yield chunk
 
 
-def _chat_url(base_url: str) -> URL:
+def _chat_url(base_url: str) -> str:
     """The base URL with the chat path after its own and its query kept."""
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix(CHAT_PATH) + CHAT_PATH
-    return URL(parts._replace(path=path, fragment="").geturl())
+    return parts._replace(path=path, fragment="").geturl()
 
 
 @contextmanager
