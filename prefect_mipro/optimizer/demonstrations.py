@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -59,14 +60,17 @@ def propose_sets(
 ) -> list[DemonstrationsValue]:
     """At most `count` new sets of the settings' sizes, by turns random and diverse.
 
-    Where outputs repeat they are labels, and every label gets about the same number of turns,
-    never bunched together. A set with the members of an existing one is not made again. The pool's
-    whole is the only set while it is smaller than every size.
+    Where outputs repeat they are labels: every label gets the same number of turns, never bunched
+    together, and sizes grow to a multiple of the number of labels, unless there are more labels
+    than turns in the largest set. A set with the members of an existing one is not made again. The
+    pool's whole is the only set while it is smaller than every size.
     """
-    sizes = [size for size in settings.sizes if size <= len(pool)] or [len(pool)]
     if not pool:
         return []
     groups = _groups(pool)
+    step = len(groups) if len(groups) <= max(settings.sizes) else 1
+    whole = [math.ceil(size / step) * step for size in settings.sizes]
+    sizes = [size for size in whole if size <= len(pool)] or [len(pool)]
     seen = {_members(value.demonstrations) for value in existing}
     made: list[DemonstrationsValue] = []
     for _ in range(ATTEMPTS * count):

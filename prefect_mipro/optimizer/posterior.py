@@ -36,8 +36,8 @@ class Scales:
     halving or doubling all of them costs at most a sixth more regret.
     """
 
-    lever: float = 0.15
-    own: float = 0.08
+    lever: float = 0.2
+    own: float = 0.1
     common: float = 0.6
     caution: float = 0.0
 

@@ -371,22 +371,26 @@ def _copied(text: str, allowed: str, traces: Sequence[ExampleTrace]) -> str:
     Instructions that swallow a training example score worse than the one they replace
     (arXiv 2406.11695, table 6), and they publish what a user wrote.
     """
-    ours, known = f" {' '.join(_words(text))} ", f" {' '.join(_words(allowed))} "
+    lengths = range(FEWEST_COPIED_WORDS, COPIED_WORDS + 1)
+    ours = {run for length in lengths for run in _runs(_words(text), length)}
+    ours -= {run for length in lengths for run in _runs(_words(allowed), length)}
     for trace in traces:
         for run in _telling_runs(trace):
-            if run in ours and run not in known:
-                return f"copies {run.strip()!r} from an example"
+            if run in ours:
+                return f"copies {' '.join(run)!r} from an example"
     return ""
 
 
-def _telling_runs(trace: ExampleTrace) -> Iterator[str]:
-    asked = _words(trace.input)
-    if FEWEST_COPIED_WORDS <= len(asked) < COPIED_WORDS:
-        yield f" {' '.join(asked)} "
+def _telling_runs(trace: ExampleTrace) -> Iterator[tuple[str, ...]]:
     for text in (trace.input, trace.output, trace.expected, trace.feedback):
-        words = _words(text or "")
-        for start in range(len(words) - COPIED_WORDS + 1):
-            yield f" {' '.join(words[start : start + COPIED_WORDS])} "
+        words = _words((text or "")[:LONGEST_CHARACTERS])
+        yield from _runs(words, COPIED_WORDS)
+        if text is trace.input and len(words) < COPIED_WORDS:
+            yield tuple(words)
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(length)), strict=False)
 
 
 def _words(text: str) -> list[str]:

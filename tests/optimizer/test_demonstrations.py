@@ -141,6 +141,20 @@ def test_every_label_gets_the_same_number_of_turns() -> None:
         assert set(Counter(outputs(chosen)).values()) == {2}
 
 
+def test_sizes_grow_to_whole_rounds_of_the_labels() -> None:
+    seven = tuple("abcdefg")
+    made = sets(labelled(10, labels=seven), sizes=(4, 8, 16), count=12)
+    assert {len(chosen) for chosen in made} == {7, 14, 21}
+    assert all(len(set(Counter(outputs(chosen)).values())) == 1 for chosen in made)
+
+
+def test_sizes_stay_when_there_are_more_labels_than_turns() -> None:
+    many = tuple(f"label {n}" for n in range(20))
+    made = sets(labelled(4, labels=many), sizes=(4, 16), count=8)
+    assert {len(chosen) for chosen in made} == {4, 16}
+    assert all(max(Counter(outputs(chosen)).values()) == 1 for chosen in made)
+
+
 def test_turns_of_one_label_are_not_bunched_together() -> None:
     for chosen in sets(labelled(10), sizes=(16,), count=8):
         rounds = [outputs(chosen)[start : start + 4] for start in range(0, 16, 4)]
@@ -213,8 +227,7 @@ def test_any_pool_gives_sets_of_its_own_members(
     pool = [Demonstration(input=f"input {n}", output=answer) for n, answer in enumerate(answers)]
     made = sets(pool, sizes=tuple(sizes), count=count)
     assert len(made) <= count
-    allowed = [size for size in sizes if size <= len(pool)] or [len(pool)]
     for chosen in made:
-        assert len(chosen) in allowed
+        assert 0 < len(chosen) <= max(*sizes, len(set(answers))) + len(set(answers))
         assert len(set(chosen)) == len(chosen)
         assert set(chosen) <= set(pool)

@@ -223,6 +223,23 @@ def test_at_most_the_explore_share_leaves_the_champion_while_nothing_looks_bette
     assert sum(found.values()) == pytest.approx(1.0)
 
 
+def test_a_candidate_that_hardly_anyone_has_judged_gets_a_quarter_at_most() -> None:
+    levers_are_best = [
+        arm(1, 1, rewards=200, mean=0.2),
+        arm(1, 2, rewards=100, mean=0.7),
+        arm(2, 1, rewards=100, mean=0.7),
+    ]
+    for rewards, in_flight in ((0, 0), (4, 0), (4, 500)):
+        fresh = arm(2, 2, rewards=rewards, mean=1.0, in_flight=in_flight)
+        assert shares([*levers_are_best, fresh])["2.2"] == pytest.approx(0.25)
+    assert shares([*levers_are_best, arm(2, 2, rewards=5, mean=1.0)])["2.2"] > 0.5
+
+
+def test_the_champion_is_never_held_back_as_fresh() -> None:
+    arms = [arm(1, 1, rewards=30, mean=0.1), arm(2, 2, rewards=2, mean=1.0)]
+    assert shares(arms, champion_id="2.2")["2.2"] > 0.5
+
+
 def test_the_limit_ends_when_a_candidate_looks_better_on_rewards_of_its_own() -> None:
     arms = [arm(1, 1, rewards=60, mean=0.2), arm(1, 2, rewards=30, mean=0.8)]
     assert shares(arms, explore_share=0.1)["1.2"] > 0.5
