@@ -80,13 +80,11 @@ def match(
     """
     literals, names = _split(pattern.strip())
     text = text.strip()
-    values = _take(literals, names, text, required)
-    if values is None and names:
-        # A blank wildcard at an end leaves its neighbour's white space there: give it back.
-        blanks_before = _leading_blanks(literals[1]) if not literals[0] else ""
-        blanks_after = _leading_blanks(literals[-2][::-1])[::-1] if not literals[-1] else ""
-        values = _take(literals, names, f"{blanks_before}{text}{blanks_after}", required)
-    return values
+    # A blank wildcard at an end leaves its neighbour's white space there: give it back.
+    before, after = _blanks_at_the_ends(literals)
+    forms = dict.fromkeys((text, text + after, before + text, before + text + after))
+    found = (_take(literals, names, form, required) for form in forms)
+    return next((values for values in found if values is not None), None)
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> str:
@@ -106,7 +104,7 @@ def normalised(text: str) -> str:
 
 def user_text(messages: Sequence[ChatMessage]) -> str:
     """The text of the last user message; empty when there is none."""
-    return next((_text(m) for m in reversed(messages) if m.get("role") == "user"), "")
+    return next((_text(m) for m in reversed(messages) if _role(m) == "user"), "")
 
 
 def answer_text(response: JsonObject | None) -> str:
@@ -162,7 +160,7 @@ def _quoted(text: str) -> str:
 
 
 def _same_role(expected: PromptMessage, message: ChatMessage) -> bool:
-    role = message.get("role")
+    role = _role(message)
     return role == expected.role or (role in SYSTEM_ROLES and expected.role in SYSTEM_ROLES)
 
 
@@ -202,8 +200,17 @@ def _least_end(text: str, position: int, *, again: str | None, required: bool) -
     return position
 
 
-def _leading_blanks(text: str) -> str:
-    return text[: len(text) - len(text.lstrip())]
+def _blanks_at_the_ends(literals: Sequence[str]) -> tuple[str, str]:
+    """The white space between a wildcard at either end of the pattern and its neighbour."""
+    after_first, before_last = literals[:2][-1], literals[-2:][0]
+    leading = after_first[: len(after_first) - len(after_first.lstrip())]
+    trailing = before_last[len(before_last.rstrip()) :]
+    return "" if literals[0] else leading, "" if literals[-1] else trailing
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    role = message.get("role")
+    return role if isinstance(role, str) else ""
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -236,12 +243,12 @@ def _with_text(message: ChatMessage, text: str) -> ChatMessage:
 
 
 def _system_index(messages: Sequence[ChatMessage]) -> int | None:
-    return next((i for i, m in enumerate(messages) if m.get("role") in SYSTEM_ROLES), None)
+    return next((i for i, m in enumerate(messages) if _role(m) in SYSTEM_ROLES), None)
 
 
 def _conversation_index(messages: Sequence[ChatMessage]) -> int:
     """Where the conversation starts: the index of the first message that is not the system's."""
-    outside = (i for i, m in enumerate(messages) if m.get("role") not in SYSTEM_ROLES)
+    outside = (i for i, m in enumerate(messages) if _role(m) not in SYSTEM_ROLES)
     return next(outside, len(messages))
 
 

@@ -7,7 +7,7 @@ drawn from exactly that vector, so what is logged with a rollout is what was don
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,20 +69,14 @@ def choose(
     """
     ids = [arm.candidate_id for arm in arms]
     usual = propensities(arms, champion_id=champion_id, settings=settings, rng=rng, scales=scales)
-    share = promotion.traffic_share if duel and _runs(duel, ids, settings) else 0.0
-    coin = np.zeros(len(ids))
-    if duel and share:
-        coin[[ids.index(duel.champion_id), ids.index(duel.challenger_id)]] = 0.5
-    total = share * coin + (1.0 - share) * usual
-    in_duel = duel is not None and rng.random() < share
-    chosen = int(rng.choice(len(ids), p=coin if in_duel else usual))
-    return Choice(
-        candidate_id=ids[chosen],
-        propensity=float(total[chosen]),
-        propensities=dict(zip(ids, total.tolist(), strict=True)),
-        duel_number=duel.number if duel and in_duel else None,
-        predicted_reward=predicted_reward(duel) if duel and in_duel else None,
-    )
+    if duel is None or not _runs(duel, ids, settings):
+        return _drawn(ids, usual, propensities=usual, rng=rng)
+    coin = np.array([0.5 * (i in (duel.champion_id, duel.challenger_id)) for i in ids])
+    both = promotion.traffic_share * coin + (1.0 - promotion.traffic_share) * usual
+    if rng.random() >= promotion.traffic_share:
+        return _drawn(ids, usual, propensities=both, rng=rng)
+    choice = _drawn(ids, coin, propensities=both, rng=rng)
+    return replace(choice, duel_number=duel.number, predicted_reward=predicted_reward(duel))
 
 
 def propensities(
@@ -113,6 +107,17 @@ def propensities(
 def predicted_reward(duel: Duel) -> float:
     """The duel's mean so far with one success and one failure added, for its next rollout."""
     return (duel.reward_sum + 1.0) / (duel.rewards + 2.0)
+
+
+def _drawn(
+    ids: Sequence[str], vector: Vector, *, propensities: Vector, rng: np.random.Generator
+) -> Choice:
+    chosen = int(rng.choice(len(ids), p=vector))
+    return Choice(
+        candidate_id=ids[chosen],
+        propensity=float(propensities[chosen]),
+        propensities=dict(zip(ids, propensities.tolist(), strict=True)),
+    )
 
 
 def _runs(duel: Duel, ids: Sequence[str], settings: SelectionSettings) -> bool:

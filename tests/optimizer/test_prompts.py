@@ -328,6 +328,12 @@ def test_odd_contents_have_no_text(content: object) -> None:
     assert user_text([{"role": "user", "content": content}]) == ""
 
 
+@pytest.mark.parametrize("role", [None, 7, ["system"], {}])
+def test_odd_roles_are_nobodys(role: object) -> None:
+    message = {"role": role, "content": "x"}
+    assert sent([message], to=None) == [system(NEW), message]
+
+
 # Texts
 
 
