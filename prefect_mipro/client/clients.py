@@ -25,9 +25,14 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
+MOST_CONNECTIONS = 20
 # An idle connection is dropped before uvicorn drops it, after 5 s: a request that crosses with the
 # backend's close would have to be repeated.
-_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0)
+_LIMITS = httpx.Limits(
+    max_connections=MOST_CONNECTIONS,
+    max_keepalive_connections=MOST_CONNECTIONS,
+    keepalive_expiry=4.0,
+)
 
 
 class _Method(Generic[P, T]):
@@ -187,6 +192,8 @@ class AsyncClient(_Connection):
         super().__init__(backend_url, api_key, timeout_seconds, jitter)
         self._http = httpx.AsyncClient(**self._settings(headers), transport=transport)
         self._sleep = sleep
+        # httpx's own queue takes time that grows with the square of its length.
+        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def send(self, operation: Operation[T]) -> T:
         """Carry out an operation. Raises what `prefect_mipro.errors` lists."""
@@ -206,13 +213,14 @@ class AsyncClient(_Connection):
 
     async def _reply(self, send: Send) -> Reply:
         try:
-            return await self._http.request(
-                send.method,
-                send.path,
-                params=send.query,
-                headers=send.headers,
-                content=send.content,
-            )
+            async with self._turns:
+                return await self._http.request(
+                    send.method,
+                    send.path,
+                    params=send.query,
+                    headers=send.headers,
+                    content=send.content,
+                )
         except httpx.RequestError as failure:
             return failure
 

@@ -42,7 +42,8 @@ class Connections:
 
 async def connected(backend: Backend) -> AsyncClient:
     """The running event loop's client of that backend, which all sessions in the loop share."""
-    kept = _kept.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    kept = _kept.setdefault(loop, {})
     if backend not in kept:
         client = AsyncClient(
             backend.url,
@@ -50,16 +51,19 @@ async def connected(backend: Backend) -> AsyncClient:
             timeout_seconds=backend.timeout_seconds,
             headers=environment.identity_headers(),
         )
-        kept[backend] = client, (keeper := _keep_open(client))
+        kept[backend] = client, (keeper := _keep_open(client, loop))
         await anext(keeper)
     client, _ = kept[backend]
     return client
 
 
-async def _keep_open(client: AsyncClient) -> AsyncGenerator[None]:
+async def _keep_open(client: AsyncClient, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
     """Suspended until the loop ends: a loop closes its open generators, and with it the client."""
     async with client:
-        yield
+        try:
+            yield
+        finally:
+            _kept.pop(loop, None)
 
 
 def _close(clients: dict[Backend, Client]) -> None:
