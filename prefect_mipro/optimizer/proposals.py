@@ -62,7 +62,7 @@ class Room:
 def room(candidates: Sequence[Candidate], *, settings: MiproSettings) -> Room:
     """What the caps leave. The instruction slots include the caller's own instruction."""
     active = [candidate for candidate in candidates if candidate.active]
-    new = max(0, settings.online_proposer_max_candidates - len(candidates))
+    new = max(0, settings.online_proposer_max_candidates - len(active))
     texts = {candidate.instruction_version for candidate in active}
     sets = {candidate.demonstrations_version for candidate in active} - {1}
     mode = settings.proposer.mode
@@ -83,14 +83,12 @@ def due(
 ) -> str:
     """Empty when a round of proposals is due, else what it waits for, in words.
 
-    `candidates` are all of the session's, retired ones too. `seconds_since_round` counts from the
-    last round, or from the session's start.
+    A round comes due whether or not there is `room`, because it makes room first: it retires what
+    can no longer win. `candidates` are all of the session's, retired ones too.
+    `seconds_since_round` counts from the last round, or from the session's start.
     """
     if settings.online_proposer_mode is ProposalTrigger.OFF:
         return "nothing: proposals are off"
-    left = room(candidates, settings=settings)
-    if not left.instructions and not left.demonstration_sets:
-        return "room: every slot for instructions and demonstrations is taken"
     wanted = _rewards_wanted(session, candidates, settings)
     if wanted is None:
         return f"nothing: the rounds {settings.proposer.generate_at_iterations} are done"

@@ -151,15 +151,12 @@ def test_switched_off_no_round_is_ever_due() -> None:
     assert waits(served, online_proposer_mode="off") == "nothing: proposals are off"
 
 
-def test_without_room_no_round_is_due() -> None:
-    served = candidate(rollouts=100, rewards=100)
-    assert waits(served, online_proposer_max_candidates=1).startswith("room: every slot")
+def test_a_round_is_due_without_room_because_it_makes_room_first() -> None:
+    served = candidate(rollouts=500, rewards=500)
+    assert waits(served, online_proposer_max_candidates=1) == ""
 
 
-# Room
-
-
-def test_room_counts_active_versions_and_all_candidates() -> None:
+def test_room_counts_what_is_in_play() -> None:
     pool = [
         candidate(1),
         candidate(2, levers=(2, 1)),
@@ -168,9 +165,9 @@ def test_room_counts_active_versions_and_all_candidates() -> None:
     ]
     fields = {"max_instruction_slots": 4, "demonstrations": {"max_sets": 2}}
     assert room(pool, settings=settings_of(**fields)) == Room(2, 1)
-    few = settings_of(**fields, online_proposer_max_candidates=5)
+    few = settings_of(**fields, online_proposer_max_candidates=4)
     assert room(pool, settings=few) == Room(1, 1)
-    full = settings_of(**fields, online_proposer_max_candidates=4)
+    full = settings_of(**fields, online_proposer_max_candidates=3)
     assert room(pool, settings=full) == Room(0, 0)
 
 
