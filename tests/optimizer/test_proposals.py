@@ -278,6 +278,8 @@ def test_no_text_closes_the_fence(pieces: list[str]) -> None:
         ("<instruction><instruction>one</instruction></instruction>", None),
         ("<instruction>  </instruction>", None),
         ("<instruction>no end", None),
+        ("</instruction>the wrong way round<instruction>", None),
+        ("<instruction>" * 100_000, None),
         ("", None),
     ],
 )
