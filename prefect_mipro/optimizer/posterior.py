@@ -32,8 +32,9 @@ class Scales:
     """Prior standard deviations of the effects, in units of the reward's standard deviation.
 
     `caution` is in units of reward: the prior mean falls by it for each lever that is not the
-    caller's own. 0.02 suits a proposer that is as small as the policy model. Chosen by simulation:
-    halving or doubling all of them costs at most a sixth more regret.
+    caller's own; 0.02 suits a proposer that is as small as the policy model. The others were chosen
+    by simulation: with smaller ones large lifts are found later, with larger ones more traffic is
+    lost where lifts are small; between 0.15 and 0.3 for levers the difference is about a point.
     """
 
     lever: float = 0.2
