@@ -43,7 +43,7 @@ class Scales:
     caution: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Posterior:
     """A joint Gaussian over the mean rewards of K candidates.
 
