@@ -41,17 +41,18 @@ def progress(status: SessionStatus, *, done: int, planned: int) -> float:
 
 
 def headline(status: SessionStatus) -> str:
-    """One sentence: who is champion, at which reward, against which baseline."""
+    """One sentence: who is champion, against which baseline, who is in the lead."""
     champion, baseline = _champion(status), _baseline(status)
     if champion is None:
         return f"{status.reward_count} rewards so far, no candidate yet."
-    counts = f"{status.reward_count} rewards over {len(status.candidates)} candidates"
-    if baseline is None or champion is baseline:
-        return f"The baseline is champion at {_estimate(champion)}; {counts}."
-    return (
-        f"Candidate {champion.number} is champion at {_estimate(champion)}, "
-        f"the baseline stands at {_estimate(baseline)}; {counts}."
-    )
+    parts = [f"{_name(champion, status)} is champion at {_estimate(champion)}"]
+    if baseline is not None and baseline is not champion:
+        parts.append(f"the baseline stands at {_estimate(baseline)}")
+    leader = status.candidates.get(status.best_candidate_id)
+    if leader is not None and leader not in (champion, baseline):
+        parts.append(f"candidate {leader.number} leads with {_estimate(leader)}")
+    parts.append(f"{status.reward_count} rewards over {len(status.candidates)} candidates")
+    return f"{'; '.join(parts)}."
 
 
 def leaderboard(status: SessionStatus) -> list[Row]:
@@ -254,6 +255,11 @@ def _champion(status: SessionStatus) -> CandidateReport | None:
 
 def _baseline(status: SessionStatus) -> CandidateReport | None:
     return status.candidates.get(status.baseline_candidate_id)
+
+
+def _name(report: CandidateReport, status: SessionStatus) -> str:
+    is_baseline = report.candidate_id == status.baseline_candidate_id
+    return "The baseline" if is_baseline else f"Candidate {report.number}"
 
 
 def _role(report: CandidateReport, status: SessionStatus) -> str:

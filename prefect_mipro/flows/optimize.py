@@ -13,8 +13,8 @@ from pydantic import Field
 
 from prefect_mipro.blocks import MiproSessionConfig, load
 from prefect_mipro.config import MiproConfig, read_toml
-from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import InputInvalid
+from prefect_mipro.flows.backend import some_backend
 from prefect_mipro.flows.loop import Budget, Loop
 from prefect_mipro.flows.recording import loop_flow
 from prefect_mipro.models.base import JsonObject
@@ -26,8 +26,7 @@ from prefect_mipro.models.summaries import (
     RolloutOutcome,
 )
 from prefect_mipro.tasks import create_session
-from prefect_mipro.tasks.connections import configured_backend_url, connections
-from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.connections import connection_to
 
 LARGEST_WORKERS = 256
 
@@ -85,17 +84,16 @@ def optimize_prompt(
     started = time.monotonic()
     plan = _plan(config, session_id, credentials)
     with ExitStack() as opened:
-        if plan.credentials is None:
-            backend_url = backend_url or configured_backend_url() or _embedded_url(opened)
+        backend = some_backend(backend_url=backend_url, credentials=plan.credentials)
         session = create_session(
             plan.config,
             session_id=plan.session_id,
-            backend_url=backend_url,
+            backend_url=opened.enter_context(backend),
             credentials=plan.credentials,
             metadata=plan.metadata,
             agent_id=plan.agent_id,
         )
-        connection = opened.enter_context(connections.to(session))
+        connection = opened.enter_context(connection_to(session))
         loop = Loop(
             session,
             status=partial(connection.client.session_status, session.session_id),
@@ -156,16 +154,6 @@ def _credentials_name(config: MiproSessionConfig) -> str | None:
             'for example credentials.save("mipro"), because tasks carry the name and not the key'
         )
     return name
-
-
-def _embedded_url(opened: ExitStack) -> str:
-    backend = opened.enter_context(EmbeddedBackend())
-    run_logger().info(
-        "Started the embedded backend; its log is %s. Name a credentials block or set "
-        "MIPRO_BACKEND_URL to use another",
-        backend.log_path,
-    )
-    return backend.url
 
 
 def _summary(

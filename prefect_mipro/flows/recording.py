@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow
 from prefect.task_runners import TaskRunner
@@ -27,6 +27,12 @@ class LoopFlow(Flow[P, R]):
         return super().serialize_parameters(
             {name: recorded(value) for name, value in parameters.items()}
         )
+
+    def with_options(self, **options: Any) -> LoopFlow[P, R]:
+        """A copy with other options, recorded as this one is."""
+        copy = super().with_options(**options)
+        copy.__class__ = LoopFlow
+        return cast(LoopFlow[P, R], copy)
 
 
 def loop_flow(

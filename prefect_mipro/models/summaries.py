@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 from prefect_mipro.models.base import Record
 from prefect_mipro.models.levers import Demonstration
@@ -16,27 +17,29 @@ Z_95 = 1.959963984540054
 class RolloutOutcome(StrEnum):
     """How a rollout ended.
 
-    Its reward counted, it had one before, the session had ended, or the program or its reward
-    function raised.
+    Its reward counted, it will come later, it was there before, the session had ended, or the
+    program or its reward function raised.
     """
 
     REWARDED = "rewarded"
+    UNREWARDED = "unrewarded"
     REPEATED = "repeated"
     TOO_LATE = "too_late"
     FAILED = "failed"
 
 
 class RolloutResult(Record):
-    """One rollout as the loop saw it. `score` is what the reward function said, unscaled.
+    """One rollout: what the program answered, and what that was worth.
 
-    `candidate_id` is `None` where the backend never named it; `error` is empty unless the program
-    raised.
+    `score` is what the reward function said, unscaled. `candidate_id` is known once a reward
+    counts. `error` is empty unless the program or its reward function raised.
     """
 
     rollout_id: str
     outcome: RolloutOutcome
     example_id: str | None = None
     candidate_id: str | None = None
+    answer: Any = None
     score: float | None = None
     error: str = ""
     seconds: float

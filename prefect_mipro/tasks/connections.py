@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -102,11 +102,19 @@ class Connections:
                 connection.close()
 
 
-connections = Connections()
+def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
+    """The connection that this process shares.
+
+    A function, because tasks are pickled with what they mention, and open connections cannot be.
+    """
+    return _shared.to(session)
+
+
+_shared = Connections()
 
 
 @asynccontextmanager
-async def async_connection(session: SessionHandle) -> AsyncIterator[AsyncConnection]:
+async def async_connection_to(session: SessionHandle) -> AsyncIterator[AsyncConnection]:
     """A connection for this event loop alone: loops cannot share one."""
     credentials = await acredentials_of(session)
     async with AsyncExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -19,14 +20,15 @@ from prefect_mipro.tasks.connections import (
     AsyncConnection,
     Connection,
     SessionHandle,
-    async_connection,
-    connections,
+    async_connection_to,
+    connection_to,
 )
 from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.programs import (
     HOPELESS,
+    Answer,
     AsyncProgram,
     Example,
     Judgement,
@@ -49,7 +51,7 @@ def run_rollout(
     *,
     session: SessionHandle,
     program: Program,
-    reward: Reward,
+    reward: Reward | None,
     rollout_id: str | None = None,
     example_id: str | None = None,
     on_error: OnError = "no_reward",
@@ -57,11 +59,12 @@ def run_rollout(
 ) -> RolloutResult:
     """Run `program(rollout, example)`, judge it by `reward(example, answer)`, report the reward.
 
-    Without `rollout_id` it is the task run's id, so that retries of the task are one rollout. When
-    program or reward function raise, `on_error` says whether the task raises, goes on without a
-    reward, or reports this number. `stop` ends the session with this reward.
+    Without `rollout_id` it is the task run's id, so that retries of the task are one rollout. With
+    `None` as reward function the reward comes later, by `report_reward`. When program or reward
+    function raise, `on_error` says whether the task raises, goes on without a reward, or reports
+    this number. `stop` ends the session with this reward.
     """
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
         return _run(job, session, connection, program, reward, on_error)
 
@@ -72,14 +75,14 @@ async def arun_rollout(
     *,
     session: SessionHandle,
     program: AsyncProgram,
-    reward: Reward,
+    reward: Reward | None,
     rollout_id: str | None = None,
     example_id: str | None = None,
     on_error: OnError = "no_reward",
     stop: bool = False,
 ) -> RolloutResult:
     """The same for a program that is a coroutine function; the reward function may be one too."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
         return await _arun(job, session, connection, program, reward, on_error)
 
@@ -90,7 +93,7 @@ def run_rollouts(
     *,
     session: SessionHandle,
     program: Program,
-    reward: Reward,
+    reward: Reward | None,
     on_error: OnError = "no_reward",
     max_workers: int = 8,
 ) -> list[RolloutResult]:
@@ -99,7 +102,7 @@ def run_rollouts(
     A task run costs Prefect's server about 30 ms of CPU: worth it for a rollout of seconds, too
     much for thousands of short ones.
     """
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return threaded(
             lambda job: _run(job, session, connection, program, reward, on_error),
             jobs,
@@ -113,12 +116,12 @@ async def arun_rollouts(
     *,
     session: SessionHandle,
     program: AsyncProgram,
-    reward: Reward,
+    reward: Reward | None,
     on_error: OnError = "no_reward",
     max_workers: int = 8,
 ) -> list[RolloutResult]:
     """The same for a program that is a coroutine function, on one event loop."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return await gathered(
             lambda job: _arun(job, session, connection, program, reward, on_error),
             jobs,
@@ -142,7 +145,7 @@ def evaluate_candidate(
     The calls carry the candidate's id, and the backend keeps nothing of them. A program that
     raises counts as the lowest reward.
     """
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
 
         def judged(numbered: tuple[int, Example]) -> float | None:
             number, example = numbered
@@ -173,7 +176,7 @@ async def aevaluate_candidate(
     max_workers: int = 8,
 ) -> Evaluation:
     """The same for a program that is a coroutine function."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
 
         async def judged(numbered: tuple[int, Example]) -> float | None:
             number, example = numbered
@@ -193,29 +196,88 @@ async def aevaluate_candidate(
     return _evaluation(candidate_id, scores, reward_range)
 
 
+@dataclass
+class _Course:
+    """What has happened to a rollout so far."""
+
+    job: RolloutJob
+    started: float = field(default_factory=time.perf_counter)
+    answer: Answer = None
+    judged: Judgement | None = None
+    receipt: RewardReceipt | None = None
+    refusal: RewardConflict | SessionEnded | None = None
+    failure: Exception | None = None
+
+    def failed(self, error: Exception, on_error: OnError) -> None:
+        """Keep the error, and what stands for a reward; or raise it."""
+        if on_error == "raise" or isinstance(error, HOPELESS):
+            raise error
+        _log_failure(self.job.rollout_id, error)
+        self.failure = error
+        if on_error != "no_reward":
+            feedback = f"the program raised {type(error).__name__}"
+            self.judged = Judgement(score=on_error, feedback=feedback)
+
+    def reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
+        """The body of its reward call."""
+        return reward_request(
+            session,
+            judged.score,
+            self.job.rollout_id,
+            judged.feedback,
+            judged.expected,
+            self.job.example_id,
+            judged.metadata,
+            True if self.job.stop else None,
+        )
+
+    def result(self) -> RolloutResult:
+        """How it ended."""
+        failure = self.failure
+        return RolloutResult(
+            rollout_id=self.job.rollout_id,
+            outcome=self._outcome(),
+            example_id=self.job.example_id,
+            candidate_id=self.receipt.candidate_id if self.receipt else None,
+            answer=self.answer,
+            score=self.judged.score if self.judged else None,
+            error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _outcome(self) -> RolloutOutcome:
+        if self.failure:
+            return RolloutOutcome.FAILED
+        if isinstance(self.refusal, SessionEnded):
+            return RolloutOutcome.TOO_LATE
+        if self.refusal or (self.receipt and self.receipt.duplicate):
+            return RolloutOutcome.REPEATED
+        return RolloutOutcome.REWARDED if self.receipt else RolloutOutcome.UNREWARDED
+
+
 def _run(
     job: RolloutJob,
     session: SessionHandle,
     connection: Connection,
     program: Program,
-    reward: Reward,
+    reward: Reward | None,
     on_error: OnError,
 ) -> RolloutResult:
-    started = time.perf_counter()
+    course = _Course(job)
     rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-    failure: Exception | None = None
-    judged: Judgement | None = None
     try:
-        judged = judgement(reward(job.example, program(rollout, job.example)))
+        course.answer = program(rollout, job.example)
+        if reward is not None:
+            course.judged = judgement(reward(job.example, course.answer))
     except Exception as error:
-        judged, failure = _substitute(error, job, on_error), error
-    receipt: RewardReceipt | Exception | None = None
-    if judged is not None:
+        course.failed(error, on_error)
+    if course.judged is not None:
+        request = course.reward(session, course.judged)
         try:
-            receipt = connection.client.reward(session.session_id, _reward_of(judged, session, job))
+            course.receipt = connection.client.reward(session.session_id, request)
         except (RewardConflict, SessionEnded) as error:
-            receipt = error
-    return _result(job, judged, receipt, failure, time.perf_counter() - started)
+            course.refusal = error
+    return course.result()
 
 
 async def _arun(
@@ -223,77 +285,24 @@ async def _arun(
     session: SessionHandle,
     connection: AsyncConnection,
     program: AsyncProgram,
-    reward: Reward,
+    reward: Reward | None,
     on_error: OnError,
 ) -> RolloutResult:
-    started = time.perf_counter()
+    course = _Course(job)
     rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-    failure: Exception | None = None
-    judged: Judgement | None = None
     try:
-        answer = await program(rollout, job.example)
-        judged = judgement(await _awaited(reward(job.example, answer)))
+        course.answer = await program(rollout, job.example)
+        if reward is not None:
+            course.judged = judgement(await _awaited(reward(job.example, course.answer)))
     except Exception as error:
-        judged, failure = _substitute(error, job, on_error), error
-    receipt: RewardReceipt | Exception | None = None
-    if judged is not None:
+        course.failed(error, on_error)
+    if course.judged is not None:
+        request = course.reward(session, course.judged)
         try:
-            receipt = await connection.client.reward(
-                session.session_id, _reward_of(judged, session, job)
-            )
+            course.receipt = await connection.client.reward(session.session_id, request)
         except (RewardConflict, SessionEnded) as error:
-            receipt = error
-    return _result(job, judged, receipt, failure, time.perf_counter() - started)
-
-
-def _substitute(error: Exception, job: RolloutJob, on_error: OnError) -> Judgement | None:
-    """What stands for the reward of a rollout that raised; `None` for no reward."""
-    if on_error == "raise" or isinstance(error, HOPELESS):
-        raise error
-    _log_failure(job.rollout_id, error)
-    if on_error == "no_reward":
-        return None
-    return Judgement(score=on_error, feedback=f"the program raised {type(error).__name__}")
-
-
-def _reward_of(judged: Judgement, session: SessionHandle, job: RolloutJob) -> RewardRequest:
-    return reward_request(
-        session,
-        judged.score,
-        job.rollout_id,
-        judged.feedback,
-        judged.expected,
-        job.example_id,
-        judged.metadata,
-        True if job.stop else None,
-    )
-
-
-def _result(
-    job: RolloutJob,
-    judged: Judgement | None,
-    receipt: RewardReceipt | Exception | None,
-    failure: Exception | None,
-    seconds: float,
-) -> RolloutResult:
-    match receipt:
-        case _ if failure is not None:
-            outcome = RolloutOutcome.FAILED
-        case RewardReceipt(duplicate=True) | RewardConflict():
-            outcome = RolloutOutcome.REPEATED
-        case SessionEnded():
-            outcome = RolloutOutcome.TOO_LATE
-        case _:
-            outcome = RolloutOutcome.REWARDED
-    return RolloutResult(
-        rollout_id=job.rollout_id,
-        outcome=outcome,
-        example_id=job.example_id,
-        candidate_id=receipt.candidate_id if isinstance(receipt, RewardReceipt) else None,
-        score=judged.score if judged else None,
-        error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
-        seconds=seconds,
-    )
+            course.refusal = error
+    return course.result()
 
 
 def _evaluation(

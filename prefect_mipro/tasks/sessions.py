@@ -29,9 +29,9 @@ from prefect_mipro.models.sessions import CreateSession, SessionState, SessionSt
 from prefect_mipro.tasks.connections import (
     URL_VARIABLE,
     SessionHandle,
-    async_connection,
+    async_connection_to,
     configured_backend_url,
-    connections,
+    connection_to,
 )
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
@@ -71,7 +71,7 @@ def create_session(
     url = load(MiproCredentials, credentials).backend_url if credentials else _found(backend_url)
     request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
     session = _handle(request, url, credentials)
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return _created(session, connection.client.create_session(request))
 
 
@@ -95,28 +95,28 @@ async def acreate_session(
     )
     request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
     session = _handle(request, url, credentials)
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return _created(session, await connection.client.create_session(request))
 
 
 @task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
 def session_status(session: SessionHandle) -> SessionStatus:
     """How the session stands. Its URLs are without the secret, so they ask for the key."""
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return _shown(session, connection.client.session_status(session.session_id))
 
 
 @task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
 async def asession_status(session: SessionHandle) -> SessionStatus:
     """How the session stands. Its URLs are without the secret, so they ask for the key."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return _shown(session, await connection.client.session_status(session.session_id))
 
 
 @task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
 def session_urls(session: SessionHandle) -> SessionUrls:
     """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         urls = connection.client.session_urls(
             session.session_id, correlation_id=session.correlation_id
         )
@@ -126,7 +126,7 @@ def session_urls(session: SessionHandle) -> SessionUrls:
 @task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
 async def asession_urls(session: SessionHandle) -> SessionUrls:
     """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         urls = await connection.client.session_urls(
             session.session_id, correlation_id=session.correlation_id
         )
@@ -185,7 +185,7 @@ def report_reward(
     request = reward_request(
         session, score, rollout_id, feedback, expected, example_id, metadata, stop
     )
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return connection.client.reward(session.session_id, request)
 
 
@@ -205,7 +205,7 @@ async def areport_reward(
     request = reward_request(
         session, score, rollout_id, feedback, expected, example_id, metadata, stop
     )
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return await connection.client.reward(session.session_id, request)
 
 
@@ -219,7 +219,7 @@ def list_candidates(
     cursor: str | None = None,
 ) -> JsonObject:
     """A page of candidates: `items` and `next_cursor`. `sort` is for example `objective:desc`."""
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return connection.client.candidates(
             session.session_id, status=status, sort=sort, limit=limit, cursor=cursor
         )
@@ -235,7 +235,7 @@ async def alist_candidates(
     cursor: str | None = None,
 ) -> JsonObject:
     """A page of candidates: `items` and `next_cursor`. `sort` is for example `objective:desc`."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return await connection.client.candidates(
             session.session_id, status=status, sort=sort, limit=limit, cursor=cursor
         )
@@ -244,14 +244,14 @@ async def alist_candidates(
 @task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
 def get_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
     """One candidate of the session. Raises CandidateNotFound, also for another session's."""
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return _own(session, connection.client.candidate(candidate_id))
 
 
 @task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
 async def aget_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
     """One candidate of the session. Raises CandidateNotFound, also for another session's."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return _own(session, await connection.client.candidate(candidate_id))
 
 
@@ -266,7 +266,7 @@ def list_seed_evals(
     cursor: str | None = None,
 ) -> JsonObject:
     """A page of rewarded rollouts, each with its example's seed: `items` and `next_cursor`."""
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return connection.client.seed_evals(
             session.session_id,
             candidate_id=candidate_id,
@@ -288,7 +288,7 @@ async def alist_seed_evals(
     cursor: str | None = None,
 ) -> JsonObject:
     """A page of rewarded rollouts, each with its example's seed: `items` and `next_cursor`."""
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return await connection.client.seed_evals(
             session.session_id,
             candidate_id=candidate_id,
@@ -325,12 +325,12 @@ def _found(backend_url: str | None) -> str:
 
 
 def _changed(session: SessionHandle, state: SessionState) -> SessionStatus:
-    with connections.to(session) as connection:
+    with connection_to(session) as connection:
         return _shown(session, connection.client.change_state(session.session_id, state))
 
 
 async def _achanged(session: SessionHandle, state: SessionState) -> SessionStatus:
-    async with async_connection(session) as connection:
+    async with async_connection_to(session) as connection:
         return _shown(session, await connection.client.change_state(session.session_id, state))
 
 

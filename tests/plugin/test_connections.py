@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import cloudpickle  # type: ignore[import-untyped]
 import httpx
 import pytest
 
+from prefect_mipro import tasks
 from prefect_mipro.client.operations import health
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.tasks import SessionHandle
-from prefect_mipro.tasks.connections import Connections, credentials_of
+from prefect_mipro.tasks.connections import Connections, connection_to, credentials_of
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_model_calls_may_take_longer_than_operations(handle: SessionHandle) -> N
     with Connections().to(handle) as connection:
         assert connection.client.timeout_seconds == 30.0
         assert connection.model.timeout_seconds == 600.0
+
+
+@pytest.mark.parametrize("name", ["run_rollout", "arun_rollouts", "session_status"])
+def test_a_task_travels_to_other_processes_while_a_connection_is_open(
+    name: str, handle: SessionHandle
+) -> None:
+    with connection_to(handle):
+        assert cloudpickle.dumps(getattr(tasks, name).fn)
 
 
 def test_a_handle_names_the_base_url_of_a_rollout() -> None:

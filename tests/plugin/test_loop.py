@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefect_mipro.flows import optimize_prompt
 from prefect_mipro.flows.loop import Budget, is_coroutine_function, stream
 from prefect_mipro.flows.recording import recorded
 
@@ -92,6 +93,12 @@ def test_keys_in_a_config_are_not_recorded() -> None:
     assert recorded(config) == {
         "prompt_learning": {"task_app_api_key": "********", "algorithm": "mipro"}
     }
+
+
+def test_a_flow_with_other_options_is_recorded_in_the_same_way() -> None:
+    changed = optimize_prompt.with_options(name="another")
+    assert changed.name == "another"
+    assert changed.serialize_parameters({"examples": ROWS * 10})["examples"] == "<70 items>"
 
 
 @pytest.mark.parametrize("value", ["text" * 100, 7, None, {"a": [1, 2]}, [1, 2], b"x" * 50])

@@ -51,6 +51,12 @@ def test_headline_before_any_promotion_says_that_the_baseline_leads() -> None:
     assert headline(status(candidate(1))).startswith("The baseline is champion at 0.02")
 
 
+def test_headline_names_a_leader_that_is_not_yet_champion() -> None:
+    text = headline(status(candidate(1), candidate(2), best_candidate_id=candidate_id(2)))
+    assert "The baseline is champion at 0.02" in text
+    assert "candidate 2 leads with 0.04 (0.02 to 0.06)" in text
+
+
 def test_headline_of_a_session_without_candidates_says_so() -> None:
     assert "no candidate yet" in headline(status())
 

@@ -24,6 +24,7 @@ from prefect_mipro.errors import (
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import AsyncLiveRollout, Judgement, LiveRollout, RolloutJob, SessionHandle
+from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.live import _text
 from prefect_mipro.tasks.programs import judgement
 from prefect_mipro.tasks.requests import reward_request
@@ -94,6 +95,19 @@ def test_a_rollout_is_answered_judged_and_rewarded(run: Run, session: SessionHan
     status = status_of(session)
     assert result.candidate_id == status.baseline_candidate_id
     assert (status.rollout_count, status.reward_count) == (1, 1)
+
+
+@both
+def test_a_reward_may_come_later(run: Run, session: SessionHandle) -> None:
+    result = run(session, reward=None, rollout_id="one")
+    assert (result.outcome, result.score) == (RolloutOutcome.UNREWARDED, None)
+    receipt = tasks.report_reward.fn(session, 1.0, rollout_id="one")
+    assert receipt.candidate_id == status_of(session).baseline_candidate_id
+
+
+@both
+def test_the_answer_comes_back(run: Run, session: SessionHandle) -> None:
+    assert run(session).answer in ("music", "no idea")
 
 
 @both
@@ -412,7 +426,7 @@ def test_an_async_evaluation_gives_the_same(session: SessionHandle) -> None:
 def test_an_evaluation_uses_the_prompt_of_its_candidate(
     session: SessionHandle, model: FakeUpstream
 ) -> None:
-    with tasks.connections.connections.to(session) as connection:
+    with connection_to(session) as connection:
         added = connection.client.add_candidate(
             session.session_id,
             {

@@ -1,0 +1,41 @@
+"""Save the blocks that the deployments name. Run it once, and again to change them.
+
+    MIPRO_BACKEND_URL=https://mipro.example.com MIPRO_API_KEY=... python deployments/save_blocks.py
+
+Without `MIPRO_BACKEND_URL` no credentials are saved, and runs use the embedded backend.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, load
+
+NAME = "everyday-intents"
+CONFIG = Path(__file__).resolve().parents[1] / "flows" / "everyday_intents.toml"
+
+
+def main() -> None:
+    """Save both blocks under the name."""
+    backend_url = os.environ.get("MIPRO_BACKEND_URL")
+    credentials = None
+    if backend_url:
+        key = os.environ.get("MIPRO_API_KEY")
+        MiproCredentials(backend_url=backend_url, api_key=SecretStr(key) if key else None).save(
+            NAME, overwrite=True
+        )
+        # Loaded again, it is stored by reference: its key is in one place only.
+        credentials = load(MiproCredentials, NAME)
+    MiproSessionConfig(
+        session_id=NAME,
+        # The text and not the path: runs may be on another machine.
+        toml_text=CONFIG.read_text(encoding="utf-8"),
+        credentials=credentials,
+    ).save(NAME, overwrite=True)
+    where = f"the backend at {backend_url}" if backend_url else "an embedded backend"
+    print(f"Saved the session config {NAME!r} for {where}.")
+
+
+if __name__ == "__main__":
+    main()
