@@ -104,7 +104,9 @@ def _level(level: Level, height: float) -> str:
         f'stroke="{level.color}" stroke-dasharray="6 4" stroke-width="1.5"/>'
     )
     label = f"{level.name} {level.value:.2f}"
-    return line + _text(WIDTH - RIGHT - 4, height - 5, label, anchor="end", color=level.color)
+    # Above the line, but not above the chart.
+    baseline = height - 5 if height > TOP + 20 else height + 14
+    return line + _text(WIDTH - RIGHT - 4, baseline, label, anchor="end", color=level.color)
 
 
 def _text(x: float, y: float, text: str, *, anchor: str, size: int = 12, color: str = INK) -> str:

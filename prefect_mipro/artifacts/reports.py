@@ -15,7 +15,8 @@ from prefect_mipro.models.sessions import CandidateReport, SessionStatus
 from prefect_mipro.models.summaries import Evaluation, wilson_interval
 
 LEADERBOARD_ROWS = 50
-LINEAGE_CANDIDATES = 60
+LINEAGE_CANDIDATES = 16
+CURVE_POINTS = 20
 DIFF_WIDTH = 100
 CHAMPION_COLOR, BASELINE_COLOR = "#15803d", "#b45309"
 
@@ -124,11 +125,10 @@ def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = 
 
 def reward_chart(status: SessionStatus) -> str:
     """The reward curve as SVG: means of consecutive rewards, their band, champion and baseline."""
-    points, before = [], 0
-    for last, mean in status.reward_curve:
-        low, high = wilson_interval(min(1.0, max(0.0, mean)), max(1, last - before))
+    points = []
+    for last, mean, count in _blocks(status.reward_curve):
+        low, high = wilson_interval(min(1.0, max(0.0, mean)), count)
         points.append(Point(x=float(last), mean=mean, low=low, high=high))
-        before = last
     champion, baseline = _champion(status), _baseline(status)
     levels = []
     if baseline is not None:
@@ -145,21 +145,57 @@ def reward_chart(status: SessionStatus) -> str:
 
 
 def lineage(status: SessionStatus) -> str:
-    """Who came from whom, as a mermaid graph; the champion is marked."""
-    reports = sorted(status.candidates.values(), key=lambda report: report.number)
-    shown = {report.candidate_id: report.number for report in reports[:LINEAGE_CANDIDATES]}
+    """Who came from whom, as a mermaid graph; the champion is marked.
+
+    Shown are the candidates with the most rewards, and all that they came from.
+    """
+    reports = _family(status)
+    shown = {report.candidate_id: report.number for report in reports}
     lines = ["graph LR"]
-    for report in reports[:LINEAGE_CANDIDATES]:
-        raw = "no reward" if report.avg_reward is None else f"{_finite(report.avg_reward):.2f}"
+    for report in reports:
         role = _role(report, status)
         name = f"{report.number} {role}".strip()
-        lines.append(f'  c{report.number}["{name}: {raw} of {report.reward_count}"]')
+        raw = f"{_finite(report.avg_reward or 0.0):.2f} over {report.reward_count}"
+        told = raw if report.reward_count else "no reward yet"
+        lines.append(f'  c{report.number}["{name}: {told}"]')
         parent = shown.get(report.parent_id or "")
         if parent is not None:
             lines.append(f"  c{parent} --> c{report.number}")
         if role == "champion":
             lines.append(f"  style c{report.number} stroke:{CHAMPION_COLOR},stroke-width:3px")
     return "\n".join(lines)
+
+
+def _blocks(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float, int]]:
+    """Neighbours put together until few enough are left: last reward, mean, number of rewards."""
+    size = math.ceil(len(curve) / CURVE_POINTS) if curve else 1
+    before = 0
+    for start in range(0, len(curve), size):
+        first, total = before, 0.0
+        for last, mean in curve[start : start + size]:
+            total += mean * (last - before)
+            before = last
+        count = max(1, before - first)
+        yield before, total / count, count
+
+
+def _family(status: SessionStatus) -> list[CandidateReport]:
+    important = (
+        status.champion_candidate_id,
+        status.baseline_candidate_id,
+        status.best_candidate_id,
+    )
+    ranked = sorted(
+        status.candidates.values(),
+        key=lambda report: (report.candidate_id not in important, -report.reward_count),
+    )
+    family: dict[str, CandidateReport] = {}
+    for report in ranked[:LINEAGE_CANDIDATES]:
+        member: CandidateReport | None = report
+        while member is not None and member.candidate_id not in family:
+            family[member.candidate_id] = member
+            member = status.candidates.get(member.parent_id or "")
+    return sorted(family.values(), key=lambda report: report.number)
 
 
 def _prompt(champion: CandidateReport) -> Iterator[str]:
@@ -280,4 +316,4 @@ def _estimate(report: CandidateReport) -> str:
 
 def _finite(value: float) -> float:
     """Prefect writes infinity as invalid JSON; a number that is none becomes 0."""
-    return round(value, 4) if math.isfinite(value) else 0.0
+    return round(value, 3) if math.isfinite(value) else 0.0

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_mipro.embedded import EmbeddedBackend
@@ -64,7 +65,11 @@ def backend(
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server with a database of its own. It takes 10 to 40 s to start."""
-    with prefect_test_harness(server_startup_timeout=240):
+    with (
+        prefect_test_harness(server_startup_timeout=240),
+        # A flow run waits for its heart to beat a last time: up to a second each.
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
         yield
 
 

@@ -191,21 +191,43 @@ def test_the_page_holds_no_proxy_secret() -> None:
 
 
 def test_lineage_is_a_graph_of_parents_with_the_champion_marked() -> None:
-    assert lineage(
-        status(candidate(1), candidate(2, avg_reward=None), champion=2)
-    ).splitlines() == [
+    assert lineage(status(candidate(1), candidate(2, reward_count=0), champion=2)).splitlines() == [
         "graph LR",
-        '  c1["1 baseline: 0.02 of 20"]',
-        '  c2["2 champion: no reward of 20"]',
+        '  c1["1 baseline: 0.02 over 20"]',
+        '  c2["2 champion: no reward yet"]',
         "  c1 --> c2",
         "  style c2 stroke:#15803d,stroke-width:3px",
     ]
 
 
+def test_lineage_of_many_shows_those_with_most_rewards_and_their_ancestors() -> None:
+    many = [candidate(n, reward_count=n, parent_id=candidate_id(1)) for n in range(2, 41)]
+    many[0] = candidate(2, reward_count=0, parent_id=candidate_id(1))
+    many[-1] = candidate(40, reward_count=40, parent_id=candidate_id(2))
+    numbers = {
+        int(n) for n in re.findall(r"^  c(\d+)\[", lineage(status(candidate(1), *many)), re.M)
+    }
+    assert {1, 2, 40, 39} <= numbers
+    assert 3 not in numbers
+    assert len(numbers) < 20
+
+
+def test_lineage_ends_at_a_parent_that_is_not_told() -> None:
+    lost = candidate(2, parent_id="cand_unknown")
+    assert " --> " not in lineage(status(candidate(1), lost))
+
+
 def test_forty_candidates_fit_into_the_page() -> None:
     page = champion_page(status(*(candidate(n) for n in range(1, 41)), champion=40))
-    assert page.count(" --> ") == 39
     assert len(page) < 20_000
+
+
+def test_reward_chart_puts_many_blocks_together() -> None:
+    curve = [(5 * n, 0.5) for n in range(1, 61)]
+    chart = reward_chart(status(candidate(1), reward_curve=curve))
+    assert chart.count("<circle") == 20
+    assert " 300</text>" not in chart
+    assert ">300</text>" in chart
 
 
 def test_reward_chart_is_well_formed_and_draws_every_block() -> None:
