@@ -11,12 +11,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:~-]*$"
 ID_CHARACTERS = 200
 
-SessionId = Annotated[
-    str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)
-]
-RolloutId = Annotated[
-    str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)
-]
+SessionId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
+RolloutId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
 
 JsonObject = dict[str, Any]
 

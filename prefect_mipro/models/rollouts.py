@@ -68,9 +68,7 @@ class RewardInfo(Record):
     @classmethod
     def parse(cls, reward_info: JsonObject) -> RewardInfo:
         """Take `score`, else `outcome_reward`, else `reward`; a finite number, or RewardInvalid."""
-        key = next(
-            (key for key in SCORE_KEYS if reward_info.get(key) is not None), None
-        )
+        key = next((key for key in SCORE_KEYS if reward_info.get(key) is not None), None)
         if key is None:
             raise RewardInvalid(
                 f"reward_info has no number under any of {', '.join(SCORE_KEYS)}; "
@@ -82,9 +80,7 @@ class RewardInfo(Record):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise RewardInvalid(f"reward_info.{key} is {value!r}; send a finite number")
         feedback = reward_info.get("feedback")
-        return cls(
-            score=float(value), feedback=feedback if isinstance(feedback, str) else None
-        )
+        return cls(score=float(value), feedback=feedback if isinstance(feedback, str) else None)
 
 
 class RewardRequest(Record):

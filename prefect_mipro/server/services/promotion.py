@@ -60,6 +60,7 @@ class Promotion:
             [
                 Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
                 for c in candidates
+                if c.active
             ]
         )
         duel = await self._store.duel(session.session_id)

@@ -335,6 +335,7 @@ duels = Table(
     Column("champion_id", Text, ForeignKey(candidates.c.candidate_id), nullable=False),
     Column("challenger_id", Text, ForeignKey(candidates.c.candidate_id), nullable=False),
     Column("predicted_lift", Double, nullable=False),
+    Column("rollouts_before", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
     _count("rollouts"),
     _count("rewards"),

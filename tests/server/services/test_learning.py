@@ -147,9 +147,25 @@ async def test_the_cap_on_candidates_holds(backend: Backend) -> None:
     assert sum(candidate.active for candidate in candidates) <= 5
 
 
+async def test_a_retired_candidate_never_challenges(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    item = await backend.sessions.add_candidate("s", instruction="Say the intent.", label=None)
+    good = str(item["candidate_id"])
+    for i in range(40):
+        await backend.call(f"r{i}")
+        rollout = await backend.rollouts.find("s", f"r{i}")
+        await backend.reward(f"r{i}", float(rollout.candidate_id == good))
+    await backend.store.retire("s", [good], at=backend.now[0], reason="by hand")
+    for i in range(40, 100):
+        await backend.call(f"r{i}")
+        await backend.reward(f"r{i}", 0.0)
+    assert await backend.store.duel("s") is None
+
+
 async def test_a_duel_is_reported_while_it_runs(backend: Backend) -> None:
     await backend.create()
     backend.model.answer = policy
+    status = await backend.sessions.status("s")
     for i in range(0, 300, 5):
         await run(backend, i, i + 5)
         status = await backend.sessions.status("s")

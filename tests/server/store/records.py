@@ -173,6 +173,7 @@ def duel(number: int = 1, challenger_id: str = "cand_2", **values: Any) -> Duel:
             "champion_id": BASELINE,
             "challenger_id": challenger_id,
             "predicted_lift": 0.1,
+            "rollouts_before": 7,
             "started_at": START,
             **values,
         }

@@ -164,6 +164,7 @@ def upgrade() -> None:
         sa.Column("champion_id", sa.Text(), nullable=False),
         sa.Column("challenger_id", sa.Text(), nullable=False),
         sa.Column("predicted_lift", sa.Double(), nullable=False),
+        sa.Column("rollouts_before", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("rollouts", sa.BigInteger(), nullable=False),
         sa.Column("rewards", sa.BigInteger(), nullable=False),
