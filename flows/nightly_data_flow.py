@@ -29,7 +29,7 @@ from prefect_mipro.tasks import LiveRollout, create_session, report_reward, run_
 HERE = Path(__file__).resolve().parent
 CONFIG = read_toml(HERE / "everyday_intents.toml")
 BASELINE: str = CONFIG["prompt_learning"]["initial_prompt"]["messages"][0]["pattern"]
-INTENTS = ("music", "weather", "restaurant", "review", "movie", "playlist", "alarm")
+INTENTS = ("music", "weather", "restaurant", "movie", "alarm", "taxi", "language")
 SAMPLE = HERE / "data" / "everyday_intents.jsonl"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
