@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_mipro.errors import InputInvalid, Overloaded
-from prefect_mipro.server.upstream.embedded import EmbeddedUpstream, Limits
+from prefect_mipro.errors import InputInvalid, ModelMissing, Overloaded
+from prefect_mipro.server.upstream.embedded import EmbeddedUpstream, Limits, slots_for
 
 
 @pytest.fixture
@@ -127,3 +130,88 @@ async def test_an_image_is_refused_in_words(model: EmbeddedUpstream) -> None:
         async with model.chat(body):
             pass
     assert refused.value.status == 400
+
+
+async def test_a_body_that_makes_no_sense_is_a_bad_request_in_openais_shape(
+    model: EmbeddedUpstream,
+) -> None:
+    async with model.chat({"messages": ["hello"], "temperature": "hot"}) as reply:
+        assert reply.status == 400
+        error = json.loads(await reply.read())["error"]
+    assert error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+async def test_chance_repeats_with_its_seed(model: EmbeddedUpstream) -> None:
+    hot = {"temperature": 2.0, "max_tokens": 24}
+    texts = [
+        (await ask(model, seed=seed, **hot))["choices"][0]["message"]["content"]
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+async def test_calls_on_several_slots_answer_as_one_alone(model: EmbeddedUpstream) -> None:
+    numbers = range(1, 9)
+    alone = [(await ask(model, text=f"What is {n}?"))["choices"] for n in numbers]
+    several = EmbeddedUpstream(limits=Limits(slots=4))
+    together = await asyncio.gather(*(ask(several, text=f"What is {n}?") for n in numbers))
+    await several.close()
+    assert [answer["choices"] for answer in together] == alone
+
+
+async def test_loading_and_computing_leave_the_event_loop_free(model: EmbeddedUpstream) -> None:
+    call = asyncio.create_task(ask(model, text="Tell a story.", max_tokens=40))
+    longest_seconds = 0.0
+    while not call.done():
+        started = time.perf_counter()
+        await asyncio.sleep(0)
+        longest_seconds = max(longest_seconds, time.perf_counter() - started)
+    assert longest_seconds < 0.5
+
+
+async def test_signals_still_reach_python(model: EmbeddedUpstream) -> None:
+    came = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        came.clear()
+        loop.add_signal_handler(number, came.set)
+        await ask(model)
+        await model.close()
+        signal.raise_signal(number)
+        async with asyncio.timeout(5):
+            await came.wait()
+        loop.remove_signal_handler(number)
+
+
+async def test_the_runtime_writes_nothing_to_the_terminal(
+    model: EmbeddedUpstream, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await ask(model)
+    await model.close()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_closing_ends_the_calls_under_way_and_the_next_call_loads_again(
+    model: EmbeddedUpstream,
+) -> None:
+    async with model.chat(body_of(max_tokens=3500, ignore_eos=True, stream=True)) as reply:
+        await anext(reply.chunks())
+        async with asyncio.timeout(15):
+            await model.close()
+    assert (await ask(model))["choices"]
+
+
+async def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(b"GGUF")
+    upstream = EmbeddedUpstream(model_path=path)
+    with pytest.raises(ModelMissing, match=r"cannot load .*odd\.gguf"):
+        async with upstream.chat(body_of()):
+            pass
+    await upstream.close()
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(1, 1), (2, 1), (4, 1), (8, 2), (64, 4)])
+def test_few_cores_compute_one_call_at_a_time(cores: int, slots: int) -> None:
+    assert slots_for(cores) == slots

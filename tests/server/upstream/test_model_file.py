@@ -38,6 +38,14 @@ def test_a_damaged_model_is_told_apart(empty_cache: Path) -> None:
         model_file.find()
 
 
+def test_damage_that_keeps_the_size_is_found_by_the_checksum(empty_cache: Path) -> None:
+    empty_cache.mkdir()
+    with model_file.cache_path().open("wb") as file:
+        file.truncate(model_file.SIZE_BYTES)
+    with pytest.raises(ModelMissing, match="damaged; run: prefect-mipro model install"):
+        model_file.verify(model_file.find())
+
+
 def test_another_model_can_be_named(
     empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
