@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
@@ -39,6 +40,15 @@ def config(**mipro: Any) -> dict[str, Any]:
 def new_id(name: str = "bot") -> str:
     """A session id that no other test has."""
     return f"{name}-{next(_numbers)}"
+
+
+def artifacts(keys: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The newest artifact of each key. `Artifact.get` sends nulls that newer FastAPIs refuse."""
+    with get_client(sync_client=True) as client:
+        answer = client.request(
+            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": list(keys)}}}
+        )
+    return {found["key"]: found for found in answer.json()}
 
 
 @pytest.fixture(scope="session")

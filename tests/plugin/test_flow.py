@@ -26,7 +26,7 @@ from prefect_mipro.models.summaries import OptimizationSummary
 from prefect_mipro.tasks import AsyncLiveRollout, LiveRollout, session_status
 from prefect_mipro.tasks.connections import SessionHandle
 from tests.fake_upstream import FakeUpstream
-from tests.plugin.conftest import SYSTEM, config, new_id
+from tests.plugin.conftest import SYSTEM, artifacts, config, new_id
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
 
@@ -96,15 +96,6 @@ def test_a_later_run_goes_on_with_the_session(at_backend: EmbeddedBackend) -> No
         optimize(session_id=session_id)
     handle = SessionHandle(session_id=session_id, backend_url=at_backend.url)
     assert session_status.fn(handle).reward_count == 16
-
-
-def artifacts(keys: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The newest artifact of each key. `Artifact.get` sends nulls that newer FastAPIs refuse."""
-    with get_client(sync_client=True) as client:
-        answer = client.request(
-            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": list(keys)}}}
-        )
-    return {found["key"]: found for found in answer.json()}
 
 
 @pytest.mark.usefixtures("at_backend")
