@@ -151,7 +151,11 @@ def _require_text(body: ChatBody) -> None:
 
 
 def _load(model_path: Path, limits: Limits, key: SecretStr) -> Any:
-    """The running llama.cpp server. Takes about a second, and raises ModelMissing."""
+    """The running llama.cpp server. Raises ModelMissing.
+
+    The runtime keeps Python's lock while it reads the model: once, other threads stand still for a
+    fraction of a second.
+    """
     verify(model_path)
     # Idle threads would spin and take the cores from the work that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
