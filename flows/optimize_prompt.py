@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def report(summary: OptimizationSummary, *, api_url: str | None) -> str:
         "",
         f"{summary.rollouts} rollouts, {summary.candidates} candidates, "
         f"{summary.seconds:.0f} s. Session {summary.session_id} is {summary.state}; "
-        "another run goes on with it.",
+        "--session-id with its name goes on with it.",
         "",
         f"The champion's prompt{'' if summary.improved else ' (still the baseline)'}:",
         f"  {summary.champion_instruction}",
@@ -166,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the requests")
     parser.add_argument(
         "--session-id",
-        default="everyday-intents",
-        help="the session to start or to go on with",
+        default=f"everyday-intents-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+        help="the session to start or to go on with; by default a new one",
     )
     parser.add_argument(
         "--backend-url",
