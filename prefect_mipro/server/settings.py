@@ -32,12 +32,12 @@ which programs are optimized."""
 EXAMPLES = """\
 examples:
   prefect-mipro serve
-      the embedded model only, open to programs on this machine, state in ./prefect-mipro.db
+      the embedded model only, open to programs on this machine, state in ./mipro.db
   prefect-mipro serve --upstream-url http://127.0.0.1:11434/v1
       a model server of your own (Ollama, vLLM, llama.cpp) behind the proxy
   MIPRO_SERVER_UPSTREAM_API_KEY=… prefect-mipro serve --upstream-url https://api.openai.com/v1
       a hosted model; a key belongs into the environment, where no process list shows it
-  MIPRO_SERVER_API_KEYS=… prefect-mipro serve --host 0.0.0.0 --public-url http://mipro.lan:8000
+  MIPRO_SERVER_API_KEYS=… prefect-mipro serve --host 0.0.0.0 --public-url http://mipro.lan:8765
       open to other machines, which must send one of the keys
 """
 
@@ -143,7 +143,7 @@ class ServerSettings(BaseSettings):
         description="Address to listen on. Other than this machine's own it needs --api-keys.",
     )
     port: int = Field(
-        default=8000,
+        default=8765,
         ge=0,
         le=65_535,
         description="Port to listen on; 0 takes a free one. "
@@ -154,7 +154,7 @@ class ServerSettings(BaseSettings):
         description="URL under which callers reach this server; session URLs begin with it.",
     )
     database_url: Annotated[str, AfterValidator(_with_driver)] = Field(
-        default="sqlite:///prefect-mipro.db",
+        default="sqlite:///mipro.db",
         repr=False,  # it may hold a password
         description="Where all state is kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
         " It is created and upgraded as needed.",

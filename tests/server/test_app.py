@@ -52,7 +52,7 @@ def test_without_keys_it_is_open(settings: ServerSettings) -> None:
         )
         listed = httpx.get(f"{server.url}{SESSIONS}", headers={"Authorization": "Bearer any"})
     assert (created.status_code, listed.status_code) == (201, 200)
-    assert created.json()["online_url"].startswith("http://127.0.0.1:8000/api/mipro/v1/s.")
+    assert created.json()["online_url"].startswith("http://127.0.0.1:8765/api/mipro/v1/s.")
 
 
 def test_what_it_opens_it_closes(settings: ServerSettings) -> None:

@@ -78,7 +78,7 @@ def test_the_first_line_is_a_url_that_answers(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
         session = httpx.post(f"{url}/api/v1/online/sessions", json=_create("s")).json()
         assert session["online_url"].startswith(f"{url}/api/mipro/v1/s.")
-    assert (tmp_path / "prefect-mipro.db").is_file()
+    assert (tmp_path / "mipro.db").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -30,8 +30,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_defaults_serve_this_machine_from_a_file() -> None:
     settings = read()
-    assert settings.own_url == "http://127.0.0.1:8000"
-    assert settings.database_url == "sqlite+aiosqlite:///prefect-mipro.db"
+    assert settings.own_url == "http://127.0.0.1:8765"
+    assert settings.database_url == "sqlite+aiosqlite:///mipro.db"
     assert settings.api_keys == ()
 
 
@@ -44,7 +44,7 @@ def test_an_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIPRO_SERVER_PORT", "")
-    assert read().port == 8000
+    assert read().port == 8765
 
 
 def test_keys_are_a_comma_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_child_switch_works_with_and_without_a_value(given: list[str]) -> No
 
 @pytest.mark.parametrize(
     ("host", "url"),
-    [("0.0.0.0", "http://127.0.0.1:8000"), ("::", "http://[::1]:8000"), ("h", "http://h:8000")],
+    [("0.0.0.0", "http://127.0.0.1:8765"), ("::", "http://[::1]:8765"), ("h", "http://h:8765")],
 )
 def test_the_own_url_can_be_called(host: str, url: str) -> None:
     assert read("--host", host, "--api-keys", "k").own_url == url
