@@ -6,28 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE,
     temporary_settings,
 )
 
-START_SECONDS = 120
-RECORDED_AT_ONCE = 100
+DEFAULTS = {
+    # It starts slowly on a busy machine.
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
+    # It writes task runs one by one, and would end before most of many short ones are written.
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 100,
+    # Its telemetry fails noisily while the database is new.
+    PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    # Ctrl-C ends it before the run, which then tries to reach it: five minutes at Prefect's five.
+    PREFECT_CLIENT_MAX_RETRIES: 2,
+}
 
 
 @contextmanager
 def temporary_server_settings() -> Iterator[None]:
-    """Runs within are recorded whole. What is set elsewhere, by variable or profile, goes first.
+    """Settings that suit the temporary server; none where another is configured.
 
-    Prefect's temporary server takes long to start on a busy machine, and it writes task runs one
-    by one, so that it would end before most of many short ones are written.
+    What is set elsewhere, by variable or profile, goes first.
     """
-    with temporary_settings(
-        set_defaults={
-            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: START_SECONDS,
-            PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: RECORDED_AT_ONCE,
-            PREFECT_SERVER_ANALYTICS_ENABLED: False,
-        },
-    ):
+    defaults = {} if PREFECT_API_URL.value() else DEFAULTS
+    with temporary_settings(set_defaults=defaults):
         yield
