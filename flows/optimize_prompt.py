@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,7 +139,7 @@ def report(summary: OptimizationSummary, *, api_url: str | None) -> str:
         "--session-id with its name goes on with it.",
         "",
         f"The champion's prompt{'' if summary.improved else ' (still the baseline)'}:",
-        f"  {summary.champion_instruction}",
+        textwrap.indent(summary.champion_instruction, "  "),
     ]
     turns = summary.champion_demonstrations
     if turns:
