@@ -27,7 +27,7 @@ serve: $(VENV)/.embedded  ## Run the optimization server by itself
 
 test: lint  ## Check style, types and import rules, then run the tests
 	$(BIN)/prefect-mipro model install
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST)
 
 lint: $(VENV)/.dev  ## Check style, types and import rules
 	$(BIN)/ruff check .
