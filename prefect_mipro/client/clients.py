@@ -15,7 +15,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
 import httpx
 from pydantic import SecretStr
 
-from prefect_mipro.client import operations
+from prefect_mipro.client import environment, operations
 from prefect_mipro.client.exchange import Reply, Send, Wait, exchange
 from prefect_mipro.client.operations import Operation
 from prefect_mipro.errors import InputInvalid
@@ -101,6 +101,8 @@ class _Connection:
             "limits": _LIMITS,
             "verify": _tls(),
             "follow_redirects": False,
+            # A proxy of the environment cannot reach this machine's own loopback interface.
+            "trust_env": not environment.is_loopback(self.backend_url),
         }
 
     def __repr__(self) -> str:

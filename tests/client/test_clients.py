@@ -39,6 +39,20 @@ def test_without_a_key_no_authorization_is_sent(backend: Backend) -> None:
     assert "authorization" not in backend.last.headers
 
 
+async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(backend.url) as client:
+        client.health()
+    async with AsyncClient(backend.url) as async_client:
+        await async_client.health()
+    assert len(backend.received) == 2
+
+
 def test_further_headers_are_sent_along(backend: Backend) -> None:
     with Client(backend.url, headers={"X-Org-ID": "o1"}) as client:
         client.health()
