@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -146,7 +147,8 @@ def report(summary: OptimizationSummary, *, api_url: str | None) -> str:
         lines += [f"  and {len(turns)} demonstrations, for example:"]
         lines += [f"    user: {turn.input}\n    assistant: {turn.output}" for turn in turns[:3]]
     ui_url = (api_url or "http://127.0.0.1:4200/api").removesuffix("/api")
-    start = "" if api_url else "start Prefect's server (prefect server start), then "
+    command = os.path.relpath(Path(sys.executable).with_name("prefect"))
+    start = "" if api_url else f"start Prefect's server ({command} server start), then "
     lines += [
         "",
         f"To see it all: {start}open",

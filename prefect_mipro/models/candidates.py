@@ -35,6 +35,17 @@ class Statistics(Record):
         return self.reward_sum / self.rewards if self.rewards else None
 
 
+class Arm(Record):
+    """A candidate as selection sees it: its lever versions and its statistics.
+
+    Version 1 of a lever is the caller's own.
+    """
+
+    candidate_id: str
+    levers: tuple[int, ...]
+    statistics: Statistics
+
+
 class Candidate(Record):
     """What a rollout runs with.
 
@@ -56,6 +67,11 @@ class Candidate(Record):
     def levers(self) -> tuple[int, int]:
         """The versions of (instruction, demonstrations)."""
         return (self.instruction_version, self.demonstrations_version)
+
+    @property
+    def arm(self) -> Arm:
+        """The candidate as selection sees it."""
+        return Arm(candidate_id=self.candidate_id, levers=self.levers, statistics=self.statistics)
 
     @property
     def active(self) -> bool:
@@ -108,14 +124,3 @@ class DuelObservation(Record):
     is_challenger: bool
     reward: float
     predicted_reward: float
-
-
-class Arm(Record):
-    """A candidate as selection sees it: its lever versions and its statistics.
-
-    Version 1 of a lever is the caller's own.
-    """
-
-    candidate_id: str
-    levers: tuple[int, ...]
-    statistics: Statistics

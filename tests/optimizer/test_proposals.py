@@ -15,12 +15,12 @@ from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.chat import InitialPrompt
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.optimizer.lint import lint
 from prefect_mipro.optimizer.proposals import (
     TIPS,
     Room,
     due,
     labels,
-    lint,
     meta_prompt,
     parse,
     rewrites,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import Conflict
-from prefect_mipro.models.candidates import Arm, Candidate, Duel, DuelState
+from prefect_mipro.models.candidates import Candidate, Duel, DuelState
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.posterior import posterior
 from prefect_mipro.optimizer.promotion import challenger, verdict
@@ -56,13 +56,7 @@ class Promotion:
         self, session: Session, config: MiproConfig, candidates: Sequence[Candidate]
     ) -> None:
         settings = config.mipro.promotion
-        belief = posterior(
-            [
-                Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
-                for c in candidates
-                if c.active
-            ]
-        )
+        belief = posterior([c.arm for c in candidates if c.active])
         duel = await self._store.duel(session.session_id)
         if duel and duel.state is DuelState.RUNNING:
             observations = await self._store.duel_observations(session.session_id, duel.number)

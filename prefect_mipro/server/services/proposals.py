@@ -13,7 +13,7 @@ import numpy as np
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import Conflict, MiproError, UpstreamFailed
-from prefect_mipro.models.candidates import Arm, Candidate, DuelState
+from prefect_mipro.models.candidates import Candidate, DuelState
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.levers import (
     DemonstrationsValue,
@@ -27,6 +27,7 @@ from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer import demonstrations, pool, proposals
 from prefect_mipro.optimizer.contrast import contrast
+from prefect_mipro.optimizer.lint import lint
 from prefect_mipro.optimizer.posterior import Posterior, posterior
 from prefect_mipro.optimizer.prompts import answer_text
 from prefect_mipro.server.services.identity import Clock, NewId
@@ -148,12 +149,7 @@ class Proposals:
             candidates=candidates,
             levers=await self._store.levers(session.session_id),
             traces=tuple(t for t in traces if not held_out(config, t.example_id)),
-            belief=posterior(
-                [
-                    Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
-                    for c in candidates
-                ]
-            ),
+            belief=posterior([c.arm for c in candidates]),
         )
 
     async def _propose(self, evidence: Evidence) -> str | None:
@@ -268,7 +264,7 @@ class Proposals:
         return proposals.parse(text), tuple(t.trace_id for t in (*good, *bad))
 
     def _flaw(self, text: str, evidence: Evidence, others: Sequence[str]) -> str:
-        return proposals.lint(
+        return lint(
             text,
             baseline=others[0],
             prompt=evidence.config.initial_prompt,

@@ -18,7 +18,7 @@ from prefect_mipro.errors import (
     RolloutNotFound,
     SessionEnded,
 )
-from prefect_mipro.models.candidates import Arm, Candidate, DuelState
+from prefect_mipro.models.candidates import Candidate, DuelState
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.rollouts import (
     Reward,
@@ -181,11 +181,7 @@ class Rollouts:
         block = config.mipro.online_rollouts_per_candidate
         if session.serving_candidate_id and running is None and session.serving_rollouts % block:
             return _certain(session.serving_candidate_id)
-        arms = [
-            Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
-            for c in await self._store.candidates(session.session_id)
-            if c.active
-        ]
+        arms = [c.arm for c in await self._store.candidates(session.session_id) if c.active]
         return choose(
             arms,
             champion_id=session.champion_id,

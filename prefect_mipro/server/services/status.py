@@ -12,7 +12,6 @@ import numpy as np
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import (
-    Arm,
     Candidate,
     CandidateStatus,
     Duel,
@@ -189,12 +188,7 @@ def job_id(session_id: str) -> str:
 
 
 def _belief(facts: Facts) -> Posterior:
-    return posterior(
-        [
-            Arm(candidate_id=c.candidate_id, levers=c.levers, statistics=c.statistics)
-            for c in facts.candidates
-        ]
-    )
+    return posterior([c.arm for c in facts.candidates])
 
 
 def _report(
