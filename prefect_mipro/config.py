@@ -82,11 +82,8 @@ class PolicySettings(Section):
     model: str | None = None
     provider: str = "default"
     inference_url: str | None = None
-    inference_mode: str | None = None
-    policy_name: str | None = None
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     max_completion_tokens: int | None = Field(default=None, gt=0)
-    config: JsonObject = Field(default_factory=dict)
 
 
 class ProposerSettings(Section):
@@ -259,6 +256,7 @@ INERT: Mapping[str, frozenset[str]] = {
     "prompt_learning": frozenset(
         "task_app_api_key env_name env_config proxy_models ontology verifier results_folder".split()
     ),
+    "prompt_learning.policy": frozenset({"inference_mode", "policy_name", "config"}),
     "prompt_learning.termination_config": frozenset(
         "max_cost_usd max_trials max_trials_without_improvement max_category_costs_usd "
         "pessimism_enabled".split()
@@ -377,12 +375,9 @@ def _check_path(path: object) -> None:
     if not isinstance(path, str):
         raise ConfigInvalid(f"override {path!r} is no path; give text with dots between the keys")
     known = set(_known_paths())
-    free = (
-        "prompt_learning.policy.config.",
-        "prompt_learning.initial_prompt.wildcards.",
-    )
+    free = "prompt_learning.initial_prompt.wildcards."
     inert_tables = tuple(f"{table}.{key}." for table, keys in INERT.items() for key in keys)
-    if path in known or path.startswith((*free, *inert_tables)):
+    if path in known or path.startswith((free, *inert_tables)):
         return
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         f"prompt_learning.mipro.{path}", known, n=1, cutoff=0.5

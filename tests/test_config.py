@@ -74,9 +74,11 @@ def refusal(body: Any, overrides: Any = None) -> str:
 # What is accepted
 
 
-def test_the_public_example_is_accepted_without_a_warning() -> None:
+def test_the_public_example_is_accepted_and_its_one_key_without_effect_is_named() -> None:
     config = MiproConfig.parse(parse_toml(PUBLIC_EXAMPLE))
-    assert config.warnings == []
+    assert config.warnings == [
+        "prompt_learning.policy.inference_mode has no effect on this backend"
+    ]
     assert config.policy.model == "gpt-4.1-nano"
     assert config.mipro.online_rollouts_per_candidate == 10
     assert config.mipro.proposer.mode is ProposerMode.INSTRUCTION_ONLY

@@ -58,6 +58,12 @@ class Evidence:
         versions = {c.levers[position] for c in self.candidates if c.active}
         return [v for v in self.levers if v.lever is lever and v.version in versions]
 
+    @property
+    def shown(self) -> tuple[ExampleTrace, ...]:
+        """What the proposer may be shown: the reference pool's traces where it names examples."""
+        pool = {str(seed) for seed in self.config.mipro.reference_pool}
+        return tuple(t for t in self.traces if not pool or t.example_id in pool)
+
     def next_version(self, lever: LeverName) -> int:
         """The number that the next version of a lever gets."""
         return 1 + max(v.version for v in self.levers if v.lever is lever)
@@ -236,7 +242,7 @@ class Proposals:
         """One call of the proposer model: its instruction, if it gave one, and its sources."""
         settings = evidence.config.mipro.proposer
         good, bad = contrast(
-            evidence.traces, threshold=evidence.config.mipro.few_shot_score_threshold, rng=rng
+            evidence.shown, threshold=evidence.config.mipro.few_shot_score_threshold, rng=rng
         )
         body: ChatBody = {
             "messages": proposals.meta_prompt(

@@ -122,6 +122,21 @@ async def test_a_failing_proposer_never_stops_serving_and_the_status_says_why(
     assert len(status.candidates) > 1
 
 
+async def test_the_proposer_sees_the_reference_pool_only(backend: Backend) -> None:
+    pool = [3, 6, 9]
+    await backend.create(reference_pool=pool, proposer={"instructions_per_batch": 4})
+    backend.model.answer = policy
+    await run(backend, 0, 45)
+    asked = [
+        str(body["messages"][-1]["content"])
+        for body in backend.model.bodies
+        if "<instruction>" in str(body["messages"][-1]["content"])
+    ]
+    shown = {i for i in range(45) for text in asked if f'"{query(i)[0]}"' in text}
+    assert shown
+    assert shown <= set(pool)
+
+
 async def test_instruction_only_makes_no_demonstrations(backend: Backend) -> None:
     await backend.create(proposer={"mode": "instruction_only"})
     backend.model.answer = policy
