@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -23,13 +22,3 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="ignore", ser_json_inf_nan="null", protected_namespaces=()
     )
-
-
-class OpenEnum(StrEnum):
-    """A closed set on our side of the wire; each set says what an unknown word becomes."""
-
-    @classmethod
-    def parse(cls, value: object, default: Self) -> Self:
-        """The member for `value`, or `default` when it is absent or not one of the set."""
-        known = cls._value2member_map_
-        return cls(value) if isinstance(value, str) and value in known else default

@@ -7,51 +7,12 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from prefect_mipro.models.base import OpenEnum, Record
+from prefect_mipro.models.base import Record
 
 
-class ScopeKind(OpenEnum):
-    ORG = "org"
-    SYSTEM = "system"
-    RUN = "run"
-    BRANCH = "branch"
-    ITERATION = "iteration"
-    CANDIDATE = "candidate"
-    STAGE = "stage"
-    SEED = "seed"
-    ROLLOUT = "rollout"
-    EVALUATION = "evaluation"
-    CUSTOM = "custom"
+class LeverActor(StrEnum):
+    """Who makes lever versions."""
 
-
-class LeverKind(OpenEnum):
-    PROMPT = "prompt"
-    CONTEXT = "context"
-    CODE = "code"
-    CONSTRAINT = "constraint"
-    NOTE = "note"
-    SPEC = "spec"
-    GRAPH_YAML = "graph_yaml"
-    VARIABLE = "variable"
-    EXPERIMENT = "experiment"
-    CUSTOM = "custom"
-
-
-class LeverFormat(OpenEnum):
-    TEXT = "text"
-    JSON = "json"
-    YAML = "yaml"
-    FILE = "file"
-    CUSTOM = "custom"
-
-
-class LeverMutability(OpenEnum):
-    OPTIMIZER = "optimizer"
-    HUMAN = "human"
-    SYSTEM = "system"
-
-
-class LeverActor(OpenEnum):
     OPTIMIZER = "optimizer"
     HUMAN = "human"
     SYSTEM = "system"

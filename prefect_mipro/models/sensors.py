@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
-from prefect_mipro.models.base import OpenEnum, Record
+from prefect_mipro.models.base import Record
 
 
-class SensorKind(OpenEnum):
+class SensorKind(StrEnum):
+    """What a sensor observes, in the wire's words."""
+
     REWARD = "reward"
     TIMING = "timing"
     ROLLOUT = "rollout"
