@@ -48,6 +48,7 @@ class Strategy(StrEnum):
     """How a candidate is chosen for a rollout."""
 
     MIPRO = "mipro"
+    MIPRO_TPE = "mipro_tpe"
     THOMPSON = "thompson"
     UNIFORM = "uniform"
     FIXED = "fixed"
@@ -84,6 +85,8 @@ class PolicySettings(Section):
     inference_url: str | None = None
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     max_completion_tokens: int | None = Field(default=None, gt=0)
+    prompt_usd_per_million_tokens: float = Field(default=0.0, ge=0.0)
+    completion_usd_per_million_tokens: float = Field(default=0.0, ge=0.0)
 
 
 class ProposerSettings(Section):
@@ -95,6 +98,8 @@ class ProposerSettings(Section):
     inference_url: str | None = None
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
     max_tokens: int = Field(default=512, gt=0)
+    prompt_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
+    completion_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
     generate_at_iterations: list[int] | None = None
     instructions_per_batch: int = Field(default=2, ge=0)
 
@@ -102,13 +107,15 @@ class ProposerSettings(Section):
 class DemonstrationSettings(Section):
     """How demonstration sets are made from rewarded traces and expected answers.
 
-    A set has one of `sizes` demonstrations, each at most `max_characters` long.
+    A set has one of `sizes` demonstrations, each at most `max_characters` long and all together
+    at most `max_set_characters`.
     """
 
     max_sets: int = Field(default=6, ge=0)
     sets_per_batch: int = Field(default=2, ge=0)
     sizes: list[Annotated[int, Field(gt=0)]] = Field(default=[4, 8, 16], min_length=1)
     max_characters: int = Field(default=2_000, gt=0)
+    max_set_characters: int = Field(default=12_000, gt=0)
 
 
 class SelectionSettings(Section):
@@ -116,7 +123,10 @@ class SelectionSettings(Section):
 
     `temperature` scales the posterior's standard deviation when drawing, `leader_share` is the
     top-two parameter beta, `uniform_share` is spread evenly against lock-in, and at most
-    `explore_share` of the traffic leaves the champion before a candidate looks better.
+    `explore_share` of the traffic leaves the champion before a candidate looks better. A candidate
+    with fewer than `new_candidate_rewards` rewards gets at most `new_candidate_share`. `caution` is
+    how much worse a proposed lever is expected to be than the caller's own, in units of the scaled
+    reward; unset, it is 0.02 where the policy model writes the proposals, else 0.
     """
 
     strategy: Strategy = Strategy.MIPRO
@@ -124,19 +134,38 @@ class SelectionSettings(Section):
     leader_share: float = Field(default=0.8, ge=0.0, le=1.0)
     uniform_share: float = Field(default=0.02, ge=0.0, le=1.0)
     explore_share: float = Field(default=1.0, ge=0.0, le=1.0)
+    new_candidate_share: float = Field(default=0.25, gt=0.0, le=1.0)
+    new_candidate_rewards: int = Field(default=5, ge=0)
+    caution: float | None = Field(default=None, ge=0.0, le=1.0)
     candidate_id: str | None = None
 
 
 class PromotionSettings(Section):
-    """When a duel starts, what evidence it needs, and when it is given up."""
+    """When a duel starts, what evidence it needs, and when it is given up.
+
+    A challenger must be better by more than `min_lift`, in units of the scaled reward.
+    """
 
     enabled: bool = True
     alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
     trigger_probability: float = Field(default=0.9, gt=0.5, lt=1.0)
     min_rewards: int = Field(default=60, ge=1)
+    min_lift: float = Field(default=0.0, ge=0.0, lt=1.0)
     traffic_share: float = Field(default=0.5, gt=0.0, le=1.0)
     max_rollouts: int = Field(default=1_000, ge=1)
     cool_down_rollouts: int = Field(default=60, ge=0)
+
+
+class MissingRewardSettings(Section):
+    """When a reward counts as missing, and as what.
+
+    A rollout is given up once `after_rewards` rollouts that began later have their rewards, or
+    after `after_seconds`. It is left out then, or counts as the score `impute`.
+    """
+
+    after_rewards: int = Field(default=200, ge=1)
+    after_seconds: float = Field(default=172_800.0, gt=0.0)
+    impute: float | None = None
 
 
 class RolloutSettings(Section):
@@ -146,11 +175,20 @@ class RolloutSettings(Section):
 
 
 class TerminationSettings(Section):
-    """Budgets that end the session. The champion is served from then on."""
+    """What ends the session. The champion is served from then on.
+
+    Budgets: rollouts, seconds, tokens and US dollars, the proposer's included. Evidence: so many
+    promotions. Plateau: so many rollouts since the last promotion. Exploration: what knowing every
+    candidate's mean reward could still add, in units of the scaled reward.
+    """
 
     max_rollouts: int | None = Field(default=None, gt=0)
     max_seconds: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, gt=0)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_promotions: int | None = Field(default=None, gt=0)
+    max_trials_without_improvement: int | None = Field(default=None, gt=0)
+    min_exploration_value: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
 class MiproSettings(Section):
@@ -190,6 +228,7 @@ class MiproSettings(Section):
     demonstrations: DemonstrationSettings = DemonstrationSettings()
     selection: SelectionSettings = SelectionSettings()
     promotion: PromotionSettings = PromotionSettings()
+    missing_rewards: MissingRewardSettings = MissingRewardSettings()
 
     @model_validator(mode="after")
     def _range_has_width(self) -> Self:
@@ -197,6 +236,11 @@ class MiproSettings(Section):
         if not (low < high and math.isfinite(high - low)):
             raise ValueError(
                 f"reward_range is [{low}, {high}]; give two finite numbers, the smaller one first"
+            )
+        imputed = self.missing_rewards.impute
+        if imputed is not None and not low <= imputed <= high:
+            raise ValueError(
+                f"missing_rewards.impute is {imputed}, outside of reward_range [{low}, {high}]"
             )
         return self
 
@@ -258,8 +302,7 @@ INERT: Mapping[str, frozenset[str]] = {
     ),
     "prompt_learning.policy": frozenset({"inference_mode", "policy_name", "config"}),
     "prompt_learning.termination_config": frozenset(
-        "max_cost_usd max_trials max_trials_without_improvement max_category_costs_usd "
-        "pessimism_enabled".split()
+        "max_trials max_category_costs_usd pessimism_enabled".split()
     ),
     "prompt_learning.mipro": frozenset(
         "online_recent_event_window online_recent_rollout_window online_event_shard_size "

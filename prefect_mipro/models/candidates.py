@@ -11,10 +11,14 @@ from prefect_mipro.models.base import Record
 
 
 class Statistics(Record):
-    """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1]."""
+    """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1].
+
+    `missing` counts the rollouts that were given up and have no reward still.
+    """
 
     rollouts: int = 0
     rewards: int = 0
+    missing: int = 0
     reward_sum: float = 0.0
     reward_square_sum: float = 0.0
     calls: int = 0
@@ -26,8 +30,8 @@ class Statistics(Record):
 
     @property
     def in_flight(self) -> int:
-        """Rollouts that were served and have no reward yet."""
-        return self.rollouts - self.rewards
+        """Rollouts whose reward is still awaited."""
+        return self.rollouts - self.rewards - self.missing
 
     @property
     def mean_reward(self) -> float | None:
@@ -79,6 +83,24 @@ class Candidate(Record):
         return self.retired_at is None
 
 
+class RewardBlock(Record):
+    """What a candidate's rollouts of one stretch of the traffic earned.
+
+    A stretch is `last - first + 1` positions in the order of the pins, of one epoch. `deviation_sum`
+    adds up, reward by reward, how much easier than others its example was expected to be, from what
+    the example earned before (`optimizer.examples`).
+    """
+
+    epoch: int
+    first: int
+    last: int
+    candidate_id: str
+    rewards: int
+    reward_sum: float
+    reward_square_sum: float
+    deviation_sum: float
+
+
 class CandidateStatus(StrEnum):
     """The wire's word for how far a candidate has come."""
 
@@ -92,6 +114,7 @@ class DuelState(StrEnum):
 
     RUNNING = "running"
     WON = "won"
+    LOST = "lost"
     ABANDONED = "abandoned"
     EXPIRED = "expired"
 
@@ -119,7 +142,7 @@ class Duel(Record):
 
 
 class DuelObservation(Record):
-    """One rewarded rollout of a duel. `predicted_reward` was fixed before it ran."""
+    """One settled rollout of a duel. `predicted_reward` was fixed before it ran."""
 
     is_challenger: bool
     reward: float

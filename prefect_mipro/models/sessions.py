@@ -62,6 +62,8 @@ class Session(Record):
 
     `version` grows with every change. `proposal_number` counts finished proposal rounds.
     `serving_*` remember the candidate of the newest rollout and how many in a row it served.
+    `rollouts` were pinned and `rewards` attached so far; `promoted_at` is the number of rollouts at
+    the last promotion. Belief rests on the rewards of the present `epoch` alone.
     """
 
     session_id: str
@@ -82,6 +84,13 @@ class Session(Record):
     proposed_at: datetime | None = None
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
+    proposer_prompt_tokens: int = 0
+    proposer_completion_tokens: int = 0
+    rollouts: int = 0
+    rewards: int = 0
+    epoch: int = 1
+    promotions: int = 0
+    promoted_at: int = 0
     stop_reason: str | None = None
     version: int = 1
     created_at: datetime

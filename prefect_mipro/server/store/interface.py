@@ -18,7 +18,14 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.candidates import Candidate, Duel, DuelObservation, DuelState
+from prefect_mipro.models.candidates import (
+    Candidate,
+    Duel,
+    DuelObservation,
+    DuelState,
+    RewardBlock,
+)
+from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
@@ -69,15 +76,6 @@ class Attached:
     duplicate: bool
 
 
-@dataclass(frozen=True)
-class RewardBlock:
-    """Consecutive rewards in the order they came: the index of the last one, from 1, and sums."""
-
-    last: int
-    rewards: int
-    reward_sum: float
-
-
 class Store(Protocol):
     """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
 
@@ -113,14 +111,34 @@ class Store(Protocol):
 
     async def set_champion(
         self, session_id: str, candidate_id: str, *, at: datetime, reason: str
-    ) -> Session: ...
+    ) -> Session:
+        """Make a candidate the champion, in any state of the session.
+
+        One that was retired is in play again. A running duel is abandoned.
+        """
+        ...
+
+    async def begin_epoch(self, session_id: str, *, at: datetime, reason: str) -> Session:
+        """Begin a new epoch: later rewards go to blocks of their own. A running duel is abandoned.
+
+        A reward belongs to the epoch in which its rollout was pinned.
+        """
+        ...
 
     async def record_proposal_round(
-        self, session_id: str, *, rewards: int, error: str | None, at: datetime
+        self,
+        session_id: str,
+        *,
+        rewards: int,
+        asked: bool,
+        error: str | None,
+        usage: Usage,
+        at: datetime,
     ) -> Session:
-        """Count a round that looked at `rewards` rewards.
+        """Count a round that looked at `rewards` rewards, and the tokens of its proposer model.
 
-        An error also counts as a failure in a row, a round without one sets that count to zero.
+        A round that `asked` the model counts an error as one more failure in a row, or sets the
+        count to zero; a round that did not ask leaves count and error as they are.
         """
         ...
 
@@ -134,7 +152,7 @@ class Store(Protocol):
         ...
 
     async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
-        """All of them with their statistics, by number."""
+        """Those in play and the 100 retired last, with their statistics, by number."""
         ...
 
     async def candidate(self, candidate_id: str) -> Candidate: ...
@@ -185,14 +203,40 @@ class Store(Protocol):
         its candidate where it names one, or RolloutNotFound. A `request_key` seen before returns
         what it did then.
 
-        Attaching adds to the statistics of the candidate and of the duel, to the reward blocks,
-        and inserts a sensor frame of kind `reward`. The reward's example id stands in where the
-        rollout has none.
+        Attaching adds to the statistics of the candidate and of the duel, to the reward blocks, to
+        the rewards of the example, and inserts a sensor frame of kind `reward`. The reward's
+        example id stands in where the rollout has none.
         """
         ...
 
-    async def reward_blocks(self, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
-        """All attached rewards in order, as at most `points` blocks of about equal length."""
+    async def reward_blocks(self, session_id: str) -> tuple[RewardBlock, ...]:
+        """All attached rewards by stretch of traffic and candidate, in order.
+
+        At most 64 stretches for each epoch, however long the session is: two become one when there
+        would be more.
+        """
+        ...
+
+    async def example_rewards(self, session_id: str, example_id: str) -> tuple[int, float]:
+        """How often an example was rewarded, and the sum of its deviations.
+
+        A deviation is a reward less the mean of its candidate before it. (0, 0.0) when unknown.
+        """
+        ...
+
+    async def give_up(
+        self, session_id: str, *, after_rewards: int, pinned_before: datetime, at: datetime
+    ) -> int:
+        """Mark overdue rollouts missing, oldest first, and return how many.
+
+        One is overdue when `after_rewards` rollouts that were pinned later have their rewards, or
+        when it was pinned before `pinned_before`. Its reward still counts when it comes, but not
+        for a duel. One event tells of all.
+        """
+        ...
+
+    async def watermark(self, session_id: str) -> int:
+        """Up to which position, in the order of the pins, every rollout is rewarded or missing."""
         ...
 
     # what was seen
@@ -243,8 +287,14 @@ class Store(Protocol):
         """Insert it; Conflict when its number is taken."""
         ...
 
-    async def duel_observations(self, session_id: str, number: int) -> tuple[DuelObservation, ...]:
-        """In the order in which the rewards came."""
+    async def duel_observations(
+        self, session_id: str, number: int, *, impute: float | None = None
+    ) -> tuple[DuelObservation, ...]:
+        """Its settled rollouts in the order of the pins, up to the session's watermark.
+
+        One that was given up, even if its reward came later, is left out, or has the scaled reward
+        `impute`.
+        """
         ...
 
     async def close_duel(
