@@ -28,6 +28,10 @@ from prefect_mipro.models.chat import InitialPrompt
 LARGEST_CONFIG_BYTES = 1_000_000
 MOST_SEEDS = 100_000
 
+# A proposer as small as the policy model writes instructions that are on average a little worse
+# than the caller's own.
+SMALL_PROPOSER_CAUTION = 0.02
+
 
 class ProposerMode(StrEnum):
     """Which levers the proposer may write new versions of."""
@@ -85,12 +89,31 @@ class PolicySettings(Section):
     inference_url: str | None = None
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     max_completion_tokens: int | None = Field(default=None, gt=0)
-    prompt_usd_per_million_tokens: float = Field(default=0.0, ge=0.0)
-    completion_usd_per_million_tokens: float = Field(default=0.0, ge=0.0)
+    prompt_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
+    completion_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
+
+    @property
+    def priced(self) -> bool:
+        """Whether any price is told."""
+        return (self.prompt_usd_per_million_tokens, self.completion_usd_per_million_tokens) != (
+            None,
+            None,
+        )
+
+    def cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What so many tokens cost; `None` without a price."""
+        if not self.priced:
+            return None
+        spent = prompt_tokens * (self.prompt_usd_per_million_tokens or 0.0)
+        spent += completion_tokens * (self.completion_usd_per_million_tokens or 0.0)
+        return spent / 1e6
 
 
 class ProposerSettings(Section):
-    """The proposer model: it writes new instructions. Unset, it is the policy model."""
+    """The proposer model: it writes new instructions. Unset, it is the policy model.
+
+    Its tokens cost what the policy's cost, unless it has prices of its own.
+    """
 
     mode: ProposerMode = ProposerMode.ALL_LEVERS
     model: str | None = None
@@ -244,6 +267,17 @@ class MiproSettings(Section):
             )
         return self
 
+    def scaled(self, score: float) -> float:
+        """A score of `reward_range` as a reward in [0, 1]."""
+        low, high = self.reward_range
+        return (score - low) / (high - low)
+
+    @property
+    def imputed_reward(self) -> float | None:
+        """The scaled reward that stands in for a missing one, if any does."""
+        imputed = self.missing_rewards.impute
+        return None if imputed is None else self.scaled(imputed)
+
     def split_of(self, example_id: str | None) -> str | None:
         """`train`, `validation`, `held_out` or `None` for an example named by its seed."""
         try:
@@ -335,6 +369,25 @@ class MiproConfig(Section):
         return self.prompt_learning.mipro
 
     @property
+    def caution(self) -> float:
+        """How much worse a proposed lever is expected to be, in units of the scaled reward."""
+        told = self.mipro.selection.caution
+        if told is not None:
+            return told
+        proposer = self.mipro.proposer
+        own = proposer.model in (None, self.policy.model) and proposer.provider is None
+        return SMALL_PROPOSER_CAUTION if own else 0.0
+
+    def proposer_cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What the proposer model's tokens cost; `None` without a price."""
+        priced = PolicySettings(
+            prompt_usd_per_million_tokens=self.mipro.proposer.prompt_usd_per_million_tokens,
+            completion_usd_per_million_tokens=self.mipro.proposer.completion_usd_per_million_tokens,
+        )
+        prices = priced if priced.priced else self.policy
+        return prices.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    @property
     def initial_prompt(self) -> InitialPrompt | None:
         """The caller's own prompt, if the config states it."""
         return self.prompt_learning.initial_prompt
@@ -360,7 +413,8 @@ class MiproConfig(Section):
             config = cls.model_validate({"prompt_learning": merged["prompt_learning"]})
         except ValidationError as error:
             raise ConfigInvalid(_sentences(error)) from None
-        return config.model_copy(update={"warnings": list(_warnings(merged))})
+        warnings = [*_warnings(merged), *_unpriced(config)]
+        return config.model_copy(update={"warnings": warnings})
 
 
 def parse_toml(text: str, *, source: str = "the config") -> JsonObject:
@@ -461,6 +515,15 @@ def _warnings(merged: Mapping[str, Any]) -> Iterator[str]:
         if key != "prompt_learning":
             yield f"{key} is not part of a session config and has no effect"
     yield from _section_warnings(PromptLearning, merged["prompt_learning"], "prompt_learning")
+
+
+def _unpriced(config: MiproConfig) -> Iterator[str]:
+    if config.prompt_learning.termination_config.max_cost_usd and not config.policy.priced:
+        yield (
+            "prompt_learning.termination_config.max_cost_usd has no effect without a price; set "
+            "prompt_learning.policy.prompt_usd_per_million_tokens and "
+            "completion_usd_per_million_tokens"
+        )
 
 
 def _section_warnings(

@@ -78,6 +78,7 @@ def leaderboard(status: SessionStatus) -> list[Row]:
             "rollouts": report.rollout_count,
             "P(best)": _finite(report.probability_best),
             "demonstrations": len(report.demonstrations),
+            "cost USD": "" if report.cost_usd is None else _finite(report.cost_usd),
             "latency s": "" if report.latency_seconds is None else _finite(report.latency_seconds),
             "origin": one_line(report.origin, characters=40),
             "instruction": one_line(report.instruction),
@@ -115,7 +116,7 @@ def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = 
         if baseline is not None and baseline is not champion:
             parts += ["## Changed against the baseline", _difference(baseline, champion)]
     if status.reward_curve:
-        alt = "Mean reward over the rewards received"
+        alt = "Mean reward over the rollouts"
         parts += ["## Reward", f"![{alt}]({data_uri(reward_chart(status))})"]
     if len(status.candidates) > 1:
         parts += ["## Lineage", fenced(lineage(status), language="mermaid")]
@@ -124,7 +125,7 @@ def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = 
 
 
 def reward_chart(status: SessionStatus) -> str:
-    """The reward curve as SVG: means of consecutive rewards, their band, champion and baseline."""
+    """The reward curve as SVG: means of consecutive rollouts, their band, champion, baseline."""
     points = []
     for last, mean, count in _blocks(status.reward_curve):
         low, high = wilson_interval(min(1.0, max(0.0, mean)), count)
@@ -138,7 +139,7 @@ def reward_chart(status: SessionStatus) -> str:
     return line_chart(
         points,
         title="Reward while learning, with its 95 % interval",
-        x_label="rewards received",
+        x_label="rollouts",
         y_label="mean reward",
         levels=levels,
     )
@@ -167,7 +168,7 @@ def lineage(status: SessionStatus) -> str:
 
 
 def _blocks(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float, int]]:
-    """Neighbours put together until few enough are left: last reward, mean, number of rewards."""
+    """Neighbours put together until few enough are left: last rollout, mean, number of rollouts."""
     size = math.ceil(len(curve) / CURVE_POINTS) if curve else 1
     before = 0
     for start in range(0, len(curve), size):
@@ -273,9 +274,18 @@ def _remarks(status: SessionStatus) -> Iterator[str]:
     duel = status.duel
     if duel is not None:
         yield (
-            f"Duel {duel.number} is {cell(duel.state)}: {duel.rewards} rewards, evidence "
-            f"{_finite(duel.e_value):g}, promotion at {_finite(duel.threshold):g}."
+            f"Duel {duel.number} is {cell(duel.state)}: {duel.observations} rewards, evidence "
+            f"{_finite(duel.e_value):g}, promotion at {_finite(duel.threshold):g}. So many rewards "
+            f"prove a lift of {_finite(duel.detectable_lift):.2f} about half of the time."
         )
+    flow = status.reward_flow
+    if flow.missing or flow.in_flight:
+        yield f"{flow.in_flight} rewards are awaited, {flow.missing} count as missing."
+    spent = status.spending
+    if spent.cost_usd is not None:
+        yield f"The session has cost {spent.cost_usd:.4f} USD, the proposer's calls included."
+    if status.stop_reason:
+        yield f"The session has ended: {cell(status.stop_reason, characters=400)}."
     proposer = status.proposer
     waiting = f" It waits for {cell(proposer.waiting_for)}." if proposer.waiting_for else ""
     yield f"The proposer has finished {proposer.rounds} rounds.{waiting}"

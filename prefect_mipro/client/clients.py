@@ -70,6 +70,8 @@ class _Connection:
     session_urls = _Method(operations.session_urls)
     reward = _Method(operations.reward)
     change_state = _Method(operations.change_state)
+    promote = _Method(operations.promote)
+    begin_epoch = _Method(operations.begin_epoch)
     sessions = _Method(operations.sessions)
     events = _Method(operations.events)
     candidates = _Method(operations.candidates)

@@ -117,6 +117,31 @@ def change_state(session_id: str, state: SessionState) -> Operation[SessionStatu
     )
 
 
+def promote(
+    session_id: str, candidate_id: str, *, reason: str | None = None
+) -> Operation[SessionStatus]:
+    """Make a candidate the champion, without a duel: also the way back to an earlier one."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/champion",
+        body={"candidate_id": candidate_id} | ({"reason": reason} if reason else {}),
+        repeatable=True,
+        answer=_status,
+    )
+
+
+def begin_epoch(session_id: str, *, reason: str | None = None) -> Operation[SessionStatus]:
+    """Learn anew with the same candidates, because the model or the traffic has changed."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/epoch",
+        body={"reason": reason} if reason else {},
+        # An epoch in which nothing was learned yet is as good as its successor.
+        repeatable=True,
+        answer=_status,
+    )
+
+
 def sessions(
     *,
     state: str | None = None,

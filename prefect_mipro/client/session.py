@@ -156,6 +156,21 @@ class MiproOnlineSession:
     cancel = blocking(_cancel)
     cancel_async = awaiting(_cancel)
 
+    def _promote(self, candidate_id: str, *, reason: str | None = None) -> Steps[JsonObject]:
+        """Make a candidate the champion, without a duel: also the way back to an earlier one."""
+        wanted = operations.promote(self.session_id, candidate_id, reason=reason)
+        return (yield self._ask(raw(wanted)))
+
+    promote = blocking(_promote)
+    promote_async = awaiting(_promote)
+
+    def _begin_epoch(self, *, reason: str | None = None) -> Steps[JsonObject]:
+        """Learn anew with the same candidates, because the model or the traffic has changed."""
+        return (yield self._ask(raw(operations.begin_epoch(self.session_id, reason=reason))))
+
+    begin_epoch = blocking(_begin_epoch)
+    begin_epoch_async = awaiting(_begin_epoch)
+
     def _update_reward(
         self,
         *,

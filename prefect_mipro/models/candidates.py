@@ -86,9 +86,9 @@ class Candidate(Record):
 class RewardBlock(Record):
     """What a candidate's rollouts of one stretch of the traffic earned.
 
-    A stretch is `last - first + 1` positions in the order of the pins, of one epoch. `deviation_sum`
-    adds up, reward by reward, how much easier than others its example was expected to be, from what
-    the example earned before (`optimizer.examples`).
+    A stretch is `last - first + 1` positions in the order of the pins, of one epoch.
+    `deviation_sum` adds up, reward by reward, how much easier than others its example was expected
+    to be, from what the example earned before (`optimizer.examples`).
     """
 
     epoch: int

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
-from prefect_mipro.models.levers import MiproLeverSummary
+from prefect_mipro.models.levers import LeverActor, MiproLeverSummary
 from prefect_mipro.models.sensors import SensorFrameSummary
 
 
@@ -55,6 +55,19 @@ class StateChange(Record):
     """Body of a state change."""
 
     state: Literal["running", "paused", "cancelled"]
+
+
+class Promote(Record):
+    """Body of a call that makes a candidate the champion."""
+
+    candidate_id: str
+    reason: str = Field(default="promoted by the caller", max_length=500)
+
+
+class NewEpoch(Record):
+    """Body of a call that begins an epoch."""
+
+    reason: str = Field(default="begun by the caller", max_length=500)
 
 
 class Session(Record):
@@ -110,7 +123,7 @@ class CandidateReport(Record):
 
     `mean` and `interval` are the posterior mean and its central 95 % interval, `avg_reward` the
     raw mean the wire asks for. `probability_best` and `probability_better` (than the champion)
-    come from the same posterior.
+    come from the same posterior. `cost_usd` is known where the config tells prices.
     """
 
     candidate_id: str
@@ -131,6 +144,7 @@ class CandidateReport(Record):
     unapplied_calls: int
     prompt_tokens: int
     completion_tokens: int
+    cost_usd: float | None
     latency_seconds: float | None
     instruction: str
     demonstrations: list[dict[str, str]]
@@ -158,8 +172,60 @@ class ProposerReport(Record):
     waiting_for: str | None
 
 
+class LeverLineage(Record):
+    """Where the version of a lever came from."""
+
+    version: int
+    parent_version: int | None
+    actor: LeverActor
+    operator: str
+    reason: str
+    template_version: str | None
+    source_trace_ids: tuple[str, ...]
+    created_at: datetime
+
+
+class RewardFlow(Record):
+    """How far the rewards are.
+
+    `in_flight` rollouts are awaited, `missing` ones given up. Up to the position `watermark`, in
+    the order in which rollouts began, each has its reward or is missing: the reward curve and the
+    evidence of a duel end there, because early rewards alone may mislead.
+    """
+
+    rewarded: int
+    in_flight: int
+    missing: int
+    watermark: int
+
+
+class Spending(Record):
+    """Tokens so far, of policy and proposer, and their cost where the config tells prices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    proposer_prompt_tokens: int
+    proposer_completion_tokens: int
+    cost_usd: float | None
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return (
+            self.prompt_tokens
+            + self.completion_tokens
+            + self.proposer_prompt_tokens
+            + self.proposer_completion_tokens
+        )
+
+
 class DuelReport(Record):
-    """A duel in words and numbers. `e_value` at or above `1 / alpha` promotes."""
+    """A duel in words and numbers.
+
+    `e_value` at or above `threshold` promotes; `e_value_against`, the evidence that the challenger
+    is no better, ends the duel there. `observations` are its settled rollouts, and
+    `detectable_lift` is the lift that so many prove about half of the time.
+    """
 
     number: int
     champion_id: str
@@ -167,13 +233,20 @@ class DuelReport(Record):
     state: str
     rollouts: int
     rewards: int
+    observations: int
     e_value: float
+    e_value_against: float
     threshold: float
     predicted_lift: float
+    detectable_lift: float
 
 
 class SessionStatus(SessionUrls):
-    """The status object, section 7 of the wire protocol, plus the belief behind it."""
+    """The status object, section 7 of the wire protocol, plus the belief behind it.
+
+    `reward_curve` holds (last position, mean reward) of consecutive stretches of the traffic.
+    `exploration_value` is what knowing every candidate's mean reward would add to the best one's.
+    """
 
     session_id: str
     system_id: str
@@ -207,7 +280,12 @@ class SessionStatus(SessionUrls):
     context_apply: ContextApply
     proposer: ProposerReport
     duel: DuelReport | None = None
+    reward_flow: RewardFlow
     reward_curve: list[tuple[int, float]] = Field(default_factory=list)
+    exploration_value: float
+    spending: Spending
+    epoch: int
+    promotions: int
     stop_reason: str | None = None
     warnings: list[str] = Field(default_factory=list)
     metadata: JsonObject = Field(default_factory=dict)

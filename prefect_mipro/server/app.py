@@ -21,6 +21,7 @@ from prefect_mipro.server.routes import (
     sessions,
 )
 from prefect_mipro.server.routes.dependencies import Backend, Keys
+from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.identity import new_id, utc_now
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
@@ -124,11 +125,12 @@ def _backend(
     settings: ServerSettings, store: Store, upstreams: Upstreams, opened: AsyncExitStack
 ) -> Backend:
     knowledge = Knowledge(store)
-    promotion = Promotion(store, knowledge, clock=utc_now)
-    proposals = Proposals(store, upstreams, knowledge, clock=utc_now, new_id=new_id)
+    beliefs = Beliefs(store, knowledge)
+    promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
+    proposals = Proposals(store, upstreams, knowledge, beliefs, clock=utc_now, new_id=new_id)
     opened.push_async_callback(proposals.close)
     rollouts = Rollouts(
-        store, upstreams, knowledge, promotion, proposals, clock=utc_now, new_id=new_id
+        store, upstreams, knowledge, beliefs, promotion, proposals, clock=utc_now, new_id=new_id
     )
     opened.push_async_callback(rollouts.close)
     return Backend(
@@ -136,6 +138,8 @@ def _backend(
             store,
             upstreams,
             knowledge,
+            beliefs,
+            promotion,
             proposals,
             public_url=settings.public_url or settings.own_url,
             clock=utc_now,

@@ -169,6 +169,42 @@ async def acancel_session(session: SessionHandle) -> SessionStatus:
     return await _achanged(session, SessionState.CANCELLED)
 
 
+@task(name="promote-candidate", task_run_name="promote {candidate_id}", **_REPEATABLE)
+def promote_candidate(
+    session: SessionHandle, candidate_id: str, *, reason: str | None = None
+) -> SessionStatus:
+    """Make a candidate the champion, without a duel: also the way back to an earlier one."""
+    with connection_to(session) as connection:
+        status = connection.client.promote(session.session_id, candidate_id, reason=reason)
+        return _shown(session, status)
+
+
+@task(name="promote-candidate", task_run_name="promote {candidate_id}", **_REPEATABLE)
+async def apromote_candidate(
+    session: SessionHandle, candidate_id: str, *, reason: str | None = None
+) -> SessionStatus:
+    """Make a candidate the champion, without a duel: also the way back to an earlier one."""
+    async with async_connection_to(session) as connection:
+        status = await connection.client.promote(session.session_id, candidate_id, reason=reason)
+        return _shown(session, status)
+
+
+@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **_REPEATABLE)
+def begin_epoch(session: SessionHandle, *, reason: str | None = None) -> SessionStatus:
+    """Learn anew with the same candidates, because the model or the traffic has changed."""
+    with connection_to(session) as connection:
+        status = connection.client.begin_epoch(session.session_id, reason=reason)
+        return _shown(session, status)
+
+
+@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **_REPEATABLE)
+async def abegin_epoch(session: SessionHandle, *, reason: str | None = None) -> SessionStatus:
+    """Learn anew with the same candidates, because the model or the traffic has changed."""
+    async with async_connection_to(session) as connection:
+        status = await connection.client.begin_epoch(session.session_id, reason=reason)
+        return _shown(session, status)
+
+
 @task(name="report-reward", task_run_name="reward {rollout_id}", **_REPEATABLE)
 def report_reward(
     session: SessionHandle,

@@ -12,8 +12,10 @@ from prefect_mipro.models.sessions import (
     ContextApply,
     DuelReport,
     ProposerReport,
+    RewardFlow,
     SessionState,
     SessionStatus,
+    Spending,
 )
 
 CREATED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -40,6 +42,7 @@ def candidate(number: int, **changes: Any) -> CandidateReport:
         "unapplied_calls": 0,
         "prompt_tokens": 900,
         "completion_tokens": 60,
+        "cost_usd": None,
         "latency_seconds": 0.1,
         "instruction": f"Classify the request, wording {number}.",
         "demonstrations": [],
@@ -100,7 +103,18 @@ def status(*candidates: CandidateReport, champion: int = 1, **changes: Any) -> S
         "optimized_candidates": [],
         "context_apply": ContextApply(calls=60, unapplied_calls=0),
         "proposer": ProposerReport(rounds=2, failures=0, error=None, waiting_for="12 more rewards"),
+        "reward_flow": RewardFlow(rewarded=60, in_flight=0, missing=0, watermark=60),
         "reward_curve": [(20, 0.3), (40, 0.5), (60, 0.7)],
+        "exploration_value": 0.02,
+        "spending": Spending(
+            prompt_tokens=600,
+            completion_tokens=120,
+            proposer_prompt_tokens=0,
+            proposer_completion_tokens=0,
+            cost_usd=None,
+        ),
+        "epoch": 1,
+        "promotions": 0,
         "created_at": CREATED,
         "updated_at": CREATED,
     }
@@ -116,7 +130,10 @@ def duel(challenger: int) -> DuelReport:
         state="running",
         rollouts=30,
         rewards=28,
+        observations=28,
         e_value=3.25,
+        e_value_against=0.2,
         threshold=20.0,
         predicted_lift=0.2,
+        detectable_lift=0.45,
     )

@@ -38,8 +38,8 @@ from tests.plugin.conftest import config, new_id
 Call = Callable[..., Any]
 
 NAMES = (
-    "cancel_session create_session get_candidate list_candidates list_seed_evals pause_session "
-    "report_reward resume_session session_status session_urls"
+    "begin_epoch cancel_session create_session get_candidate list_candidates list_seed_evals "
+    "pause_session promote_candidate report_reward resume_session session_status session_urls"
 ).split()
 
 
@@ -203,6 +203,17 @@ def test_a_cancelled_session_does_not_resume(call: Call, session: SessionHandle)
     call("cancel_session", session)
     with pytest.raises(SessionEnded):
         call("resume_session", session)
+
+
+def test_an_earlier_candidate_is_made_champion_again_and_an_epoch_begun(
+    call: Call, session: SessionHandle
+) -> None:
+    baseline_id = call("session_status", session).baseline_candidate_id
+    status = call("promote_candidate", session, baseline_id, reason="back to our own prompt")
+    assert status.champion_candidate_id == baseline_id
+    assert call("begin_epoch", session, reason="new model").epoch == 2
+    with pytest.raises(CandidateNotFound):
+        call("promote_candidate", session, "cand_of_nobody")
 
 
 def test_a_reward_reaches_its_rollout_and_counts_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
+from prefect_mipro.models.levers import Demonstration
 from prefect_mipro.server.routes.dependencies import (
     CandidateId,
     Cursor,
@@ -19,10 +20,18 @@ from prefect_mipro.server.store.interface import SeedEvalFilter
 router = api_router("/api", tag="candidates")
 
 
+class NewDemonstration(Record):
+    """One worked example: what the user said, and what should have been answered."""
+
+    input: str = Field(min_length=1)
+    output: str = Field(min_length=1)
+
+
 class NewCandidate(Record):
-    """A candidate that a human adds."""
+    """A candidate that a human adds. Without `demonstrations` it takes the champion's."""
 
     instruction: str
+    demonstrations: list[NewDemonstration] | None = Field(default=None, max_length=200)
     label: str | None = Field(default=None, max_length=200)
 
 
@@ -46,9 +55,13 @@ async def candidates(
 async def add_candidate(
     session_id: SessionId, candidate: NewCandidate, sessions: SessionsOf
 ) -> JsonObject:
-    """Let an instruction of your own compete."""
+    """Let a prompt of your own compete."""
+    told = candidate.demonstrations
     return await sessions.add_candidate(
-        session_id, instruction=candidate.instruction, label=candidate.label
+        session_id,
+        instruction=candidate.instruction,
+        demonstrations=told and [Demonstration(input=d.input, output=d.output) for d in told],
+        label=candidate.label,
     )
 
 

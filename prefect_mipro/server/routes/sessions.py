@@ -11,6 +11,8 @@ from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
     Event,
+    NewEpoch,
+    Promote,
     SessionState,
     SessionStatus,
     SessionUrls,
@@ -47,6 +49,8 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("/{session_id}/prompt", urls, methods=["GET"])
     router.add_api_route("/{session_id}/reward", reward, methods=["POST"])
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
+    router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
+    router.add_api_route("/{session_id}/epoch", begin_epoch, methods=["POST"])
     return router
 
 
@@ -117,3 +121,15 @@ async def events(
     """What happened in a session, oldest first."""
     found = await sessions.events(session_id, since=since_seq, limit=limit)
     return {"events": list(found)}
+
+
+async def promote(session_id: SessionId, wanted: Promote, sessions: SessionsOf) -> SessionStatus:
+    """Make a candidate the champion, without a duel: also the way back to an earlier one."""
+    return await sessions.promote(session_id, wanted.candidate_id, reason=wanted.reason)
+
+
+async def begin_epoch(
+    session_id: SessionId, epoch: NewEpoch, sessions: SessionsOf
+) -> SessionStatus:
+    """Learn anew with the same candidates, because the model or the traffic has changed."""
+    return await sessions.begin_epoch(session_id, reason=epoch.reason)

@@ -13,6 +13,7 @@ from prefect_mipro.errors import ConfigInvalid, InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import (
+    Demonstration,
     DemonstrationsValue,
     InstructionValue,
     LeverActor,
@@ -21,6 +22,7 @@ from prefect_mipro.models.levers import (
     LeverVersion,
 )
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
+from prefect_mipro.optimizer.prompts import wildcards
 from prefect_mipro.server.services.identity import new_secret
 
 
@@ -122,6 +124,46 @@ def first_facts(
         created_at=now,
     )
     return session, levers, baseline
+
+
+def human_levers(
+    levers: Sequence[LeverVersion],
+    champion: Candidate,
+    *,
+    instruction: str,
+    demonstrations: Sequence[Demonstration] | None,
+    reason: str,
+    at: datetime,
+) -> list[LeverVersion]:
+    """New lever versions of a human's making, children of the champion's. Raises InputInvalid."""
+    text = instruction.strip()
+    if not text:
+        raise InputInvalid("the candidate's instruction is empty; send its text")
+    baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
+    kept, wanted = set(wildcards(text)), set(wildcards(baseline))
+    if kept != wanted:
+        wrong = sorted(kept ^ wanted)[0]
+        raise InputInvalid(
+            f"the instruction {'lacks' if wrong in wanted else 'adds'} the wildcard {{{wrong}}}; "
+            "keep exactly those of the initial prompt's system message"
+        )
+    values: dict[LeverName, InstructionValue | DemonstrationsValue] = {
+        LeverName.INSTRUCTION: InstructionValue(text=text)
+    }
+    if demonstrations is not None:
+        values[LeverName.DEMONSTRATIONS] = DemonstrationsValue(demonstrations=tuple(demonstrations))
+    parents = dict(zip(LeverName, champion.levers, strict=True))
+    return [
+        LeverVersion(
+            lever=lever,
+            version=1 + max(v.version for v in levers if v.lever is lever),
+            value=value,
+            parent_version=parents[lever],
+            provenance=LeverProvenance(actor=LeverActor.HUMAN, operator="human", reason=reason),
+            created_at=at,
+        )
+        for lever, value in values.items()
+    ]
 
 
 def kept_config(stored: Session, sent: Session) -> list[str]:

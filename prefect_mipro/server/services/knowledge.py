@@ -25,8 +25,8 @@ class Knowledge:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._configs: _Recent[MiproConfig] = _Recent(REMEMBERED_SESSIONS)
-        self._levers: _Recent[dict[tuple[LeverName, int], LeverVersion]] = _Recent(
+        self._configs: Recent[MiproConfig] = Recent(REMEMBERED_SESSIONS)
+        self._levers: Recent[dict[tuple[LeverName, int], LeverVersion]] = Recent(
             REMEMBERED_SESSIONS
         )
 
@@ -48,7 +48,7 @@ class Knowledge:
         return instruction, demonstrations
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """The values used last, at most `size` of them."""
 
     def __init__(self, size: int) -> None:

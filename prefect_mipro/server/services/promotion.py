@@ -1,87 +1,118 @@
-"""Promotion: when a duel begins and ends, and when a session has had its budget."""
+"""Promotion: when a duel begins and ends, and when a session has had enough."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import Conflict
-from prefect_mipro.models.candidates import Candidate, Duel, DuelState
+from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.optimizer.posterior import posterior
 from prefect_mipro.optimizer.promotion import challenger, verdict
+from prefect_mipro.optimizer.stopping import Progress, reached, used_up
+from prefect_mipro.server.services.beliefs import Beliefs, Snapshot, generator
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.status import spending
 from prefect_mipro.server.store.interface import Store
+
+# How often, in rewards, overdue rollouts are looked for.
+GIVE_UP_EVERY = 8
 
 
 class Promotion:
     """The way from challenger to champion, for all sessions."""
 
-    def __init__(self, store: Store, knowledge: Knowledge, *, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, knowledge: Knowledge, beliefs: Beliefs, *, clock: Clock
+    ) -> None:
         self._store = store
         self._knowledge = knowledge
+        self._beliefs = beliefs
         self._clock = clock
 
     async def consider(self, session_id: str) -> None:
         """Look at the evidence after a reward: end the duel, begin one, or end the session."""
         session = await self._store.session(session_id)
+        if session.rewards % GIVE_UP_EVERY == 0:
+            await self.give_up(session)
         config = self._knowledge.config(session)
-        candidates = await self._store.candidates(session_id)
         if config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
-            await self._judge(session, config, candidates)
-        if not any(c.statistics.in_flight for c in candidates):
-            await self.end_if_exhausted(session)
+            session = await self._judge(session, config, await self._beliefs.recent(session))
+        await self._end_if_done(session, config)
+
+    async def give_up(self, session: Session) -> None:
+        """Count the rewards that are overdue as missing."""
+        settings = self._knowledge.config(session).mipro.missing_rewards
+        now = self._clock()
+        await self._store.give_up(
+            session.session_id,
+            after_rewards=settings.after_rewards,
+            pinned_before=now - timedelta(seconds=settings.after_seconds),
+            at=now,
+        )
 
     async def end_if_exhausted(self, session: Session) -> Session:
         """The session, ended now if a budget of its config is used up."""
         config = self._knowledge.config(session)
-        limits = config.prompt_learning.termination_config
-        if not (
-            limits.max_rollouts
-            or limits.max_tokens
-            or limits.max_seconds
-            or config.mipro.rollout.budget
-        ):
+        if not _has_budget(config):
             return session
-        candidates = await self._store.candidates(session.session_id)
-        reason = self._exhausted(session, config, candidates)
+        totals = await self._store.totals(session.session_id)
+        progress = await self._progress(session, config, totals)
+        return await self._end(session, used_up(config.prompt_learning, progress))
+
+    async def _end_if_done(self, session: Session, config: MiproConfig) -> None:
+        """End the session when it has reached a goal, or used a budget up with all rewards in."""
+        if session.state.final or not (_has_budget(config) or _has_goal(config)):
+            return
+        totals = await self._store.totals(session.session_id)
+        progress = await self._progress(session, config, totals)
+        reason = "" if totals.in_flight else used_up(config.prompt_learning, progress)
+        if not reason and _has_goal(config):
+            duel = await self._store.duel(session.session_id)
+            if duel is None or duel.state is not DuelState.RUNNING:
+                reason = reached(config.prompt_learning, progress)
+        await self._end(session, reason)
+
+    async def _end(self, session: Session, reason: str) -> Session:
         if not reason:
             return session
         return await self._store.set_state(
             session.session_id, SessionState.SUCCEEDED, at=self._clock(), stop_reason=reason
         )
 
-    async def _judge(
-        self, session: Session, config: MiproConfig, candidates: Sequence[Candidate]
-    ) -> None:
+    async def _judge(self, session: Session, config: MiproConfig, snapshot: Snapshot) -> Session:
+        """End the running duel or begin one. Returns the session as it is then."""
         settings = config.mipro.promotion
-        belief = posterior([c.arm for c in candidates if c.active])
         duel = await self._store.duel(session.session_id)
         if duel and duel.state is DuelState.RUNNING:
-            observations = await self._store.duel_observations(session.session_id, duel.number)
-            state = verdict(duel, observations, belief, settings=settings)
-            if state is not DuelState.RUNNING:
-                await self._store.close_duel(
-                    session.session_id,
-                    duel.number,
-                    state,
-                    at=self._clock(),
-                    reason=f"duel {duel.number} was {state} after {len(observations)} rewards",
-                )
-            return
-        rollouts = sum(c.statistics.rollouts for c in candidates)
+            observations = await self._store.duel_observations(
+                session.session_id, duel.number, impute=config.mipro.imputed_reward
+            )
+            state = verdict(duel, observations, snapshot.belief, settings=settings)
+            if state is DuelState.RUNNING:
+                return session
+            await self._store.close_duel(
+                session.session_id,
+                duel.number,
+                state,
+                at=self._clock(),
+                reason=f"duel {duel.number} was {state} after {len(observations)} rewards",
+            )
+            return await self._store.session(session.session_id)
         found = challenger(
-            belief,
+            snapshot.belief,
+            active=snapshot.active_ids,
             champion_id=session.champion_id,
             duel=duel,
-            rollouts_now=rollouts,
+            rollouts_now=session.rollouts,
             settings=settings,
         )
         if found is None:
-            return
+            return session
         challenger_id, predicted_lift = found
-        try:
+        with suppress(Conflict):  # another reward opens it at the same moment
             await self._store.open_duel(
                 Duel(
                     session_id=session.session_id,
@@ -89,28 +120,50 @@ class Promotion:
                     champion_id=session.champion_id,
                     challenger_id=challenger_id,
                     predicted_lift=predicted_lift,
-                    rollouts_before=rollouts,
+                    rollouts_before=session.rollouts,
                     started_at=self._clock(),
                 )
             )
-        except Conflict:
-            return  # another reward opened it at the same moment
+        return session
 
-    def _exhausted(
-        self, session: Session, config: MiproConfig, candidates: Sequence[Candidate]
-    ) -> str:
-        limits = config.prompt_learning.termination_config
-        rollouts = sum(c.statistics.rollouts for c in candidates)
-        tokens = sum(
-            c.statistics.prompt_tokens + c.statistics.completion_tokens for c in candidates
+    async def _progress(
+        self, session: Session, config: MiproConfig, totals: Statistics
+    ) -> Progress:
+        spent = spending(session, config, totals)
+        return Progress(
+            rollouts=session.rollouts,
+            seconds=(self._clock() - session.created_at).total_seconds(),
+            tokens=spent.tokens,
+            cost_usd=spent.cost_usd,
+            promotions=session.promotions,
+            rollouts_since_promotion=session.rollouts - session.promoted_at,
+            exploration_value=await self._exploration_value(session, config),
         )
-        seconds = (self._clock() - session.created_at).total_seconds()
-        for name, used, limit in (
-            ("termination_config.max_rollouts", rollouts, limits.max_rollouts),
-            ("mipro.rollout.budget", rollouts, config.mipro.rollout.budget),
-            ("termination_config.max_tokens", tokens, limits.max_tokens),
-            ("termination_config.max_seconds", seconds, limits.max_seconds),
-        ):
-            if limit is not None and used >= limit:
-                return f"{name} of {limit:g} is used up"
-        return ""
+
+    async def _exploration_value(self, session: Session, config: MiproConfig) -> float | None:
+        """`None` where no rule asks for it, and while there is too little to judge by."""
+        if config.prompt_learning.termination_config.min_exploration_value is None:
+            return None
+        if session.rewards < config.mipro.promotion.min_rewards:
+            return None
+        snapshot = await self._beliefs.recent(session)
+        if len(snapshot.active) < 2:
+            return None
+        rng = generator(config, session, session.rewards)
+        return snapshot.belief.exploration_value(rng, active=snapshot.active_ids)
+
+
+def _has_budget(config: MiproConfig) -> bool:
+    limits = config.prompt_learning.termination_config
+    budgets = (limits.max_rollouts, limits.max_tokens, limits.max_seconds, limits.max_cost_usd)
+    return any(limit is not None for limit in (*budgets, config.mipro.rollout.budget))
+
+
+def _has_goal(config: MiproConfig) -> bool:
+    limits = config.prompt_learning.termination_config
+    goals = (
+        limits.max_promotions,
+        limits.max_trials_without_improvement,
+        limits.min_exploration_value,
+    )
+    return any(limit is not None for limit in goals)

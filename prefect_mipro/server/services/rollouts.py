@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
-
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import (
     CandidateNotFound,
@@ -28,8 +26,10 @@ from prefect_mipro.models.rollouts import (
     Rollout,
 )
 from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.optimizer.prompts import Applied, apply
 from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.server.services.beliefs import Beliefs, generator
 from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
@@ -51,6 +51,7 @@ class Rollouts:
         store: Store,
         upstreams: Upstreams,
         knowledge: Knowledge,
+        beliefs: Beliefs,
         promotion: Promotion,
         proposals: Proposals,
         *,
@@ -61,6 +62,7 @@ class Rollouts:
         self._store = store
         self._upstreams = upstreams
         self._knowledge = knowledge
+        self._beliefs = beliefs
         self._promotion = promotion
         self._proposals = proposals
         self._clock = clock
@@ -155,7 +157,7 @@ class Rollouts:
         """The candidate of this rollout: the pinned one, else a choice that is pinned now."""
         known = await self._store.rollout(session.session_id, rollout_id)
         if known is None:
-            choice = await self._choose(session, config, rollout_id)
+            choice = await self._choose(session, config, rollout_id, call)
             known = await self._store.pin(
                 Rollout(
                     session_id=session.session_id,
@@ -171,7 +173,9 @@ class Rollouts:
             )
         return await self._store.candidate(known.candidate_id)
 
-    async def _choose(self, session: Session, config: MiproConfig, rollout_id: str) -> Choice:
+    async def _choose(
+        self, session: Session, config: MiproConfig, rollout_id: str, call: Call
+    ) -> Choice:
         if not session.state.final:
             session = await self._promotion.end_if_exhausted(session)
         if session.state.final:
@@ -181,14 +185,18 @@ class Rollouts:
         block = config.mipro.online_rollouts_per_candidate
         if session.serving_candidate_id and running is None and session.serving_rollouts % block:
             return _certain(session.serving_candidate_id)
-        arms = [c.arm for c in await self._store.candidates(session.session_id) if c.active]
+        deviation = 0.0
+        if running and call.example_id:
+            seen = await self._store.example_rewards(session.session_id, call.example_id)
+            deviation = expected_deviation(*seen)
+        snapshot = await self._beliefs.recent(session)
         return choose(
-            arms,
-            champion_id=session.champion_id,
+            snapshot.plan,
             duel=running,
+            expected_deviation=deviation,
             settings=config.mipro.selection,
             promotion=config.mipro.promotion,
-            rng=_generator(config.mipro.seed, session.session_id, rollout_id),
+            rng=generator(config, session, zlib.crc32(rollout_id.encode())),
         )
 
     async def _candidate_of(self, session: Session, candidate_id: str) -> Candidate:
@@ -226,7 +234,7 @@ class Rollouts:
             candidate_id=request.candidate_id or None,
             correlation_id=request.correlation_id or session.correlation_id,
             score=told.score,
-            value=(told.score - low) / (high - low),
+            value=config.mipro.scaled(told.score),
             feedback=told.feedback,
             expected=_first_text(metadata, EXPECTED_KEYS),
             example_id=_first_text(metadata, EXAMPLE_KEYS),
@@ -253,12 +261,6 @@ def _with_policy_defaults(body: ChatBody, config: MiproConfig) -> ChatBody:
     if not {"max_tokens", "max_completion_tokens"} & body.keys() and policy.max_completion_tokens:
         defaults["max_completion_tokens"] = policy.max_completion_tokens
     return body | defaults
-
-
-def _generator(seed: int, session_id: str, rollout_id: str) -> np.random.Generator:
-    """Chance that depends on the rollout alone: no state to share, no twins under load."""
-    name = zlib.crc32(f"{session_id}/{rollout_id}".encode())
-    return np.random.default_rng([seed & 0xFFFFFFFF, name])
 
 
 def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

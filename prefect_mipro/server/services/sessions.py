@@ -7,18 +7,13 @@ import re
 from collections.abc import Sequence
 
 from prefect_mipro.config import MiproConfig, override
-from prefect_mipro.errors import InputInvalid, KeyRejected, SessionNotFound
+from prefect_mipro.errors import InputInvalid, KeyRejected, SessionEnded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.levers import (
-    InstructionValue,
-    LeverActor,
-    LeverName,
-    LeverProvenance,
-    LeverVersion,
-)
+from prefect_mipro.models.levers import Demonstration, LeverName
 from prefect_mipro.models.rollouts import SeedEval
 from prefect_mipro.models.sessions import (
+    CandidateReport,
     CreateSession,
     Event,
     Session,
@@ -26,18 +21,22 @@ from prefect_mipro.models.sessions import (
     SessionStatus,
     SessionUrls,
 )
+from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.creation import (
     config_body,
     first_facts,
+    human_levers,
     kept_config,
     session_id_of,
 )
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.status import (
     Facts,
     candidate_reports,
+    lineage,
     status_of,
     wire_candidate,
 )
@@ -45,7 +44,6 @@ from prefect_mipro.server.store.interface import Page, SeedEvalFilter, SessionFi
 from prefect_mipro.server.upstream.registry import Upstreams
 
 FRAMES_SHOWN = 50
-CURVE_POINTS = 60
 KINDS = frozenset({"mipro_online", "mipro"})
 
 
@@ -57,6 +55,8 @@ class Sessions:
         store: Store,
         upstreams: Upstreams,
         knowledge: Knowledge,
+        beliefs: Beliefs,
+        promotion: Promotion,
         proposals: Proposals,
         *,
         public_url: str,
@@ -66,6 +66,8 @@ class Sessions:
         self._store = store
         self._upstreams = upstreams
         self._knowledge = knowledge
+        self._beliefs = beliefs
+        self._promotion = promotion
         self._proposals = proposals
         self._public_url = public_url.rstrip("/")
         self._clock = clock
@@ -97,7 +99,9 @@ class Sessions:
 
     async def status(self, session_id: str) -> SessionStatus:
         """The status object. Raises SessionNotFound."""
-        facts = await self._facts(await self._store.session(session_id))
+        session = await self._store.session(session_id)
+        await self._promotion.give_up(session)
+        facts = await self._facts(session)
         return status_of(facts, self._urls_of(facts.session), self._warnings(facts.config))
 
     async def urls(self, session_id: str) -> SessionUrls:
@@ -108,6 +112,32 @@ class Sessions:
         """Pause, resume or cancel. Raises SessionEnded once the session has ended."""
         reason = "cancelled by the caller" if state is SessionState.CANCELLED else None
         await self._store.set_state(session_id, state, at=self._clock(), stop_reason=reason)
+        return await self.status(session_id)
+
+    async def promote(self, session_id: str, candidate_id: str, *, reason: str) -> SessionStatus:
+        """Make any candidate the champion, an earlier or a retired one too: the way back.
+
+        What a duel would have had to prove is taken on the caller's word; a running one is given
+        up. It works in every state, because the champion is served in every state.
+        """
+        await self._store.set_champion(session_id, candidate_id, at=self._clock(), reason=reason)
+        self._beliefs.forget(session_id)
+        return await self.status(session_id)
+
+    async def begin_epoch(self, session_id: str, *, reason: str) -> SessionStatus:
+        """Learn anew, because the world has changed: the model, its version, the traffic.
+
+        Candidates and champion stay; what they earned before no longer counts for the belief.
+        Raises SessionEnded once the session has ended.
+        """
+        session = await self._store.session(session_id)
+        if session.state.final:
+            raise SessionEnded(
+                f"session {session_id} is {session.state} and learns no more; "
+                "create a new session to begin anew"
+            )
+        await self._store.begin_epoch(session_id, at=self._clock(), reason=reason)
+        self._beliefs.forget(session_id)
         return await self.status(session_id)
 
     async def find(
@@ -148,7 +178,7 @@ class Sessions:
     ) -> Page[JsonObject]:
         """Candidates as the wire has them: by number, or by `objective` when asked."""
         facts = await self._facts(await self._store.session(session_id))
-        items = [wire_candidate(facts, report) for report in candidate_reports(facts).values()]
+        items = [_resource(facts, report) for report in candidate_reports(facts).values()]
         if status:
             items = [item for item in items if item["status"] == status]
         _sort(items, sort)
@@ -160,40 +190,47 @@ class Sessions:
         """One candidate as the wire has it. Raises CandidateNotFound."""
         candidate = await self._store.candidate(candidate_id)
         facts = await self._facts(await self._store.session(candidate.session_id))
-        return wire_candidate(facts, candidate_reports(facts)[candidate_id])
+        return _resource(facts, candidate_reports(facts)[candidate_id])
 
     async def add_candidate(
-        self, session_id: str, *, instruction: str, label: str | None
+        self,
+        session_id: str,
+        *,
+        instruction: str,
+        demonstrations: Sequence[Demonstration] | None = None,
+        label: str | None = None,
     ) -> JsonObject:
-        """Let a human's instruction compete, with the champion's demonstrations."""
+        """Let a human's prompt compete; without demonstrations of its own with the champion's.
+
+        Raises InputInvalid for a prompt that could not be served.
+        """
         session = await self._store.session(session_id)
         candidates = await self._store.candidates(session_id)
         levers = await self._store.levers(session_id)
         champion = next(c for c in candidates if c.candidate_id == session.champion_id)
-        text = instruction.strip()
-        if not text:
-            raise InputInvalid("the candidate's instruction is empty; send its text")
-        version = LeverVersion(
-            lever=LeverName.INSTRUCTION,
-            version=1 + max(v.version for v in levers if v.lever is LeverName.INSTRUCTION),
-            value=InstructionValue(text=text),
-            parent_version=champion.instruction_version,
-            provenance=LeverProvenance(
-                actor=LeverActor.HUMAN, operator="human", reason=label or "added by hand"
-            ),
-            created_at=self._clock(),
+        new = human_levers(
+            levers,
+            champion,
+            instruction=instruction,
+            demonstrations=demonstrations,
+            reason=label or "added by hand",
+            at=self._clock(),
         )
+        numbers = {version.lever: version.version for version in new}
         candidate = Candidate(
             candidate_id=self._new_id("cand"),
             session_id=session_id,
             number=candidates[-1].number + 1,
-            instruction_version=version.version,
-            demonstrations_version=champion.demonstrations_version,
+            instruction_version=numbers[LeverName.INSTRUCTION],
+            demonstrations_version=numbers.get(
+                LeverName.DEMONSTRATIONS, champion.demonstrations_version
+            ),
             parent_id=champion.candidate_id,
             label=label,
             created_at=self._clock(),
         )
-        await self._store.add_candidates(session_id, [version], [candidate])
+        await self._store.add_candidates(session_id, new, [candidate])
+        self._beliefs.forget(session_id)
         return await self.candidate(candidate.candidate_id)
 
     async def seed_evals(
@@ -233,21 +270,28 @@ class Sessions:
 
     async def _facts(self, session: Session) -> Facts:
         session_id = session.session_id
+        config = self._knowledge.config(session)
         duel = await self._store.duel(session_id)
-        candidates = await self._store.candidates(session_id)
+        snapshot = await self._beliefs.fresh(session)
+        totals = await self._store.totals(session_id)
         return Facts(
             session=session,
-            config=self._knowledge.config(session),
-            candidates=candidates,
+            config=config,
+            snapshot=snapshot,
+            totals=totals,
+            watermark=await self._store.watermark(session_id),
             levers=await self._store.levers(session_id),
             frames=await self._store.frames(session_id, limit=FRAMES_SHOWN),
-            blocks=await self._store.reward_blocks(session_id, points=CURVE_POINTS),
             duel=duel,
             observations=(
-                await self._store.duel_observations(session_id, duel.number) if duel else ()
+                await self._store.duel_observations(
+                    session_id, duel.number, impute=config.mipro.imputed_reward
+                )
+                if duel
+                else ()
             ),
             last_unapplied=await self._store.last_unapplied(session_id),
-            waiting_for=await self._proposals.waiting_for(session, candidates),
+            waiting_for=await self._proposals.waiting_for(session, snapshot.candidates),
         )
 
     def _urls_of(self, session: Session) -> SessionUrls:
@@ -283,6 +327,13 @@ class Sessions:
             ]
         )
         return [*config.warnings, *unheard, *no_prompt]
+
+
+def _resource(facts: Facts, report: CandidateReport) -> JsonObject:
+    """A candidate with its lineage, as the candidate calls answer it."""
+    origins = lineage(facts, report.candidate_id).items()
+    told = {str(lever): origin.model_dump(mode="json") for lever, origin in origins}
+    return {**wire_candidate(facts, report), "lineage": told}
 
 
 def _listed(session: Session) -> JsonObject:

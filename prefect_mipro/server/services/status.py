@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from prefect_mipro.models.candidates import (
     Duel,
     DuelObservation,
     DuelState,
+    Statistics,
 )
 from prefect_mipro.models.levers import LeverName, LeverVersion, MiproLeverSummary, prompt_lever_id
 from prefect_mipro.models.sensors import SensorFrame, SensorFrameSummary
@@ -24,17 +25,20 @@ from prefect_mipro.models.sessions import (
     CandidateReport,
     ContextApply,
     DuelReport,
+    LeverLineage,
     ProposerReport,
+    RewardFlow,
     Session,
     SessionStatus,
     SessionUrls,
+    Spending,
 )
-from prefect_mipro.optimizer.posterior import Posterior, posterior
-from prefect_mipro.optimizer.promotion import log_evidence
+from prefect_mipro.optimizer.posterior import Posterior, Vector
+from prefect_mipro.optimizer.promotion import detectable_lift, log_evidence, log_evidence_against
+from prefect_mipro.server.services.beliefs import Snapshot, generator
 from prefect_mipro.server.services.recording import lever_versions
-from prefect_mipro.server.store.interface import RewardBlock
 
-LARGEST_E_VALUE = 1e9
+LARGEST_LOG_E_VALUE = math.log(1e9)
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,25 @@ class Facts:
 
     session: Session
     config: MiproConfig
-    candidates: tuple[Candidate, ...]
+    snapshot: Snapshot
+    totals: Statistics
+    watermark: int
     levers: tuple[LeverVersion, ...]
     frames: tuple[SensorFrame, ...]
-    blocks: tuple[RewardBlock, ...]
     duel: Duel | None
     observations: tuple[DuelObservation, ...]
     last_unapplied: str | None
     waiting_for: str
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Those in play and those retired last, by number."""
+        return self.snapshot.candidates
+
+    @property
+    def belief(self) -> Posterior:
+        """What is believed about them."""
+        return self.snapshot.belief
 
     def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
         """The candidate's instruction and demonstrations."""
@@ -68,14 +83,13 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
     `selected_candidate_id` is the champion, which stays the baseline until a duel is won.
     """
     session = facts.session
-    belief = _belief(facts)
-    reports = candidate_reports(facts, belief)
-    active = [c for c in facts.candidates if c.active]
+    reports = candidate_reports(facts)
+    active = facts.snapshot.active
     best = max(active, key=lambda c: (reports[c.candidate_id].mean, -c.number))
     champion = next(c for c in facts.candidates if c.candidate_id == session.champion_id)
     numbers = {c.candidate_id: c.number for c in facts.candidates}
-    rewards = sum(c.statistics.rewards for c in facts.candidates)
-    best_reward = reports[best.candidate_id].mean if rewards else None
+    totals = facts.totals
+    best_reward = reports[best.candidate_id].mean if totals.rewards else None
     items = {c.candidate_id: wire_candidate(facts, reports[c.candidate_id]) for c in active}
     lever_id = prompt_lever_id(session.session_id)
     return SessionStatus(
@@ -89,8 +103,8 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         correlation_id=session.correlation_id,
         agent_id=session.agent_id,
         version=session.version,
-        rollout_count=sum(c.statistics.rollouts for c in facts.candidates),
-        reward_count=rewards,
+        rollout_count=totals.rollouts,
+        reward_count=totals.rewards,
         proposal_seq=session.proposal_number,
         best_reward=best_reward,
         best_score=best_reward,
@@ -117,8 +131,8 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         attempted_candidates=[i for i in items.values() if i["status"] != CandidateStatus.PROPOSED],
         optimized_candidates=[items[champion.candidate_id]],
         context_apply=ContextApply(
-            calls=sum(c.statistics.calls for c in facts.candidates),
-            unapplied_calls=sum(c.statistics.unapplied_calls for c in facts.candidates),
+            calls=totals.calls,
+            unapplied_calls=totals.unapplied_calls,
             last_reason=facts.last_unapplied,
         ),
         proposer=ProposerReport(
@@ -128,7 +142,19 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
             waiting_for=facts.waiting_for or None,
         ),
         duel=_duel_report(facts),
-        reward_curve=[(b.last, b.reward_sum / b.rewards) for b in facts.blocks],
+        reward_flow=RewardFlow(
+            rewarded=totals.rewards,
+            in_flight=totals.in_flight,
+            missing=totals.missing,
+            watermark=facts.watermark,
+        ),
+        reward_curve=list(_reward_curve(facts)),
+        exploration_value=facts.belief.exploration_value(
+            _rng(facts), active=facts.snapshot.active_ids
+        ),
+        spending=spending(session, facts.config, totals),
+        epoch=session.epoch,
+        promotions=session.promotions,
         stop_reason=session.stop_reason,
         warnings=[*warnings, *_loud(facts)],
         metadata=session.metadata,
@@ -137,22 +163,54 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
     )
 
 
-def candidate_reports(facts: Facts, belief: Posterior | None = None) -> dict[str, CandidateReport]:
-    """A report of every candidate, by id, in order of number."""
-    belief = belief or _belief(facts)
-    # The draws depend on the state alone, so that the same state always reads the same.
-    rng = np.random.default_rng(
-        [zlib.crc32(facts.session.session_id.encode()), facts.session.version]
+def spending(session: Session, config: MiproConfig, totals: Statistics) -> Spending:
+    """Tokens so far and their cost, where the config tells a price."""
+    policy = config.policy.cost_usd(
+        prompt_tokens=totals.prompt_tokens, completion_tokens=totals.completion_tokens
     )
-    best = belief.probability_best(rng)
+    proposer = config.proposer_cost_usd(
+        prompt_tokens=session.proposer_prompt_tokens,
+        completion_tokens=session.proposer_completion_tokens,
+    )
+    known = [cost for cost in (policy, proposer) if cost is not None]
+    return Spending(
+        prompt_tokens=totals.prompt_tokens,
+        completion_tokens=totals.completion_tokens,
+        proposer_prompt_tokens=session.proposer_prompt_tokens,
+        proposer_completion_tokens=session.proposer_completion_tokens,
+        cost_usd=sum(known) if known else None,
+    )
+
+
+def candidate_reports(facts: Facts) -> dict[str, CandidateReport]:
+    """A report of every candidate, by id, in order of number."""
+    best = facts.belief.probability_best(_rng(facts), active=facts.snapshot.active_ids)
     return {
-        c.candidate_id: _report(facts, belief, c, probability_best=float(best[i]))
+        c.candidate_id: _report(facts, c, probability_best=float(best[i]))
         for i, c in enumerate(facts.candidates)
     }
 
 
+def lineage(facts: Facts, candidate_id: str) -> dict[LeverName, LeverLineage]:
+    """Where each lever version of a candidate came from."""
+    candidate = next(c for c in facts.candidates if c.candidate_id == candidate_id)
+    return {
+        version.lever: LeverLineage(
+            version=version.version,
+            parent_version=version.parent_version,
+            actor=version.provenance.actor,
+            operator=version.provenance.operator,
+            reason=version.provenance.reason,
+            template_version=version.provenance.template_version,
+            source_trace_ids=version.provenance.source_trace_ids,
+            created_at=version.created_at,
+        )
+        for version in facts.prompt_of(candidate)
+    }
+
+
 def wire_candidate(facts: Facts, report: CandidateReport) -> JsonObject:
-    """A candidate as the wire's candidate resource has it, section 8.1."""
+    """A candidate as the wire's candidate resource has it, section 8.1, without its lineage."""
     return {
         "candidate_id": report.candidate_id,
         "system_id": facts.session.session_id,
@@ -187,13 +245,24 @@ def job_id(session_id: str) -> str:
     return f"pl_{hashlib.sha256(session_id.encode()).hexdigest()[:16]}"
 
 
-def _belief(facts: Facts) -> Posterior:
-    return posterior([c.arm for c in facts.candidates])
+def _rng(facts: Facts) -> np.random.Generator:
+    """Draws depend on the state alone, so that the same state always reads the same."""
+    return generator(facts.config, facts.session, facts.session.version)
 
 
-def _report(
-    facts: Facts, belief: Posterior, candidate: Candidate, *, probability_best: float
-) -> CandidateReport:
+def _reward_curve(facts: Facts) -> Iterator[tuple[int, float]]:
+    """The last position and the mean reward of each stretch whose rewards are all in."""
+    stretches: dict[int, tuple[int, float]] = {}
+    for block in facts.snapshot.blocks:
+        rewards, reward_sum = stretches.get(block.last, (0, 0.0))
+        stretches[block.last] = (rewards + block.rewards, reward_sum + block.reward_sum)
+    for last, (rewards, reward_sum) in sorted(stretches.items()):
+        if last <= facts.watermark:
+            yield last, reward_sum / rewards
+
+
+def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> CandidateReport:
+    belief = facts.belief
     instruction, demonstrations = facts.prompt_of(candidate)
     counted = candidate.statistics
     is_baseline = candidate.candidate_id == facts.session.baseline_id
@@ -224,6 +293,9 @@ def _report(
         unapplied_calls=counted.unapplied_calls,
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
+        cost_usd=facts.config.policy.cost_usd(
+            prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens
+        ),
         latency_seconds=counted.latency_seconds_sum / counted.calls if counted.calls else None,
         instruction=instruction.text,
         demonstrations=shown,
@@ -260,13 +332,10 @@ def _duel_report(facts: Facts) -> DuelReport | None:
     duel = facts.duel
     if duel is None:
         return None
-    evidence = log_evidence(facts.observations, predicted_lift=duel.predicted_lift)
-    # A win stands once the evidence has crossed the threshold; what came later cannot undo it.
-    log_e = (
-        (float(evidence.max()) if duel.state is DuelState.WON else float(evidence[-1]))
-        if len(evidence)
-        else 0.0
-    )
+    settings = facts.config.mipro.promotion
+    asked = {"predicted_lift": duel.predicted_lift, "min_lift": settings.min_lift}
+    won = duel.state is DuelState.WON
+    lost = duel.state is DuelState.LOST
     return DuelReport(
         number=duel.number,
         champion_id=duel.champion_id,
@@ -274,16 +343,30 @@ def _duel_report(facts: Facts) -> DuelReport | None:
         state=duel.state,
         rollouts=duel.rollouts,
         rewards=duel.rewards,
-        e_value=min(float(np.exp(log_e)), LARGEST_E_VALUE),
-        threshold=1.0 / facts.config.mipro.promotion.alpha,
+        observations=len(facts.observations),
+        e_value=_e_value(log_evidence(facts.observations, **asked), decided=won),
+        e_value_against=_e_value(log_evidence_against(facts.observations, **asked), decided=lost),
+        threshold=1.0 / settings.alpha,
         predicted_lift=duel.predicted_lift,
+        detectable_lift=detectable_lift(
+            len(facts.observations),
+            alpha=settings.alpha,
+            sd=math.sqrt(facts.belief.reward_variance),
+        ),
     )
+
+
+def _e_value(log_evidence: Vector, *, decided: bool) -> float:
+    """The newest one; of a duel that it decided the largest, which what came later cannot undo."""
+    if not len(log_evidence):
+        return 1.0
+    log_e = log_evidence.max() if decided else log_evidence[-1]
+    return float(np.exp(min(log_e, LARGEST_LOG_E_VALUE)))
 
 
 def _loud(facts: Facts) -> list[str]:
     """What a user must not overlook."""
-    calls = sum(c.statistics.calls for c in facts.candidates)
-    unapplied = sum(c.statistics.unapplied_calls for c in facts.candidates)
+    calls, unapplied = facts.totals.calls, facts.totals.unapplied_calls
     if not unapplied:
         return []
     return [

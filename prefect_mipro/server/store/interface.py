@@ -24,6 +24,7 @@ from prefect_mipro.models.candidates import (
     DuelObservation,
     DuelState,
     RewardBlock,
+    Statistics,
 )
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
@@ -153,6 +154,10 @@ class Store(Protocol):
 
     async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
         """Those in play and the 100 retired last, with their statistics, by number."""
+        ...
+
+    async def totals(self, session_id: str) -> Statistics:
+        """The statistics of all its candidates together."""
         ...
 
     async def candidate(self, candidate_id: str) -> Candidate: ...

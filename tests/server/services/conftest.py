@@ -16,6 +16,7 @@ import pytest
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
+from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
@@ -110,8 +111,8 @@ class Backend:
 
 
 def config_of(**mipro: Any) -> dict[str, Any]:
-    """A config with the given settings under `mipro`; `termination` goes where it belongs."""
-    termination = mipro.pop("termination", {})
+    """A config with the given settings under `mipro`, but for `termination` and `policy`."""
+    termination, policy = mipro.pop("termination", {}), mipro.pop("policy", {})
     return {
         "prompt_learning": {
             "algorithm": "mipro",
@@ -121,7 +122,7 @@ def config_of(**mipro: Any) -> dict[str, Any]:
                     {"role": "user", "order": 1, "pattern": "Query: {query}"},
                 ]
             },
-            "policy": {"model": "m", "provider": "default"},
+            "policy": {"model": "m", "provider": "default", **policy},
             "termination_config": termination,
             "mipro": {"mode": "online", **mipro},
         }
@@ -143,15 +144,18 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
 
     upstreams = Upstreams({"default": model})
     knowledge = Knowledge(store)
-    promotion = Promotion(store, knowledge, clock=clock)
-    proposals = Proposals(store, upstreams, knowledge, clock=clock, new_id=new_id)
+    beliefs = Beliefs(store, knowledge)
+    promotion = Promotion(store, knowledge, beliefs, clock=clock)
+    proposals = Proposals(store, upstreams, knowledge, beliefs, clock=clock, new_id=new_id)
     rollouts = Rollouts(
-        store, upstreams, knowledge, promotion, proposals, clock=clock, new_id=new_id
+        store, upstreams, knowledge, beliefs, promotion, proposals, clock=clock, new_id=new_id
     )
     sessions = Sessions(
         store,
         upstreams,
         knowledge,
+        beliefs,
+        promotion,
         proposals,
         public_url="http://127.0.0.1:1",
         clock=clock,

@@ -1,0 +1,125 @@
+"""What is believed about each session's candidates, and how their traffic is shared out."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.models.candidates import Candidate, RewardBlock
+from prefect_mipro.models.sessions import Session
+from prefect_mipro.optimizer.evidence import Evidence
+from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
+from prefect_mipro.optimizer.selection import Plan, plan
+from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge, Recent
+from prefect_mipro.server.store.interface import Store
+
+# A belief serves until so many rewards, or so many rollouts without any, have come since. It moves
+# less than the noise of a draw in between, and a choice then costs no more than the draw.
+REFIT_REWARDS = 4
+REFIT_ROLLOUTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A session's candidates, what they earned in its present epoch, and what follows from it.
+
+    `session` is as it was when the candidates were read. The belief is over all of `candidates`,
+    the retired ones included: they teach about the levers they share.
+    """
+
+    session: Session
+    candidates: tuple[Candidate, ...]
+    blocks: tuple[RewardBlock, ...]
+    belief: Posterior
+    plan: Plan
+
+    @cached_property
+    def active(self) -> tuple[Candidate, ...]:
+        """The candidates in play."""
+        return tuple(candidate for candidate in self.candidates if candidate.active)
+
+    @cached_property
+    def active_ids(self) -> tuple[str, ...]:
+        """Their ids, by number."""
+        return tuple(candidate.candidate_id for candidate in self.active)
+
+    def suits(self, session: Session) -> bool:
+        """Whether little enough has happened since."""
+        then = self.session
+        return (
+            session.rewards - then.rewards < REFIT_REWARDS
+            and session.rollouts - then.rollouts < REFIT_ROLLOUTS
+            and session.champion_id == then.champion_id
+            and session.epoch == then.epoch
+            and session.proposal_number == then.proposal_number
+        )
+
+
+class Beliefs:
+    """The beliefs of all sessions. Derived from stored facts, so that losing them loses nothing."""
+
+    def __init__(self, store: Store, knowledge: Knowledge) -> None:
+        self._store = store
+        self._knowledge = knowledge
+        self._held: Recent[dict[str, Snapshot]] = Recent(REMEMBERED_SESSIONS)
+        self._fitting: dict[str, asyncio.Task[Snapshot]] = {}
+
+    async def recent(self, session: Session) -> Snapshot:
+        """What was believed last, unless too much has happened since. `session` is as of now."""
+        held = self._held.get(session.session_id, dict).get("last")
+        if held is not None and held.suits(session):
+            return held
+        under_way = self._fitting.get(session.session_id)
+        if under_way is None:
+            under_way = asyncio.create_task(self.fresh(session))
+            self._fitting[session.session_id] = under_way
+            under_way.add_done_callback(lambda _: self._fitting.pop(session.session_id, None))
+        return await asyncio.shield(under_way)
+
+    async def fresh(self, session: Session) -> Snapshot:
+        """What is to be believed now."""
+        candidates = await self._store.candidates(session.session_id)
+        blocks = await self._store.reward_blocks(session.session_id)
+        config = self._knowledge.config(session)
+        snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks)
+        self._held.get(session.session_id, dict)["last"] = snapshot
+        return snapshot
+
+    def forget(self, session_id: str) -> None:
+        """Believe anew at the next choice: the candidates have changed."""
+        self._held.get(session_id, dict).clear()
+
+
+def _fit(
+    session: Session,
+    config: MiproConfig,
+    candidates: tuple[Candidate, ...],
+    blocks: tuple[RewardBlock, ...],
+) -> Snapshot:
+    present = [block for block in blocks if block.epoch == session.epoch]
+    evidence = Evidence.of(
+        [candidate.arm for candidate in candidates], present, impute=config.mipro.imputed_reward
+    )
+    scales = replace(DEFAULT_SCALES, caution=config.caution)
+    belief = posterior(evidence, scales=scales)
+    shares = plan(
+        evidence,
+        belief=belief,
+        active=[candidate.candidate_id for candidate in candidates if candidate.active],
+        champion_id=session.champion_id,
+        settings=config.mipro.selection,
+        rng=generator(config, session, session.rewards, session.rollouts),
+        scales=scales,
+    )
+    return Snapshot(session, candidates, blocks, belief, shares)
+
+
+def generator(config: MiproConfig, session: Session, *of: int) -> np.random.Generator:
+    """Chance that depends on the session's seed and name, and on what it is for."""
+    name = zlib.crc32(session.session_id.encode())
+    return np.random.default_rng([config.mipro.seed & 0xFFFFFFFF, name, *of])

@@ -1,0 +1,64 @@
+"""Beliefs: refitted when enough has happened, at once when the candidates change."""
+
+from __future__ import annotations
+
+from prefect_mipro.server.services.beliefs import REFIT_REWARDS, REFIT_ROLLOUTS, Beliefs
+from prefect_mipro.server.services.knowledge import Knowledge
+from tests.server.services.conftest import Backend
+
+
+def beliefs_of(backend: Backend) -> Beliefs:
+    return Beliefs(backend.store, Knowledge(backend.store))
+
+
+async def test_a_belief_serves_until_enough_rewards_have_come(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    beliefs = beliefs_of(backend)
+    first = await beliefs.recent(await backend.store.session("s"))
+    for i in range(REFIT_REWARDS - 1):
+        await backend.call(f"r{i}")
+        await backend.reward(f"r{i}")
+    assert await beliefs.recent(await backend.store.session("s")) is first
+    await backend.call("last")
+    await backend.reward("last")
+    later = await beliefs.recent(await backend.store.session("s"))
+    assert later.belief.mean[0] > first.belief.mean[0]
+
+
+async def test_rollouts_without_rewards_renew_the_belief_too(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    beliefs = beliefs_of(backend)
+    first = await beliefs.recent(await backend.store.session("s"))
+    for i in range(REFIT_ROLLOUTS):
+        await backend.call(f"r{i}")
+    later = await beliefs.recent(await backend.store.session("s"))
+    assert later is not first
+    assert later.candidates[0].statistics.in_flight == REFIT_ROLLOUTS
+
+
+async def test_a_candidate_that_a_human_adds_is_in_play_at_once(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off", selection={"strategy": "uniform"})
+    await backend.call("r0")
+    added = await backend.sessions.add_candidate(
+        "s", instruction="You name the intent of the query in one word."
+    )
+    served = {(await backend.call(f"later{i}"))[0] for i in range(12)}
+    assert added["candidate_id"] in served
+
+
+async def test_the_same_seed_and_the_same_facts_make_the_same_choices(backend: Backend) -> None:
+    chosen = []
+    for seed in (7, 7, 8):
+        session_id = f"s{len(chosen)}"
+        await backend.create(session_id, seed=seed, selection={"strategy": "uniform"})
+        for i in range(3):
+            await backend.sessions.add_candidate(
+                session_id, instruction=f"You are number {i} and classify queries in a word."
+            )
+        numbers = {c.candidate_id: c.number for c in await backend.store.candidates(session_id)}
+        # The session's name is part of the seed, so the rollouts carry the difference.
+        session = await backend.store.session(session_id)
+        plan = (await beliefs_of(backend).recent(session)).plan
+        assert set(plan.ids) == set(numbers)
+        chosen.append(plan.propensities.tolist())
+    assert chosen[0] == chosen[1] == chosen[2] == [0.25] * 4
