@@ -90,7 +90,13 @@ class Promotion:
             observations = await self._store.duel_observations(
                 session.session_id, duel.number, impute=config.mipro.imputed_reward
             )
-            state = verdict(duel, observations, snapshot.belief, settings=settings)
+            state = verdict(
+                duel,
+                observations,
+                snapshot.belief,
+                active=snapshot.active_ids,
+                settings=settings,
+            )
             if state is DuelState.RUNNING:
                 return session
             await self._store.close_duel(
