@@ -11,15 +11,20 @@ import math
 from collections.abc import Sequence, Set
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefect_mipro.config import PromotionSettings
 from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
+from prefect_mipro.optimizer.evidence import Vector
 from prefect_mipro.optimizer.posterior import Posterior
 
 # Shares of the largest bet that cannot lose everything; the mixture needs no tuning to the lift.
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7])
 SMALLEST_INFORMED_LIFT = 0.03
+# The informed bet begins as if so many rewards had been seen, of the variance of a fair coin's.
+# Learning the variance takes the duels won within 1,000 rewards from 0.36 to 0.52 at a lift from
+# 0.85 to 0.90, from 0.59 to 0.76 at one from 0.90 to 0.95, and changes nothing from 0.50 to 0.58
+# (3,000 simulated duels each). Between 3 and 20 the number hardly matters.
+PSEUDO_REWARDS = 5
 # A candidate of promising levers that has hardly run itself is no challenger yet.
 REWARDS_TO_CHALLENGE = 5
 # A challenger is given up when it looks worse than the champion, or another one better than it.
@@ -32,32 +37,50 @@ PROBABILITY_TO_GIVE_WAY = 0.8
 
 
 def log_evidence(
-    observations: Sequence[DuelObservation], *, predicted_lift: float
-) -> NDArray[np.float64]:
-    """The log e-value against "the challenger is no better", after each observation.
+    observations: Sequence[DuelObservation], *, predicted_lift: float, min_lift: float = 0.0
+) -> Vector:
+    """The log e-value against "the lift is `min_lift` or less", after each observation.
 
     With a fair coin, z = +-2 (reward - prediction) has the mean lift as its expectation, as long as
-    the prediction was fixed before the reward. Under the null each wealth prod(1 + bet z) is a
-    nonnegative supermartingale, and so is their mixture: half over a grid of bets, half on the one
-    bet that the predicted lift suggests (Waudby-Smith and Ramdas, "Estimating means of bounded
-    random variables by betting", JRSS B 2024, sections 3 and 4). By Ville's inequality it ever
-    reaches 1/alpha with probability alpha at most.
+    the prediction was fixed before the reward. Under the null each wealth
+    prod(1 + bet (z - min_lift)) is a nonnegative supermartingale, if no bet can lose more than
+    there is, and so is their mixture: half over a grid of bets, half on the bet that the predicted
+    lift suggests for the variance seen so far (Waudby-Smith and Ramdas, "Estimating means of
+    bounded random variables by betting", JRSS B 2024, sections 4 and 5). By Ville's inequality it
+    ever reaches 1/alpha with probability alpha at most, so that one may look at any time.
+
+    The observations stand in the order of the pins, up to the watermark. Every look then sees a
+    beginning of one and the same sequence, and Ville's inequality is about all of that sequence:
+    it does not matter when one looks, nor that successes are reported sooner than failures. In the
+    order of arrival the rewards themselves would choose the sequence: a challenger whose failures
+    come late would seem to fail seldom.
+
+    Rollouts without a reward are left out. The null is then about those that get one, and assumes
+    that a reward goes missing for the same rollouts whichever side serves them. A challenger whose
+    failures time out more often than the champion's is not covered. Imputed rewards leave nothing
+    out and need no assumption; the null is then about the mean with them.
     """
-    reward = np.array([o.reward for o in observations], dtype=np.float64)
-    prediction = np.array([o.predicted_reward for o in observations], dtype=np.float64)
-    sign = np.where([o.is_challenger for o in observations], 2.0, -2.0)
-    z = sign * (reward - prediction)
-    largest_loss = 2.0 * np.maximum(prediction, 1.0 - prediction)
-    grid = np.log1p(BETS[:, None] * z / largest_loss).cumsum(axis=1)
-    informed_bet = np.minimum(max(predicted_lift, SMALLEST_INFORMED_LIFT), BETS[-1] / largest_loss)
-    informed = np.log1p(informed_bet * z).cumsum()
-    mixed = np.logaddexp.reduce(grid, axis=0) - math.log(len(BETS))
-    return np.asarray(np.logaddexp(mixed, informed) - math.log(2.0))
+    lifts, largest = _lifts(observations)
+    return _log_wealth(lifts - min_lift, largest + min_lift, expected=predicted_lift - min_lift)
+
+
+def log_evidence_against(
+    observations: Sequence[DuelObservation], *, predicted_lift: float, min_lift: float = 0.0
+) -> Vector:
+    """The log e-value against "the lift is `min_lift` or more": the mirrored process.
+
+    It bets on a lift as far below `min_lift` as was predicted above it: at a deficit of 20 points
+    this finds 0.57 to 0.68 of the challengers out within 200 rewards where the smallest bet finds
+    0.51 (simulated). Order and missing rewards are as for `log_evidence`.
+    """
+    lifts, largest = _lifts(observations)
+    return _log_wealth(min_lift - lifts, largest - min_lift, expected=predicted_lift - min_lift)
 
 
 def challenger(
     posterior: Posterior,
     *,
+    active: Sequence[str],
     champion_id: str,
     duel: Duel | None,
     rollouts_now: int,
@@ -65,19 +88,22 @@ def challenger(
 ) -> tuple[str, float] | None:
     """Who should challenge the champion now, and with which predicted lift; `None` for nobody.
 
-    It is the candidate with the highest mean, once it is likely enough to be better and there are
-    enough rewards overall. `duel` is the session's newest; a challenger that did not win it rests
-    for a cool-down, counted in rollouts of the session (`rollouts_now` so far).
+    It is the candidate in play (`active`) with the highest mean, once it is likely enough to be
+    better by more than `min_lift` and there are enough rewards overall. A dethroned champion may
+    challenge back like any other: that is how a promotion is rolled back. `duel` is the session's
+    newest; its challenger, unless it is the champion now, rests for a cool-down after it, counted
+    in rollouts of the session (`rollouts_now` so far).
     """
     rewards = sum(arm.statistics.rewards for arm in posterior.arms)
     if not settings.enabled or rewards < settings.min_rewards:
         return None
     if duel and duel.state is DuelState.RUNNING:
         return None
-    best = _leader(posterior, without={champion_id})
+    best = _leader(posterior, among=set(active) - {champion_id})
     if best is None or (duel and _rests(best, duel, rollouts_now, settings)):
         return None
-    if posterior.probability_better(best, than=champion_id) <= settings.trigger_probability:
+    chance = posterior.probability_better(best, than=champion_id, margin=settings.min_lift)
+    if chance <= settings.trigger_probability:
         return None
     lift = posterior.mean[posterior.index(best)] - posterior.mean[posterior.index(champion_id)]
     return best, float(lift)
@@ -88,38 +114,80 @@ def verdict(
     observations: Sequence[DuelObservation],
     posterior: Posterior,
     *,
+    active: Sequence[str],
     settings: PromotionSettings,
 ) -> DuelState:
-    """How the duel stands. Evidence that once sufficed suffices, however it went on."""
+    """How the duel stands. What was proven first counts, however it went on.
+
+    Won and lost are proven; a duel also ends when it is long enough, when the posterior sees no
+    hope, or when one of its sides is no longer in play (`active`).
+    """
     if duel.state is not DuelState.RUNNING:
         return duel.state
-    evidence = log_evidence(observations, predicted_lift=duel.predicted_lift)
-    if evidence.max(initial=-math.inf) >= -math.log(settings.alpha):
-        return DuelState.WON
+    proven = _proven(duel, observations, settings)
+    if proven:
+        return proven
     if duel.rollouts >= settings.max_rollouts:
         return DuelState.EXPIRED
-    if _hopeless(duel, len(observations), posterior):
+    if _hopeless(duel, len(observations), posterior, active, settings):
         return DuelState.ABANDONED
     return DuelState.RUNNING
 
 
-def detectable_lift(rollouts: int, *, alpha: float = 0.05, sd: float = 0.5) -> float:
-    """The lift that a duel of so many rewards proves about half of the time. Rough.
+def detectable_lift(rewards: int, *, alpha: float, sd: float) -> float:
+    """The lift that a duel of so many rewards proves about half of the time. At most 1.
 
-    The best bet's wealth grows by lift^2 / (8 sd^2) per reward in expectation; the mixture pays
-    about log 2 for not knowing it. At most 1.
+    `sd` is that of a reward around its prediction. The best bet's wealth grows by lift^2 / (8 sd^2)
+    per reward in expectation; that the best moment counts outweighs what the mixture pays for not
+    knowing the bet. Within 7 % of the lift that half of 600 simulated duels prove, for alpha 0.01
+    and 0.05, sd 0.25 to 0.5 and 300 to 1,000 rewards; within 15 % with 100 rewards or alpha 0.2.
     """
-    if rollouts <= 0:
+    if rewards <= 0:
         return 1.0
-    return min(1.0, sd * math.sqrt(8.0 * (math.log(1.0 / alpha) + math.log(2.0)) / rollouts))
+    return min(1.0, sd * math.sqrt(8.0 * 0.9 * math.log(1.0 / alpha) / rewards))
 
 
-def _leader(posterior: Posterior, *, without: Set[str]) -> str | None:
+def _lifts(observations: Sequence[DuelObservation]) -> tuple[Vector, Vector]:
+    """Unbiased for the lift, one per observation, and how far from 0 each could have been."""
+    reward = np.array([o.reward for o in observations], dtype=np.float64)
+    prediction = np.array([o.predicted_reward for o in observations], dtype=np.float64)
+    sign = np.where([o.is_challenger for o in observations], 2.0, -2.0)
+    return sign * (reward - prediction), 2.0 * np.maximum(prediction, 1.0 - prediction)
+
+
+def _log_wealth(gains: Vector, largest_loss: Vector, *, expected: float) -> Vector:
+    """The log wealth of the mixture of bets after each gain, of which none is below -largest_loss.
+
+    Each bet depends on earlier gains alone.
+    """
+    squares = np.concatenate([[0.0], np.square(gains).cumsum()])[: len(gains)]
+    variance = (squares + PSEUDO_REWARDS) / (np.arange(len(gains)) + PSEUDO_REWARDS)
+    kelly = max(expected, SMALLEST_INFORMED_LIFT) / variance
+    informed = np.log1p(np.minimum(kelly, BETS[-1] / largest_loss) * gains).cumsum()
+    grid = np.log1p(np.outer(BETS, gains / largest_loss)).cumsum(axis=1)
+    mixed = np.logaddexp.reduce(grid, axis=0) - math.log(len(BETS))
+    return np.asarray(np.logaddexp(mixed, informed) - math.log(2.0))
+
+
+def _proven(
+    duel: Duel, observations: Sequence[DuelObservation], settings: PromotionSettings
+) -> DuelState | None:
+    enough = -math.log(settings.alpha)
+    lifts = {"predicted_lift": duel.predicted_lift, "min_lift": settings.min_lift}
+    won = log_evidence(observations, **lifts) >= enough
+    lost = log_evidence_against(observations, **lifts) >= enough
+    ended = won | lost
+    if not ended.any():
+        return None
+    return DuelState.WON if won[ended.argmax()] else DuelState.LOST
+
+
+def _leader(posterior: Posterior, *, among: Set[str]) -> str | None:
     """The candidate with the highest mean among those with rewards of their own."""
     means = {
         arm.candidate_id: mean
         for arm, mean in zip(posterior.arms, posterior.mean, strict=True)
-        if arm.statistics.rewards >= REWARDS_TO_CHALLENGE and arm.candidate_id not in without
+        if arm.statistics.rewards >= REWARDS_TO_CHALLENGE and arm.candidate_id in among
     }
     return max(means, key=means.__getitem__, default=None)
 
@@ -131,14 +199,22 @@ def _rests(candidate_id: str, duel: Duel, rollouts_now: int, settings: Promotion
     return rollouts_now < duel.rollouts_before + lasted + settings.cool_down_rollouts
 
 
-def _hopeless(duel: Duel, rewards: int, posterior: Posterior) -> bool:
+def _hopeless(
+    duel: Duel,
+    rewards: int,
+    posterior: Posterior,
+    active: Sequence[str],
+    settings: PromotionSettings,
+) -> bool:
     sides = {duel.champion_id, duel.challenger_id}
-    if not sides <= {arm.candidate_id for arm in posterior.arms}:
+    if not sides <= set(active):
         return True
-    chance = posterior.probability_better(duel.challenger_id, than=duel.champion_id)
+    chance = posterior.probability_better(
+        duel.challenger_id, than=duel.champion_id, margin=settings.min_lift
+    )
     if rewards >= REWARDS_TO_ABANDON and chance < PROBABILITY_TO_ABANDON:
         return True
-    rival = _leader(posterior, without=sides)
+    rival = _leader(posterior, among=set(active) - sides)
     if rival is None or rewards < REWARDS_TO_GIVE_WAY:
         return False
     overtaken = posterior.probability_better(rival, than=duel.challenger_id)

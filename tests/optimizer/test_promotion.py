@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from prefect_mipro.config import PromotionSettings
 from prefect_mipro.models.candidates import Arm, Duel, DuelObservation, DuelState
-from prefect_mipro.optimizer.posterior import posterior
-from prefect_mipro.optimizer.promotion import challenger, detectable_lift, log_evidence, verdict
+from prefect_mipro.optimizer.evidence import Evidence
+from prefect_mipro.optimizer.posterior import Posterior, posterior
+from prefect_mipro.optimizer.promotion import (
+    challenger,
+    detectable_lift,
+    log_evidence,
+    log_evidence_against,
+    verdict,
+)
 from tests.optimizer.arms import arm, duel, grid, observations
 
 SETTINGS = PromotionSettings()
 LOG_20 = math.log(20)
+Predictor = Callable[[Sequence[DuelObservation]], float]
+# The champion's rewards with their chances, and the challenger's.
+Sides = tuple[dict[float, float], dict[float, float]]
+
+
+def observation(is_challenger: bool, reward: float, predicted_reward: float) -> DuelObservation:
+    return DuelObservation.model_construct(
+        is_challenger=is_challenger, reward=reward, predicted_reward=predicted_reward
+    )
 
 
 def duels(
@@ -28,78 +46,214 @@ def duels(
     return [observations(*pair) for pair in zip(sides, rewards.astype(float), strict=True)]
 
 
-def share_won(played: list[list[DuelObservation]], *, predicted_lift: float) -> float:
-    peaks = [log_evidence(o, predicted_lift=predicted_lift).max() for o in played]
-    return float(np.mean(np.array(peaks) >= LOG_20))
+def share_won(
+    played: list[list[DuelObservation]], *, predicted_lift: float, alpha: float = 0.05
+) -> float:
+    return share_proven(played, log_evidence, predicted_lift=predicted_lift, alpha=alpha)
 
 
-# Evidence
+def share_proven(
+    played: list[list[DuelObservation]],
+    evidence: Callable[..., NDArray[np.float64]],
+    *,
+    predicted_lift: float,
+    alpha: float = 0.05,
+) -> float:
+    peaks = [evidence(seen, predicted_lift=predicted_lift).max() for seen in played]
+    return float(np.mean(np.array(peaks) >= -math.log(alpha)))
+
+
+# Evidence, by hand
 
 
 def test_evidence_of_nothing_is_empty() -> None:
     assert log_evidence([], predicted_lift=0.1).shape == (0,)
+    assert log_evidence_against([], predicted_lift=0.1).shape == (0,)
 
 
-def test_evidence_is_the_mean_wealth_of_the_bets() -> None:
-    seen = observations([True, False, True], [1.0, 0.0, 0.25])
-    wealth = []
-    for bet in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7):
-        wealth.append(1.0)
-        for o in seen:
-            z = (2 if o.is_challenger else -2) * (o.reward - o.predicted_reward)
-            wealth[-1] *= 1 + bet * z / (2 * max(o.predicted_reward, 1 - o.predicted_reward))
-    informed = math.prod(
-        1 + 0.3 * (2 if o.is_challenger else -2) * (o.reward - o.predicted_reward) for o in seen
-    )
-    expected = 0.5 * np.mean(wealth) + 0.5 * informed
-    assert log_evidence(seen, predicted_lift=0.3)[-1] == pytest.approx(math.log(expected))
+def test_a_success_of_the_challenger_where_half_was_expected() -> None:
+    """It gains 1, the largest loss is 1, and the informed bet is the predicted lift itself."""
+    (evidence,) = log_evidence([observation(True, 1.0, 0.5)], predicted_lift=0.3)
+    grid_wealth = 1 + (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 7
+    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * 1.3))
+
+
+def test_a_margin_is_taken_off_each_gain_and_added_to_the_largest_loss() -> None:
+    """It gains 1 - 0.25, the largest loss is 1 + 0.25, and 0.3 - 0.25 is left to be expected."""
+    seen = [observation(True, 1.0, 0.5)]
+    (evidence,) = log_evidence(seen, predicted_lift=0.3, min_lift=0.25)
+    grid_wealth = 1 + 0.75 * (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 1.25 / 7
+    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * (1 + 0.05 * 0.75)))
+
+
+def test_the_evidence_against_a_margin_loses_that_much_less() -> None:
+    """The challenger's success costs 1 - 0.25 of at most 1 - 0.25."""
+    seen = [observation(True, 1.0, 0.5)]
+    (evidence,) = log_evidence_against(seen, predicted_lift=0.3, min_lift=0.25)
+    grid_wealth = 1 - (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 7
+    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * (1 - 0.05 * 0.75)))
+
+
+def test_the_informed_bet_grows_as_the_variance_turns_out_small() -> None:
+    """The first gain of 0.5 makes the variance (0.25 + 5) / (1 + 5) and the bet 0.3 over that."""
+    seen = [observation(True, 0.75, 0.5), observation(False, 0.0, 0.25)]
+    gains, losses = [0.5, 0.5], [1.0, 1.5]
+    wealth = [
+        math.prod(1 + bet * gain / loss for gain, loss in zip(gains, losses, strict=True))
+        for bet in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
+    ]
+    informed = (1 + 0.3 * 0.5) * (1 + 0.3 * 6 / 5.25 * 0.5)
+    expected = math.log(0.5 * float(np.mean(wealth)) + 0.5 * informed)
+    assert log_evidence(seen, predicted_lift=0.3)[-1] == pytest.approx(expected)
+
+
+def test_evidence_against_is_evidence_with_the_sides_exchanged() -> None:
+    (seen,) = duels(1, 50, champion=0.4, challenger=0.6, seed=1)
+    mirrored = [o.model_copy(update={"is_challenger": not o.is_challenger}) for o in seen]
+    against = log_evidence_against(seen, predicted_lift=0.1)
+    assert against == pytest.approx(log_evidence(mirrored, predicted_lift=0.1))
 
 
 def test_evidence_so_far_does_not_depend_on_what_comes_later() -> None:
     (seen,) = duels(1, 50, champion=0.4, challenger=0.6, seed=1)
-    whole = log_evidence(seen, predicted_lift=0.1)
-    assert log_evidence(seen[:20], predicted_lift=0.1) == pytest.approx(whole[:20])
+    for evidence in (log_evidence, log_evidence_against):
+        whole = evidence(seen, predicted_lift=0.1, min_lift=0.01)
+        start = evidence(seen[:20], predicted_lift=0.1, min_lift=0.01)
+        assert start == pytest.approx(whole[:20], abs=1e-12)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("lift", [-0.5, 0.1, 0.9])
-def test_under_equality_the_expected_evidence_never_grows(rate: float, lift: float) -> None:
-    """All sequences of four rewards, weighted by their chance: a martingale keeps its mean at 1."""
-    expected = np.zeros(4)
-    for sides in itertools.product([False, True], repeat=4):
-        for rewards in itertools.product([0.0, 1.0], repeat=4):
-            chance = 0.5**4 * math.prod(rate if reward else 1 - rate for reward in rewards)
-            evidence = log_evidence(observations(sides, rewards), predicted_lift=lift)
-            expected += chance * np.exp(evidence)
-    assert expected == pytest.approx(np.ones(4))
+@pytest.mark.parametrize("prediction", [0.02, 0.3, 0.5, 0.98])
+@pytest.mark.parametrize("is_challenger", [True, False])
+def test_a_better_reward_speaks_for_the_side_that_earned_it(
+    prediction: float, is_challenger: bool
+) -> None:
+    (seen,) = duels(1, 30, champion=0.4, challenger=0.6, seed=1)
+    lasts = [observation(is_challenger, reward, prediction) for reward in np.linspace(0, 1, 5)]
+    ends = [log_evidence([*seen, last], predicted_lift=0.1, min_lift=0.02)[-1] for last in lasts]
+    others = [log_evidence_against([*seen, last], predicted_lift=0.1)[-1] for last in lasts]
+    way = 1 if is_challenger else -1
+    assert np.all(way * np.diff(ends) > 0)
+    assert np.all(way * np.diff(others) < 0)
 
 
-def test_against_a_worse_challenger_the_expected_evidence_falls() -> None:
-    expected = np.zeros(3)
-    for sides in itertools.product([False, True], repeat=3):
-        for rewards in itertools.product([0.0, 1.0], repeat=3):
-            chances = [0.3 if side else 0.5 for side in sides]
-            chance = 0.5**3 * math.prod(
-                p if reward else 1 - p for p, reward in zip(chances, rewards, strict=True)
-            )
-            evidence = log_evidence(observations(sides, rewards), predicted_lift=0.2)
-            expected += chance * np.exp(evidence)
-    assert np.all(np.diff(expected, prepend=1.0) < 0)
-
-
+@pytest.mark.parametrize("min_lift", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_the_worst_loss_leaves_some_wealth(reward: float) -> None:
-    seen = [
-        DuelObservation(is_challenger=not reward, reward=reward, predicted_reward=guess)
-        for guess in (0.0, 0.5, 1.0)
-    ]
-    assert np.all(np.isfinite(log_evidence(seen, predicted_lift=1.0)))
+def test_the_worst_loss_leaves_some_wealth(reward: float, min_lift: float) -> None:
+    for side, evidence in ((not reward, log_evidence), (bool(reward), log_evidence_against)):
+        seen = [observation(side, reward, guess) for guess in (0.0, 0.02, 0.5, 0.98, 1.0)]
+        assert np.all(np.isfinite(evidence(seen, predicted_lift=1.0, min_lift=min_lift)))
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
+# Evidence, in expectation: all sequences of coins and rewards, weighted by their chance
+
+
+def of_the_past(seen: Sequence[DuelObservation]) -> float:
+    """The mean so far, with one success and one failure added."""
+    return (sum(o.reward for o in seen) + 1.0) / (len(seen) + 2.0)
+
+
+def contrary(seen: Sequence[DuelObservation]) -> float:
+    """Far off, on the side that the last rollout makes look wrong."""
+    return 0.98 if seen and seen[-1].is_challenger == (seen[-1].reward < 0.5) else 0.02
+
+
+def constant(prediction: float) -> Predictor:
+    return lambda _: prediction
+
+
+PREDICTORS = [constant(0.02), constant(0.5), constant(0.9), of_the_past, contrary]
+
+
+def expected_wealth(
+    evidence: Callable[..., NDArray[np.float64]],
+    predict: Predictor,
+    sides: Sides,
+    *,
+    predicted_lift: float,
+    min_lift: float = 0.0,
+    rollouts: int = 3,
+) -> NDArray[np.float64]:
+    """The mean e-value after each rollout."""
+    champion, challenger = sides
+    outcomes = [(False, *pair) for pair in champion.items()]
+    outcomes += [(True, *pair) for pair in challenger.items()]
+    expected = np.zeros(rollouts)
+    for sequence in itertools.product(outcomes, repeat=rollouts):
+        seen: list[DuelObservation] = []
+        for side, reward, _ in sequence:
+            seen.append(observation(side, reward, predict(seen)))
+        chance = math.prod(0.5 * share for *_, share in sequence)
+        log_wealth = evidence(seen, predicted_lift=predicted_lift, min_lift=min_lift)
+        expected += chance * np.exp(log_wealth)
+    return expected
+
+
+def coin(chance: float) -> dict[float, float]:
+    return {1.0: chance, 0.0: 1.0 - chance}
+
+
+@pytest.mark.parametrize("predict", PREDICTORS)
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("predicted_lift", [-0.5, 0.1, 0.9])
+def test_under_equality_the_expected_evidence_never_grows(
+    predict: Predictor, rate: float, predicted_lift: float
+) -> None:
+    """A martingale keeps its mean at 1, whatever was predicted."""
+    sides = (coin(rate), coin(rate))
+    for evidence in (log_evidence, log_evidence_against):
+        wealth = expected_wealth(evidence, predict, sides, predicted_lift=predicted_lift)
+        assert wealth == pytest.approx(np.ones(3))
+
+
+@pytest.mark.parametrize("predict", PREDICTORS)
+@pytest.mark.parametrize(
+    ("champion", "challenger"), [(0.5, 0.3), (0.05, 0.0), (1.0, 0.9), (1.0, 0.0)]
+)
+def test_against_a_worse_challenger_the_expected_evidence_falls(
+    predict: Predictor, champion: float, challenger: float
+) -> None:
+    sides = (coin(champion), coin(challenger))
+    wealth = expected_wealth(log_evidence, predict, sides, predicted_lift=0.2)
+    assert np.all(np.diff(wealth, prepend=1.0) < 0)
+
+
+@pytest.mark.parametrize("predict", PREDICTORS)
+@pytest.mark.parametrize(("champion", "challenger"), [(0.3, 0.5), (0.0, 0.05), (0.9, 1.0)])
+def test_for_a_better_challenger_the_expected_evidence_against_falls(
+    predict: Predictor, champion: float, challenger: float
+) -> None:
+    sides = (coin(champion), coin(challenger))
+    wealth = expected_wealth(log_evidence_against, predict, sides, predicted_lift=0.2)
+    assert np.all(np.diff(wealth, prepend=1.0) < 0)
+
+
+@pytest.mark.parametrize("predict", PREDICTORS)
+@pytest.mark.parametrize("champion", [0.0, 0.4, 0.85])
+def test_a_lift_of_just_the_margin_is_no_evidence_either_way(
+    predict: Predictor, champion: float
+) -> None:
+    sides = (coin(champion), coin(champion + 0.15))
+    for evidence in (log_evidence, log_evidence_against):
+        wealth = expected_wealth(evidence, predict, sides, predicted_lift=0.3, min_lift=0.15)
+        assert wealth == pytest.approx(np.ones(3))
+
+
+@pytest.mark.parametrize("predict", PREDICTORS)
+def test_graded_rewards_of_equal_mean_are_no_evidence_either_way(predict: Predictor) -> None:
+    sides = ({0.5: 1.0}, {0.0: 0.4, 0.75: 0.4, 1.0: 0.2})
+    for evidence in (log_evidence, log_evidence_against):
+        wealth = expected_wealth(evidence, predict, sides, predicted_lift=0.3)
+        assert wealth == pytest.approx(np.ones(3))
+
+
+# Evidence, by simulation
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_looking_after_every_reward_promotes_an_equal_challenger_rarely(rate: float) -> None:
-    played = duels(300, 400, champion=rate, challenger=rate, seed=2)
+    played = duels(250, 300, champion=rate, challenger=rate, seed=2)
     assert share_won(played, predicted_lift=0.2) <= 0.05
+    assert share_proven(played, log_evidence_against, predicted_lift=0.2) <= 0.05
 
 
 def test_a_lift_of_40_points_is_proven_within_100_rewards() -> None:
@@ -112,19 +266,71 @@ def test_a_lift_of_12_points_needs_hundreds() -> None:
     assert 0.5 <= share_won(played, predicted_lift=0.1) <= 0.95
 
 
+def test_a_small_lift_is_proven_sooner_where_rewards_vary_little() -> None:
+    """Seven points from 0.90 to 0.97 in 500 rewards, from 0.47 to 0.54 hardly ever."""
+    certain = duels(100, 500, champion=0.90, challenger=0.97, seed=5)
+    varied = duels(100, 500, champion=0.47, challenger=0.54, seed=5)
+    assert share_won(certain, predicted_lift=0.07) >= 0.7
+    assert share_won(varied, predicted_lift=0.07) <= 0.4
+
+
+def test_a_deficit_is_proven_like_a_lift() -> None:
+    played = duels(200, 200, champion=0.6, challenger=0.4, seed=6)
+    assert share_proven(played, log_evidence_against, predicted_lift=0.1) >= 0.5
+    assert share_won(played, predicted_lift=0.1) == 0.0
+
+
+def test_predictions_by_example_prove_more() -> None:
+    """Easy and hard examples by turns; who knows which is which needs fewer rewards."""
+    rng = np.random.default_rng(7)
+    sides = rng.random((100, 400)) < 0.5
+    easy = np.tile([True, False], 200)
+    chances = np.where(easy, 0.8, 0.1) + 0.1 * sides
+    rewards = (rng.random(sides.shape) < chances).astype(float)
+    blind = [observations(*pair) for pair in zip(sides, rewards, strict=True)]
+    knowing = [
+        [observation(*row) for row in zip(side, reward, np.where(easy, 0.85, 0.15), strict=True)]
+        for side, reward in zip(sides, rewards, strict=True)
+    ]
+    assert share_won(knowing, predicted_lift=0.1) > share_won(blind, predicted_lift=0.1) + 0.25
+
+
+def test_failures_reported_late_mislead_the_order_of_arrival_but_not_that_of_the_pins() -> None:
+    """Equal sides; the challenger's failures take 200 rollouts to report. One look at each."""
+    rng = np.random.default_rng(8)
+    sides = rng.random((100, 300)) < 0.5
+    rewards = (rng.random(sides.shape) < 0.5).astype(float)
+    late = sides & (rewards == 0.0)
+    arrivals = np.arange(300) + np.where(late, 200, 0)
+    by_arrival, by_pin = [], []
+    for side, reward, arrival in zip(sides, rewards, arrivals, strict=True):
+        seen = [observation(*pair, 0.5) for pair in zip(side, reward, strict=True)]
+        by_arrival.append([seen[k] for k in np.argsort(arrival, kind="stable")])
+        settled = np.maximum.accumulate(arrival) < 300
+        by_pin.append([o for o, in_time in zip(seen, settled, strict=True) if in_time])
+    assert share_won(by_arrival, predicted_lift=0.1) > 0.9
+    assert share_won(by_pin, predicted_lift=0.1) <= 0.05
+
+
 # The challenger
+
+
+def believed(arms: Sequence[Arm]) -> Posterior:
+    return posterior(Evidence.of(arms))
 
 
 def nominate(
     arms: list[Arm],
     *,
+    retired: Sequence[str] = (),
     champion_id: str = "1.1",
     newest: Duel | None = None,
     rollouts_now: int = 1_000,
     settings: PromotionSettings = SETTINGS,
 ) -> str | None:
     found = challenger(
-        posterior(arms),
+        believed(arms),
+        active=[a.candidate_id for a in arms if a.candidate_id not in retired],
         champion_id=champion_id,
         duel=newest,
         rollouts_now=rollouts_now,
@@ -142,8 +348,15 @@ def test_a_clearly_better_candidate_challenges_after_60_rewards() -> None:
 
 
 def test_the_predicted_lift_is_that_of_the_posterior() -> None:
-    belief = posterior(CLEAR)
-    found = challenger(belief, champion_id="1.1", duel=None, rollouts_now=60, settings=SETTINGS)
+    belief = believed(CLEAR)
+    found = challenger(
+        belief,
+        active=["1.1", "1.2"],
+        champion_id="1.1",
+        duel=None,
+        rollouts_now=60,
+        settings=SETTINGS,
+    )
     assert found is not None
     assert found[1] == pytest.approx(belief.mean[1] - belief.mean[0])
     assert 0.1 < found[1] < 0.5
@@ -151,6 +364,17 @@ def test_the_predicted_lift_is_that_of_the_posterior() -> None:
 
 def test_among_the_better_ones_the_best_challenges() -> None:
     assert nominate([*CLEAR, arm(2, 3, rewards=30, mean=0.9)]) == "2.3"
+
+
+def test_a_retired_candidate_does_not_challenge() -> None:
+    field = [*CLEAR, arm(2, 3, rewards=30, mean=0.9)]
+    assert nominate(field, retired=["2.3"]) == "1.2"
+    assert nominate(field, retired=["2.3", "1.2"]) is None
+
+
+def test_a_candidate_challenges_only_if_likely_better_by_more_than_the_margin() -> None:
+    assert nominate(CLEAR, settings=PromotionSettings(min_lift=0.05)) == "1.2"
+    assert nominate(CLEAR, settings=PromotionSettings(min_lift=0.4)) is None
 
 
 def test_an_uncertain_leader_does_not_challenge() -> None:
@@ -185,7 +409,12 @@ def test_after_a_promotion_the_next_duel_may_start_at_once() -> None:
     assert nominate(CLEAR, newest=won) == "1.2"
 
 
-@pytest.mark.parametrize("state", [DuelState.ABANDONED, DuelState.EXPIRED])
+def test_a_dethroned_champion_may_challenge_back_at_once() -> None:
+    won = duel("1.2", "1.1", state=DuelState.WON, rollouts_before=900, rollouts=50)
+    assert nominate(CLEAR, newest=won, champion_id="1.1") == "1.2"
+
+
+@pytest.mark.parametrize("state", [DuelState.LOST, DuelState.ABANDONED, DuelState.EXPIRED])
 def test_a_challenger_that_did_not_win_rests(state: DuelState) -> None:
     lost = duel("1.1", "1.2", state=state, rollouts_before=100, rollouts=100)
     ended = 100 + 100 / SETTINGS.traffic_share
@@ -201,9 +430,17 @@ def test_a_better_one_need_not_wait_for_the_rest_of_another() -> None:
 # The verdict
 
 
-def judge(seen: list[DuelObservation], arms: list[Arm], **fields: object) -> DuelState:
+def judge(
+    seen: list[DuelObservation],
+    arms: list[Arm],
+    *,
+    retired: Sequence[str] = (),
+    settings: PromotionSettings = SETTINGS,
+    **fields: object,
+) -> DuelState:
+    active = [a.candidate_id for a in arms if a.candidate_id not in retired]
     contest = duel("1.1", "1.2", **fields)
-    return verdict(contest, seen, posterior(arms), settings=SETTINGS)
+    return verdict(contest, seen, believed(arms), active=active, settings=settings)
 
 
 def outcome(*, champion: float, challenger: float, rewards: int = 100) -> list[DuelObservation]:
@@ -213,20 +450,43 @@ def outcome(*, champion: float, challenger: float, rewards: int = 100) -> list[D
     return observations(sides, scores)
 
 
+GOOD = outcome(champion=0.1, challenger=0.9)
+BAD = outcome(champion=0.9, challenger=0.1)
+
+
 def test_a_duel_goes_on_while_nothing_is_proven() -> None:
     assert judge(outcome(champion=0.5, challenger=0.5), CLEAR) is DuelState.RUNNING
     assert judge([], CLEAR) is DuelState.RUNNING
 
 
 def test_enough_evidence_wins() -> None:
-    assert judge(outcome(champion=0.1, challenger=0.9), CLEAR) is DuelState.WON
+    assert judge(GOOD, CLEAR) is DuelState.WON
 
 
-def test_evidence_that_sufficed_once_is_not_lost_again() -> None:
-    good = outcome(champion=0.1, challenger=0.9)
-    bad = outcome(champion=0.9, challenger=0.1, rewards=200)
-    assert log_evidence([*good, *bad], predicted_lift=0.1)[-1] < LOG_20
-    assert judge([*good, *bad], CLEAR) is DuelState.WON
+def test_enough_evidence_against_loses() -> None:
+    assert judge(BAD, CLEAR) is DuelState.LOST
+
+
+@pytest.mark.parametrize(
+    ("seen", "state"),
+    [([*GOOD, *BAD, *BAD], DuelState.WON), ([*BAD, *GOOD, *GOOD], DuelState.LOST)],
+)
+def test_what_was_proven_first_counts(seen: list[DuelObservation], state: DuelState) -> None:
+    assert judge(seen, CLEAR) is state
+    assert judge(seen, CLEAR, rollouts=SETTINGS.max_rollouts) is state
+
+
+def test_a_smaller_alpha_asks_for_more() -> None:
+    first_half = GOOD[:20]
+    assert judge(first_half, CLEAR) is DuelState.WON
+    strict = PromotionSettings(alpha=1e-6)
+    assert judge(first_half, CLEAR, settings=strict) is DuelState.RUNNING
+
+
+def test_a_lift_within_the_margin_loses() -> None:
+    seen = outcome(champion=0.4, challenger=0.6, rewards=400)
+    assert judge(seen, CLEAR) is DuelState.WON
+    assert judge(seen, CLEAR, settings=PromotionSettings(min_lift=0.5)) is DuelState.LOST
 
 
 def test_a_duel_expires_at_its_longest() -> None:
@@ -236,7 +496,7 @@ def test_a_duel_expires_at_its_longest() -> None:
 
 def test_a_challenger_that_turns_out_worse_is_given_up_after_60_rewards() -> None:
     worse = [arm(1, 1, rewards=100, mean=0.5), arm(1, 2, rewards=100, mean=0.3)]
-    seen = outcome(champion=0.5, challenger=0.3)
+    seen = outcome(champion=0.5, challenger=0.5)
     assert judge(seen[:59], worse) is DuelState.RUNNING
     assert judge(seen[:60], worse) is DuelState.ABANDONED
 
@@ -253,8 +513,15 @@ def test_a_challenger_does_not_give_way_to_one_that_is_hardly_better() -> None:
     assert judge(outcome(champion=0.5, challenger=0.5), field) is DuelState.RUNNING
 
 
-def test_a_duel_with_a_retired_side_is_given_up() -> None:
-    assert judge([], CLEAR[:1]) is DuelState.ABANDONED
+def test_a_challenger_does_not_give_way_to_a_retired_one() -> None:
+    field = [*CLEAR, arm(2, 3, rewards=60, mean=0.95)]
+    seen = outcome(champion=0.5, challenger=0.5, rewards=30)
+    assert judge(seen, field, retired=["2.3"]) is DuelState.RUNNING
+
+
+@pytest.mark.parametrize("side", ["1.1", "1.2"])
+def test_a_duel_with_a_retired_side_is_given_up(side: str) -> None:
+    assert judge([], CLEAR, retired=[side]) is DuelState.ABANDONED
 
 
 def test_a_duel_that_ended_stays_ended() -> None:
@@ -262,21 +529,32 @@ def test_a_duel_that_ended_stays_ended() -> None:
     assert judge(seen, CLEAR, state=DuelState.EXPIRED) is DuelState.EXPIRED
 
 
-# What to tell the user
-
-
-def test_the_detectable_lift_shrinks_with_the_root_of_the_rollouts() -> None:
-    assert detectable_lift(400) == pytest.approx(detectable_lift(100) / 2)
-    assert detectable_lift(0) == 1.0
-    assert detectable_lift(1) == 1.0
-
-
-def test_about_half_of_the_duels_prove_the_detectable_lift() -> None:
-    lift = detectable_lift(300)
-    played = duels(200, 300, champion=0.5 - lift / 2, challenger=0.5 + lift / 2, seed=5)
-    assert 0.4 < share_won(played, predicted_lift=lift) < 0.8
-
-
 def test_many_arms_do_not_change_who_is_judged() -> None:
     crowd = [*CLEAR, *grid(3, 3, rewards=5, mean=0.4)[3:]]
     assert judge(outcome(champion=0.1, challenger=0.9), crowd) is DuelState.WON
+
+
+# What to tell the user
+
+
+def test_the_detectable_lift_shrinks_with_the_root_of_the_rewards_and_with_their_spread() -> None:
+    lift = detectable_lift(400, alpha=0.05, sd=0.5)
+    assert lift == pytest.approx(detectable_lift(100, alpha=0.05, sd=0.5) / 2)
+    assert lift == pytest.approx(2 * detectable_lift(400, alpha=0.05, sd=0.25))
+    assert lift < detectable_lift(400, alpha=0.01, sd=0.5)
+
+
+@pytest.mark.parametrize("rewards", [0, 1])
+def test_the_detectable_lift_is_at_most_all(rewards: int) -> None:
+    assert detectable_lift(rewards, alpha=0.05, sd=0.5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "middle", "alpha"), [(300, 0.5, 0.05), (300, 0.5, 0.01), (600, 0.85, 0.05)]
+)
+def test_about_half_of_the_duels_prove_the_detectable_lift(
+    rewards: int, middle: float, alpha: float
+) -> None:
+    lift = detectable_lift(rewards, alpha=alpha, sd=math.sqrt(middle * (1 - middle)))
+    played = duels(150, rewards, champion=middle - lift / 2, challenger=middle + lift / 2, seed=9)
+    assert 0.38 < share_won(played, predicted_lift=lift, alpha=alpha) < 0.62
