@@ -374,9 +374,14 @@ class MiproConfig(Section):
         told = self.mipro.selection.caution
         if told is not None:
             return told
-        proposer = self.mipro.proposer
-        own = proposer.model in (None, self.policy.model) and proposer.provider is None
-        return SMALL_PROPOSER_CAUTION if own else 0.0
+        return SMALL_PROPOSER_CAUTION if self.proposer_is_policy else 0.0
+
+    @property
+    def proposer_is_policy(self) -> bool:
+        """Whether the policy model writes the proposals itself."""
+        proposer, policy = self.mipro.proposer, self.policy
+        same_model = proposer.model in (None, policy.model)
+        return same_model and proposer.provider in (None, policy.provider)
 
     def proposer_cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float | None:
         """What the proposer model's tokens cost; `None` without a price."""

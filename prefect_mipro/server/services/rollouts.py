@@ -17,7 +17,7 @@ from prefect_mipro.errors import (
     SessionEnded,
 )
 from prefect_mipro.models.candidates import Candidate, DuelState
-from prefect_mipro.models.chat import ChatBody, ChatMessage
+from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import (
     Reward,
     RewardInfo,
@@ -82,7 +82,7 @@ class Rollouts:
             candidate = await self._pinned_candidate(session, config, rollout_id, call)
         else:
             candidate = await self._candidate_of(session, call.candidate_id)
-        applied = await self._apply(candidate, config, call.body["messages"])
+        applied = await self._apply(candidate, config, call)
         body = _with_policy_defaults(call.body, config) | {"messages": list(applied.messages)}
         served: Served | None = None
         failure: MiproError | None = None
@@ -207,15 +207,14 @@ class Rollouts:
             )
         return candidate
 
-    async def _apply(
-        self, candidate: Candidate, config: MiproConfig, messages: list[ChatMessage]
-    ) -> Applied:
+    async def _apply(self, candidate: Candidate, config: MiproConfig, call: Call) -> Applied:
         instruction, demonstrations = await self._knowledge.prompt_of(candidate)
         return apply(
-            messages,
+            call.body["messages"],
             prompt=config.initial_prompt,
             instruction=instruction.text,
             demonstrations=demonstrations.demonstrations,
+            example_id=call.example_id,
         )
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
