@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Connection,
     Double,
+    Row,
     Text,
     bindparam,
-    delete,
     insert,
     select,
     update,
@@ -17,9 +19,13 @@ from sqlalchemy import (
 from prefect_mipro.models.levers import LeverName, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Reward, Rollout
 from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
+from prefect_mipro.optimizer.examples import expected_deviation
+from prefect_mipro.server.store.blocks import count_reward, make_room
 from prefect_mipro.server.store.changes import Change, candidate_missing
+from prefect_mipro.server.store.database import add_to_row
 from prefect_mipro.server.store.rows import (
     Values,
+    example_key,
     frame_values,
     reward_record,
     rollout_record,
@@ -29,22 +35,19 @@ from prefect_mipro.server.store.rows import (
 from prefect_mipro.server.store.tables import (
     candidates,
     duels,
+    example_rewards,
     frames,
-    reward_blocks,
     rewards,
     rollouts,
 )
-
-# At this many blocks two become one, so that a status costs the same after millions of rewards.
-LARGEST_BLOCK_COUNT = 256
 
 # What every call and reward runs is built once: building costs more than running.
 _SESSION = bindparam("of_session", type_=Text)
 _ROLLOUT = bindparam("of_rollout", type_=Text)
 _CANDIDATE = bindparam("of_candidate", type_=Text)
 _DUEL = bindparam("of_duel", type_=BigInteger)
-_BLOCK = bindparam("of_block", type_=BigInteger)
 _VALUE = bindparam("earned", type_=Double)
+_LATE = bindparam("late", type_=BigInteger)
 
 _SELECT_ROLLOUT = select(rollouts).where(
     rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT
@@ -62,34 +65,32 @@ _COUNT_DUEL_ROLLOUT = (
     .where(duels.c.session_id == _SESSION, duels.c.number == _DUEL)
     .values(rollouts=duels.c.rollouts + 1)
 )
-_REWARD_ROLLOUT = update(rollouts).where(
-    rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT
+_REWARD_ROLLOUT = (
+    update(rollouts)
+    .where(rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT)
+    .returning(rollouts.c.epoch, rollouts.c.position, rollouts.c.given_up_at)
 )
 _REWARD_CANDIDATE = (
     update(candidates)
     .where(candidates.c.candidate_id == _CANDIDATE)
     .values(
         rewards=candidates.c.rewards + 1,
+        missing=candidates.c.missing - _LATE,
         reward_sum=candidates.c.reward_sum + _VALUE,
         reward_square_sum=candidates.c.reward_square_sum + _VALUE * _VALUE,
     )
     .returning(
-        candidates.c.instruction_version, candidates.c.demonstrations_version, candidates.c.number
+        candidates.c.instruction_version,
+        candidates.c.demonstrations_version,
+        candidates.c.number,
+        candidates.c.rewards,
+        candidates.c.reward_sum,
     )
 )
 _REWARD_DUEL = (
     update(duels)
     .where(duels.c.session_id == _SESSION, duels.c.number == _DUEL)
     .values(rewards=duels.c.rewards + 1, reward_sum=duels.c.reward_sum + _VALUE)
-)
-_REWARD_BLOCK = (
-    update(reward_blocks)
-    .where(reward_blocks.c.session_id == _SESSION, reward_blocks.c.block == _BLOCK)
-    .values(
-        last=reward_blocks.c.last + 1,
-        rewards=reward_blocks.c.rewards + 1,
-        reward_sum=reward_blocks.c.reward_sum + _VALUE,
-    )
 )
 
 
@@ -114,23 +115,21 @@ def insert_rollout(change: Change, rollout: Rollout) -> None:
         raise candidate_missing(rollout.candidate_id, rollout.session_id)
     position = change["rollouts"] + 1
     change.set(rollouts=position)
-    connection.execute(insert(rollouts), rollout_values(rollout, position=position))
+    values = rollout_values(rollout, position=position, epoch=change["epoch"])
+    connection.execute(insert(rollouts), values)
     if rollout.duel_number is not None:
         connection.execute(_COUNT_DUEL_ROLLOUT, of)
+    make_room(change)
 
 
 def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
-    """Count the reward for its rollout, candidate and duel, and in the blocks; tell of it.
-
-    Returns the rollout with it.
-    """
+    """Count the reward for all whom it concerns, and tell of it. Returns the rollout with it."""
     connection, value = change.connection, reward.value
-    of = {**_of(rollout), "earned": value}
     number = change["rewards"] + 1
     change.set(rewards=number)
     example_id = reward.example_id if rollout.example_id is None else rollout.example_id
     rewarded = rollout.model_copy(update={"reward": value, "example_id": example_id})
-    connection.execute(
+    pinned = connection.execute(
         _REWARD_ROLLOUT,
         {
             "of_session": rollout.session_id,
@@ -140,12 +139,26 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
             "example_id": example_id,
             "seed": seed_of(example_id),
         },
-    )
-    versions = connection.execute(_REWARD_CANDIDATE, of).one()
-    if rollout.duel_number is not None:
+    ).one()
+    late = pinned.given_up_at is not None
+    of = {**_of(rollout), "earned": value, "late": int(late)}
+    if late:
+        change.set(missing=change["missing"] - 1)
+    elif rollout.duel_number is not None:
         connection.execute(_REWARD_DUEL, of)
-    _count_in_block(change, number, value)
-    connection.execute(insert(frames), frame_values(_frame(rollout, reward, *versions)))
+    counted = connection.execute(_REWARD_CANDIDATE, of).one()
+    deviation = _deviation(
+        value, rewards=counted.rewards - 1, reward_sum=counted.reward_sum - value
+    )
+    count_reward(
+        change,
+        epoch=pinned.epoch,
+        position=pinned.position,
+        candidate_id=rollout.candidate_id,
+        value=value,
+        expected_deviation=_count_for_example(change, example_id, deviation),
+    )
+    connection.execute(insert(frames), frame_values(_frame(rollout, reward, counted)))
     change.record(
         "mipro.rollout.complete",
         f"rollout {rollout.rollout_id} of {rollout.candidate_id} earned {value:g}",
@@ -168,55 +181,29 @@ def _of(rollout: Rollout) -> Values:
     }
 
 
-def _count_in_block(change: Change, number: int, value: float) -> None:
-    length = change["reward_block_length"]
-    block, opened = divmod(number - 1, length)
-    if block == LARGEST_BLOCK_COUNT:
-        _halve_blocks(change)
-        block //= 2
-        change.set(reward_block_length=2 * length)
-    if opened:
-        change.connection.execute(
-            _REWARD_BLOCK,
-            {"of_session": change.session_id, "of_block": block, "earned": value},
-        )
-    else:
-        change.connection.execute(
-            insert(reward_blocks),
-            {
-                "session_id": change.session_id,
-                "block": block,
-                "last": number,
-                "rewards": 1,
-                "reward_sum": value,
-            },
-        )
+def _deviation(value: float, *, rewards: int, reward_sum: float) -> float:
+    """How far a reward is from its candidate's mean before it, which leans to the middle."""
+    return value - (reward_sum + 1) / (rewards + 2)
 
 
-def _halve_blocks(change: Change) -> None:
-    """Make one block of each two."""
-    mine = reward_blocks.c.session_id == change.session_id
-    query = select(reward_blocks).where(mine).order_by(reward_blocks.c.block)
-    rows = (change.connection.execute(query)).mappings().all()
-    change.connection.execute(delete(reward_blocks).where(mine))
-    change.connection.execute(
-        insert(reward_blocks),
-        [
-            {
-                "session_id": change.session_id,
-                "block": left["block"] // 2,
-                "last": right["last"],
-                "rewards": left["rewards"] + right["rewards"],
-                "reward_sum": left["reward_sum"] + right["reward_sum"],
-            }
-            for left, right in zip(rows[::2], rows[1::2], strict=True)
-        ],
+def _count_for_example(change: Change, example_id: str | None, deviation: float) -> float:
+    """Returns the deviation that was to be expected of the example before."""
+    if example_id is None:
+        return 0.0
+    counted = add_to_row(
+        change.connection,
+        example_rewards,
+        {
+            "session_id": change.session_id,
+            "example_key": example_key(example_id),
+            "rewards": 1,
+            "deviation_sum": deviation,
+        },
     )
+    return expected_deviation(counted.rewards - 1, counted.deviation_sum - deviation)
 
 
-def _frame(
-    rollout: Rollout, reward: Reward, instruction: int, demonstrations: int, number: int
-) -> SensorFrame:
+def _frame(rollout: Rollout, reward: Reward, counted: Row[Any]) -> SensorFrame:
     sensor = Sensor(
         name="reward",
         kind=SensorKind.REWARD,
@@ -231,9 +218,9 @@ def _frame(
         created_at=reward.received_at,
         sensors=(sensor,),
         lever_versions={
-            lever_id(rollout.session_id, LeverName.INSTRUCTION): instruction,
-            lever_id(rollout.session_id, LeverName.DEMONSTRATIONS): demonstrations,
-            prompt_lever_id(rollout.session_id): number,
+            lever_id(rollout.session_id, LeverName.INSTRUCTION): counted.instruction_version,
+            lever_id(rollout.session_id, LeverName.DEMONSTRATIONS): counted.demonstrations_version,
+            prompt_lever_id(rollout.session_id): counted.number,
         },
         trace_ids=() if reward.trace_ref is None else (reward.trace_ref,),
     )

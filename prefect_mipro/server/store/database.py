@@ -14,9 +14,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Connection, Engine, Executable, Row, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -161,6 +162,22 @@ def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) 
     postgres = connection.dialect.name == "postgresql"
     insert = postgresql.insert(table) if postgres else sqlite.insert(table)
     return connection.execute(insert.values(values).on_conflict_do_nothing()).rowcount == 1
+
+
+def add_to_row(connection: Connection, table: Table, values: Mapping[str, Any]) -> Row[Any]:
+    """Insert a row of counters, or add them to the row with its key. Returns what they are then."""
+    return connection.execute(_addition(connection.dialect.name, table), values).one()
+
+
+@cache
+def _addition(dialect: str, table: Table) -> Executable:
+    insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    key = table.primary_key.columns
+    counters = [column for column in table.columns if not column.primary_key]
+    return insert.on_conflict_do_update(
+        index_elements=key,
+        set_={column.name: column + insert.excluded[column.name] for column in counters},
+    ).returning(*counters)
 
 
 def json_text(value: Any) -> str:

@@ -1,17 +1,17 @@
-"""Duels: opened, observed, ended."""
+"""Duels and champions: a duel opened, observed and ended; a champion made."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, case, insert, select, update
 
 from prefect_mipro.errors import NotFound
 from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
-from prefect_mipro.server.store.changes import changing, check_candidates, check_session
+from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
+from prefect_mipro.server.store.missing import watermark
 from prefect_mipro.server.store.rows import duel_record
-from prefect_mipro.server.store.sessions import promote
-from prefect_mipro.server.store.tables import dueled, duels, rollouts
+from prefect_mipro.server.store.tables import candidates, dueled, duels, retired, rollouts
 
 
 def newest(connection: Connection, session_id: str) -> Duel | None:
@@ -45,22 +45,35 @@ def begin(connection: Connection, duel: Duel) -> None:
 
 
 def observations(
-    connection: Connection, session_id: str, number: int
+    connection: Connection, session_id: str, number: int, *, impute: float | None = None
 ) -> tuple[DuelObservation, ...]:
-    query = (
-        select(rollouts.c.candidate_id, rollouts.c.reward, rollouts.c.predicted_reward)
-        .where(rollouts.c.session_id == session_id, rollouts.c.duel_number == number, dueled)
-        .order_by(rollouts.c.reward_number)
-    )
     duel = _read_duel(connection, session_id, number)
-    rows = connection.execute(query).all()
+    # Read first: what is settled stays so.
+    settled = watermark(connection, session_id)
+    in_time = rollouts.c.given_up_at.is_(None)
+    query = (
+        select(
+            rollouts.c.candidate_id,
+            case((in_time, rollouts.c.reward), else_=impute),
+            rollouts.c.predicted_reward,
+        )
+        .where(
+            rollouts.c.session_id == session_id,
+            dueled,
+            rollouts.c.duel_number == number,
+            rollouts.c.position <= settled,
+        )
+        .order_by(rollouts.c.position)
+    )
+    if impute is None:
+        query = query.where(in_time)
     return tuple(
         DuelObservation(
             is_challenger=candidate_id == duel.challenger_id,
             reward=reward,
             predicted_reward=predicted_reward,
         )
-        for candidate_id, reward, predicted_reward in rows
+        for candidate_id, reward, predicted_reward in connection.execute(query)
     )
 
 
@@ -77,27 +90,69 @@ def end(
         duel = _read_duel(connection, session_id, number)
         if duel.state is not DuelState.RUNNING:
             return
-        connection.execute(
-            update(duels)
-            .where(duels.c.session_id == session_id, duels.c.number == number)
-            .values(state=state, ended_at=at)
-        )
+        _end(change, duel, state, at=at, reason=reason)
+        if state is DuelState.WON:
+            change.set(promotions=change["promotions"] + 1)
+            promote(change, duel.challenger_id, at=at, reason=reason)
+
+
+def abandon(change: Change, *, at: datetime, reason: str) -> None:
+    """End the session's duel without a winner, if one is running."""
+    duel = newest(change.connection, change.session_id)
+    if duel is not None and duel.state is DuelState.RUNNING:
+        _end(change, duel, DuelState.ABANDONED, at=at, reason=reason)
+
+
+def promote(change: Change, candidate_id: str, *, at: datetime, reason: str) -> None:
+    """Make the candidate the session's champion, and serve it again if it was retired."""
+    _reactivate(change, candidate_id, at=at, reason=reason)
+    previous = change["champion_id"]
+    if previous == candidate_id:
+        return
+    change.set(champion_id=candidate_id, promoted_at=change["rollouts"])
+    change.record(
+        "mipro.champion.promoted",
+        f"{candidate_id} takes the place of {previous}: {reason}",
+        data={"candidate_id": candidate_id, "previous_id": previous, "reason": reason},
+        at=at,
+    )
+
+
+def _reactivate(change: Change, candidate_id: str, *, at: datetime, reason: str) -> None:
+    updated = change.connection.execute(
+        update(candidates)
+        .where(candidates.c.candidate_id == candidate_id, retired)
+        .values(retired_at=None)
+    )
+    if updated.rowcount:
         change.record(
-            "mipro.duel.closed",
-            f"duel {number} {state}: {reason}",
-            data={
-                "number": number,
-                "state": state,
-                "reason": reason,
-                "champion_id": duel.champion_id,
-                "challenger_id": duel.challenger_id,
-                "rollouts": duel.rollouts,
-                "rewards": duel.rewards,
-            },
+            "mipro.candidate.reactivated",
+            f"{candidate_id} is in play again: {reason}",
+            data={"candidate_id": candidate_id, "reason": reason},
             at=at,
         )
-        if state is DuelState.WON:
-            promote(change, duel.challenger_id, at=at, reason=reason)
+
+
+def _end(change: Change, duel: Duel, state: DuelState, *, at: datetime, reason: str) -> None:
+    change.connection.execute(
+        update(duels)
+        .where(duels.c.session_id == duel.session_id, duels.c.number == duel.number)
+        .values(state=state, ended_at=at)
+    )
+    change.record(
+        "mipro.duel.closed",
+        f"duel {duel.number} {state}: {reason}",
+        data={
+            "number": duel.number,
+            "state": state,
+            "reason": reason,
+            "champion_id": duel.champion_id,
+            "challenger_id": duel.challenger_id,
+            "rollouts": duel.rollouts,
+            "rewards": duel.rewards,
+        },
+        at=at,
+    )
 
 
 def _read_duel(connection: Connection, session_id: str, number: int) -> Duel:

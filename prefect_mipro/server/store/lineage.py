@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from operator import itemgetter
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    union_all,
+    update,
+)
 
-from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.levers import LeverName, LeverVersion
 from prefect_mipro.server.store.changes import (
     candidate_missing,
@@ -21,12 +32,27 @@ from prefect_mipro.server.store.rows import (
     lever_record,
     lever_values,
 )
-from prefect_mipro.server.store.tables import candidates, lever_versions
+from prefect_mipro.server.store.tables import active, candidates, lever_versions, retired
+
+RETIRED_SHOWN = 100
 
 _VERSION_OF_LEVER = {
     LeverName.INSTRUCTION: "instruction_version",
     LeverName.DEMONSTRATIONS: "demonstrations_version",
 }
+
+_MINE = candidates.c.session_id == bindparam("of_session", type_=Text)
+_RETIRED_LAST = (
+    select(candidates)
+    .where(_MINE, retired)
+    .order_by(candidates.c.retired_at.desc())
+    .limit(RETIRED_SHOWN)
+    .subquery("retired_last")
+)
+_IN_PLAY_OR_RETIRED_LAST = union_all(select(candidates).where(_MINE, active), select(_RETIRED_LAST))
+_TOTALS = select(
+    *(func.sum(candidates.c[name]).label(name) for name in Statistics.model_fields)
+).where(_MINE)
 
 
 def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ...]:
@@ -41,27 +67,31 @@ def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ..
         candidates.c.retired_at,
     ).where(candidates.c.session_id == session_id)
     rows = connection.execute(query).mappings().all()
-    retired = _retirements(connection.execute(users).mappings().all())
+    since = _retirements(connection.execute(users).mappings().all())
     # A session has both levers from the start.
     if not rows:
         raise session_missing(session_id)
     return tuple(
-        lever_record({**row, "retired_at": retired.get((row["lever"], row["version"]))})
+        lever_record({**row, "retired_at": since.get((row["lever"], row["version"]))})
         for row in rows
     )
 
 
 def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, ...]:
-    query = (
-        select(candidates)
-        .where(candidates.c.session_id == session_id)
-        .order_by(candidates.c.number)
-    )
-    rows = connection.execute(query).mappings().all()
+    # One statement: no candidate is missed, or seen twice, while it is retired.
+    rows = connection.execute(_IN_PLAY_OR_RETIRED_LAST, {"of_session": session_id}).mappings().all()
     # A session has its baseline from the start.
     if not rows:
         raise session_missing(session_id)
-    return tuple(candidate_record(row) for row in rows)
+    return tuple(candidate_record(row) for row in sorted(rows, key=itemgetter("number")))
+
+
+def totals(connection: Connection, session_id: str) -> Statistics:
+    row = connection.execute(_TOTALS, {"of_session": session_id}).one()
+    # Of a session without a baseline there is none. PostgreSQL adds whole numbers up to decimals.
+    if row.rollouts is None:
+        raise session_missing(session_id)
+    return Statistics.model_validate(row._asdict())
 
 
 def read_candidate(connection: Connection, candidate_id: str) -> Candidate:
@@ -111,15 +141,12 @@ def retire(
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, *candidate_ids)
         for candidate_id in dict.fromkeys(candidate_ids):
-            retired = connection.execute(
+            updated = connection.execute(
                 update(candidates)
-                .where(
-                    candidates.c.candidate_id == candidate_id,
-                    candidates.c.retired_at.is_(None),
-                )
+                .where(candidates.c.candidate_id == candidate_id, active)
                 .values(retired_at=at)
             )
-            if retired.rowcount:
+            if updated.rowcount:
                 change.record(
                     "mipro.candidate.retired",
                     f"{candidate_id} retired: {reason}",
@@ -130,13 +157,13 @@ def retire(
 
 def _retirements(rows: Sequence[RowMapping]) -> dict[tuple[str, int], datetime]:
     """When each lever version lost its last active candidate; one that has any is left out."""
-    retired: dict[tuple[str, int], datetime] = {}
-    active: set[tuple[str, int]] = set()
+    since: dict[tuple[str, int], datetime] = {}
+    used: set[tuple[str, int]] = set()
     for row in rows:
         for lever, column in _VERSION_OF_LEVER.items():
             key = (str(lever), row[column])
             if row["retired_at"] is None:
-                active.add(key)
+                used.add(key)
             else:
-                retired[key] = max(row["retired_at"], retired.get(key, row["retired_at"]))
-    return {key: at for key, at in retired.items() if key not in active}
+                since[key] = max(row["retired_at"], since.get(key, row["retired_at"]))
+    return {key: at for key, at in since.items() if key not in used}

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from prefect_mipro.errors import RewardConflict, RolloutNotFound
 from prefect_mipro.models.rollouts import Reward, Rollout
 from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
-from prefect_mipro.server.store.changes import Change, changing, check_candidates, session_missing
-from prefect_mipro.server.store.interface import Attached, RewardBlock
-from prefect_mipro.server.store.rows import reward_record, rollout_record
-from prefect_mipro.server.store.tables import (
-    reward_blocks,
-    rewards,
-    rollouts,
-    sessions,
-    unrewarded,
-)
+from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
+from prefect_mipro.server.store.interface import Attached
+from prefect_mipro.server.store.rows import example_key, reward_record, rollout_record
+from prefect_mipro.server.store.tables import example_rewards, rewards, rollouts, unrewarded
 
 _BY_REQUEST_KEY = select(rewards).where(
     rewards.c.session_id == bindparam("of_session"), rewards.c.request_key == bindparam("key")
+)
+_OF_EXAMPLE = select(example_rewards.c.rewards, example_rewards.c.deviation_sum).where(
+    example_rewards.c.session_id == bindparam("of_session"),
+    example_rewards.c.example_key == bindparam("key"),
 )
 
 
@@ -41,29 +38,13 @@ def add(connection: Connection, reward: Reward, *, request_key: str | None = Non
         return Attached(reward, duplicate=False)
 
 
-def blocks(connection: Connection, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
-    counts = select(sessions.c.rewards, sessions.c.reward_block_length).where(
-        sessions.c.session_id == session_id
-    )
-    row = connection.execute(counts).first()
+def of_example(connection: Connection, session_id: str, example_id: str) -> tuple[int, float]:
+    of = {"of_session": session_id, "key": example_key(example_id)}
+    row = connection.execute(_OF_EXAMPLE, of).first()
     if row is None:
-        raise session_missing(session_id)
-    count, length = row
-    block_count = math.ceil(count / length)
-    size = max(1, math.ceil(block_count / points))
-    columns = reward_blocks.c
-    last = func.max(columns.last).label("last")
-    query = (
-        select(last, func.sum(columns.rewards), func.sum(columns.reward_sum))
-        .where(columns.session_id == session_id)
-        .group_by(columns.block // size)
-        .order_by(last)
-    )
-    # PostgreSQL adds up whole numbers to decimal ones.
-    return tuple(
-        RewardBlock(last=last, rewards=int(added), reward_sum=reward_sum)
-        for last, added, reward_sum in connection.execute(query)
-    )
+        check_session(connection, session_id)
+        return 0, 0.0
+    return row.rewards, row.deviation_sum
 
 
 def _repeated(connection: Connection, reward: Reward, request_key: str | None) -> Reward | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import RowMapping
 
+from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.candidates import Candidate, Duel, Statistics
 from prefect_mipro.models.levers import (
     DemonstrationsValue,
@@ -71,11 +73,12 @@ def rollout_record(row: RowValues) -> Rollout:
     return Rollout.model_validate(dict(row))
 
 
-def rollout_values(rollout: Rollout, *, position: int) -> Values:
+def rollout_values(rollout: Rollout, *, position: int, epoch: int) -> Values:
     """A new rollout: its reward comes later."""
     return {
         **dict(rollout),
         "position": position,
+        "epoch": epoch,
         "seed": seed_of(rollout.example_id),
         "reward": None,
     }
@@ -84,6 +87,13 @@ def rollout_values(rollout: Rollout, *, position: int) -> Values:
 def seed_of(example_id: str | None) -> int | None:
     """The example's id as a number, where it is one that a database can hold."""
     return int(example_id) if example_id and _SEED.fullmatch(example_id) else None
+
+
+def example_key(example_id: str) -> str:
+    """The example's id, or a digest of one that is too long for an index."""
+    if len(example_id) <= ID_CHARACTERS:
+        return example_id
+    return hashlib.sha256(example_id.encode("utf-8", "replace")).hexdigest()
 
 
 def trace_values(trace: Trace) -> Values:

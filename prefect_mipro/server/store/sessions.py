@@ -11,9 +11,11 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, insert, select, tu
 from prefect_mipro.errors import SessionEnded
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.sessions import Event, Session, SessionState
-from prefect_mipro.server.store import cursors
+from prefect_mipro.server.store import cursors, duels
+from prefect_mipro.server.store.blocks import end_epoch
 from prefect_mipro.server.store.changes import (
     Change,
     changing,
@@ -21,6 +23,7 @@ from prefect_mipro.server.store.changes import (
     check_session,
     read_session,
 )
+from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
 from prefect_mipro.server.store.interface import Page, SessionFilter
 from prefect_mipro.server.store.rows import (
@@ -30,13 +33,7 @@ from prefect_mipro.server.store.rows import (
     session_record,
     session_values,
 )
-from prefect_mipro.server.store.tables import (
-    candidates,
-    events,
-    lever_versions,
-    microseconds,
-    sessions,
-)
+from prefect_mipro.server.store.tables import candidates, events, lever_versions, sessions
 
 
 def create(
@@ -112,28 +109,61 @@ def set_champion(
 ) -> Session:
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, candidate_id)
-        promote(change, candidate_id, at=at, reason=reason)
+        if change["champion_id"] != candidate_id:
+            duels.abandon(change, at=at, reason=f"{candidate_id} is made the champion: {reason}")
+        duels.promote(change, candidate_id, at=at, reason=reason)
+        return change.written_session()
+
+
+def begin_epoch(connection: Connection, session_id: str, *, at: datetime, reason: str) -> Session:
+    with changing(connection, session_id) as change:
+        duels.abandon(change, at=at, reason=f"a new epoch begins: {reason}")
+        end_epoch(change, at=at)
+        change.record(
+            "mipro.epoch.begun",
+            f"epoch {change['epoch']} begins after {change['rollouts']} rollouts: {reason}",
+            data={"epoch": change["epoch"], "rollouts": change["rollouts"], "reason": reason},
+            at=at,
+        )
         return change.written_session()
 
 
 def record_proposal_round(
-    connection: Connection, session_id: str, *, rewards: int, error: str | None, at: datetime
+    connection: Connection,
+    session_id: str,
+    *,
+    rewards: int,
+    asked: bool,
+    error: str | None,
+    usage: Usage,
+    at: datetime,
 ) -> Session:
     with changing(connection, session_id) as change:
         number = change["proposal_number"] + 1
-        failures = 0 if error is None else change["proposal_failures"] + 1
+        if asked:
+            failures = 0 if error is None else change["proposal_failures"] + 1
+            change.set(proposal_failures=failures, proposal_error=error)
         change.set(
             proposal_number=number,
             proposal_rewards=rewards,
-            proposal_failures=failures,
-            proposal_error=error,
             proposed_at=at,
+            proposer_prompt_tokens=change["proposer_prompt_tokens"] + usage.prompt_tokens,
+            proposer_completion_tokens=(
+                change["proposer_completion_tokens"] + usage.completion_tokens
+            ),
         )
         change.record(
             "mipro.proposal.round",
             f"proposal round {number} after {rewards} rewards"
             + (f" failed: {error}" if error is not None else ""),
-            data={"number": number, "rewards": rewards, "failures": failures, "error": error},
+            data={
+                "number": number,
+                "rewards": rewards,
+                "asked": asked,
+                "failures": change["proposal_failures"],
+                "error": error,
+                **dict(usage),
+            },
             at=at,
         )
         return change.written_session()
@@ -165,20 +195,6 @@ def add_event(
 ) -> None:
     with changing(connection, session_id) as change:
         change.record(event_type, message, data=data, at=at)
-
-
-def promote(change: Change, candidate_id: str, *, at: datetime, reason: str) -> None:
-    """Make the candidate the session's champion; no change if it is."""
-    previous = change["champion_id"]
-    if previous == candidate_id:
-        return
-    change.set(champion_id=candidate_id)
-    change.record(
-        "mipro.champion.promoted",
-        f"{candidate_id} takes the place of {previous}: {reason}",
-        data={"candidate_id": candidate_id, "previous_id": previous, "reason": reason},
-        at=at,
-    )
 
 
 def _matches(wanted: SessionFilter) -> list[ColumnElement[Any]]:

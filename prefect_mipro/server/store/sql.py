@@ -6,18 +6,34 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.candidates import Candidate, Duel, DuelObservation, DuelState
+from prefect_mipro.models.candidates import (
+    Candidate,
+    Duel,
+    DuelObservation,
+    DuelState,
+    RewardBlock,
+    Statistics,
+)
+from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
-from prefect_mipro.server.store import duels, lineage, observations, rewards, rollouts, sessions
+from prefect_mipro.server.store import (
+    blocks,
+    duels,
+    lineage,
+    missing,
+    observations,
+    rewards,
+    rollouts,
+    sessions,
+)
 from prefect_mipro.server.store.changes import read_session
 from prefect_mipro.server.store.database import Database
 from prefect_mipro.server.store.interface import (
     Attached,
     Page,
-    RewardBlock,
     SeedEvalFilter,
     SessionFilter,
 )
@@ -61,11 +77,27 @@ class SqlStore:
             sessions.set_champion, session_id, candidate_id, at=at, reason=reason
         )
 
+    async def begin_epoch(self, session_id: str, *, at: datetime, reason: str) -> Session:
+        return await self._database.write(sessions.begin_epoch, session_id, at=at, reason=reason)
+
     async def record_proposal_round(
-        self, session_id: str, *, rewards: int, error: str | None, at: datetime
+        self,
+        session_id: str,
+        *,
+        rewards: int,
+        asked: bool,
+        error: str | None,
+        usage: Usage,
+        at: datetime,
     ) -> Session:
         return await self._database.write(
-            sessions.record_proposal_round, session_id, rewards=rewards, error=error, at=at
+            sessions.record_proposal_round,
+            session_id,
+            rewards=rewards,
+            asked=asked,
+            error=error,
+            usage=usage,
+            at=at,
         )
 
     async def levers(self, session_id: str) -> tuple[LeverVersion, ...]:
@@ -73,6 +105,9 @@ class SqlStore:
 
     async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
         return await self._database.read(lineage.candidates_of, session_id)
+
+    async def totals(self, session_id: str) -> Statistics:
+        return await self._database.read(lineage.totals, session_id)
 
     async def candidate(self, candidate_id: str) -> Candidate:
         return await self._database.read(lineage.read_candidate, candidate_id)
@@ -102,8 +137,25 @@ class SqlStore:
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
         return await self._database.write(rewards.add, reward, request_key=request_key)
 
-    async def reward_blocks(self, session_id: str, *, points: int) -> tuple[RewardBlock, ...]:
-        return await self._database.read(rewards.blocks, session_id, points=points)
+    async def reward_blocks(self, session_id: str) -> tuple[RewardBlock, ...]:
+        return await self._database.read(blocks.blocks_of, session_id)
+
+    async def example_rewards(self, session_id: str, example_id: str) -> tuple[int, float]:
+        return await self._database.read(rewards.of_example, session_id, example_id)
+
+    async def give_up(
+        self, session_id: str, *, after_rewards: int, pinned_before: datetime, at: datetime
+    ) -> int:
+        return await self._database.write(
+            missing.give_up,
+            session_id,
+            after_rewards=after_rewards,
+            pinned_before=pinned_before,
+            at=at,
+        )
+
+    async def watermark(self, session_id: str) -> int:
+        return await self._database.read(missing.watermark, session_id)
 
     async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
         return await self._database.read(observations.example_traces, session_id, limit=limit)
@@ -145,8 +197,10 @@ class SqlStore:
     async def open_duel(self, duel: Duel) -> None:
         await self._database.write(duels.begin, duel)
 
-    async def duel_observations(self, session_id: str, number: int) -> tuple[DuelObservation, ...]:
-        return await self._database.read(duels.observations, session_id, number)
+    async def duel_observations(
+        self, session_id: str, number: int, *, impute: float | None = None
+    ) -> tuple[DuelObservation, ...]:
+        return await self._database.read(duels.observations, session_id, number, impute=impute)
 
     async def close_duel(
         self, session_id: str, number: int, state: DuelState, *, at: datetime, reason: str

@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
     Column,
-    Dialect,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
-    Integer,
     MetaData,
     PrimaryKeyConstraint,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     and_,
     text,
 )
 
+from prefect_mipro.server.store.columns import RowNumber, UtcTime, Words
+
 # Prefixed, so that a PostgreSQL database may be shared with Prefect, which has `events` of its own.
 VERSION_TABLE = "mipro_schema"
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def microseconds(at: datetime) -> int:
-    """Since 1970. A time without a zone is taken as UTC."""
-    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """An instant as microseconds since 1970: exact, sortable, the same in every database."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else microseconds(value)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + value * _MICROSECOND
-
-
-class Words(TypeDecorator[str]):
-    """Text from outside. What no database encodes (lone surrogates, NUL) becomes a mark."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None:
-            return None
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-
-
-# SQLite numbers rows by itself only under the exact type name INTEGER.
-RowNumber = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData(
     naming_convention={
@@ -78,6 +38,11 @@ metadata = MetaData(
 
 def _count(name: str, first: int = 0) -> Column[int]:
     return Column(name, BigInteger, nullable=False, default=first)
+
+
+def _late_count(name: str, first: int = 0) -> Column[int]:
+    """One that came with a later schema: the rows that were there have it too."""
+    return Column(name, BigInteger, nullable=False, server_default=str(first))
 
 
 def _sum(name: str) -> Column[float]:
@@ -111,10 +76,17 @@ sessions = Table(
     _count("serving_rollouts"),
     Column("stop_reason", Words),
     _count("version", 1),
-    # How many rollouts were pinned and rewards attached, and how many rewards a block holds.
     _count("rollouts"),
     _count("rewards"),
-    _count("reward_block_length", 1),
+    # Of the rollouts, those that were given up and have no reward still.
+    _late_count("missing"),
+    _late_count("proposer_prompt_tokens"),
+    _late_count("proposer_completion_tokens"),
+    # The present epoch, and the position at which it begins.
+    _late_count("epoch", 1),
+    _late_count("epoch_first", 1),
+    _late_count("promotions"),
+    _late_count("promoted_at"),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Index(None, "created_at", "session_id"),
@@ -155,7 +127,36 @@ candidates = Table(
     _count("prompt_tokens"),
     _count("completion_tokens"),
     _sum("latency_seconds_sum"),
+    _late_count("missing"),
     UniqueConstraint("session_id", "number"),
+)
+
+active = candidates.c.retired_at.is_(None)
+retired = candidates.c.retired_at.is_not(None)
+Index(
+    "ix_mipro_candidates_active",
+    candidates.c.session_id,
+    sqlite_where=active,
+    postgresql_where=active,
+)
+Index(
+    "ix_mipro_candidates_retired",
+    candidates.c.session_id,
+    candidates.c.retired_at,
+    sqlite_where=retired,
+    postgresql_where=retired,
+)
+
+# Epochs that have ended, with the positions of their rollouts; `last` is before `first` if none.
+past_epochs = Table(
+    "mipro_past_epochs",
+    metadata,
+    _session(),
+    Column("epoch", BigInteger, nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("session_id", "epoch"),
 )
 
 rollouts = Table(
@@ -180,6 +181,9 @@ rollouts = Table(
     # Counts a session's rewards in the order in which they were attached, from 1.
     Column("reward_number", BigInteger),
     Column("reward", Double),
+    _late_count("epoch", 1),
+    # Since when its reward is not awaited any more; stays when the reward comes after all.
+    Column("given_up_at", UtcTime),
     PrimaryKeyConstraint("session_id", "rollout_id"),
     CheckConstraint("duel_number IS NULL OR predicted_reward IS NOT NULL", name="prediction"),
 )
@@ -188,7 +192,8 @@ rollouts = Table(
 rewarded = rollouts.c.reward_number.is_not(None)
 unrewarded = rollouts.c.reward_number.is_(None)
 example = and_(rewarded, rollouts.c.example_trace_id.is_not(None))
-dueled = and_(rewarded, rollouts.c.duel_number.is_not(None))
+unsettled = and_(unrewarded, rollouts.c.given_up_at.is_(None))
+dueled = rollouts.c.duel_number.is_not(None)
 seeded = and_(rewarded, rollouts.c.seed.is_not(None))
 
 Index(
@@ -197,6 +202,13 @@ Index(
     rollouts.c.position,
     sqlite_where=unrewarded,
     postgresql_where=unrewarded,
+)
+Index(
+    "ix_mipro_rollouts_unsettled",
+    rollouts.c.session_id,
+    rollouts.c.position,
+    sqlite_where=unsettled,
+    postgresql_where=unsettled,
 )
 Index(
     "ix_mipro_rollouts_unrewarded_correlation",
@@ -241,7 +253,7 @@ Index(
     "ix_mipro_rollouts_duel",
     rollouts.c.session_id,
     rollouts.c.duel_number,
-    rollouts.c.reward_number,
+    rollouts.c.position,
     sqlite_where=dueled,
     postgresql_where=dueled,
 )
@@ -316,15 +328,30 @@ rewards = Table(
     UniqueConstraint("session_id", "request_key"),
 )
 
+# What the rollouts of a block of consecutive positions earned (`blocks.py`).
 reward_blocks = Table(
     "mipro_reward_blocks",
     metadata,
     _session(),
+    Column("epoch", BigInteger, nullable=False),
     Column("block", BigInteger, nullable=False),
-    Column("last", BigInteger, nullable=False),
-    Column("rewards", BigInteger, nullable=False),
-    Column("reward_sum", Double, nullable=False),
-    PrimaryKeyConstraint("session_id", "block"),
+    Column("candidate_id", Text, nullable=False),
+    _count("rewards"),
+    _sum("reward_sum"),
+    _sum("reward_square_sum"),
+    _sum("deviation_sum"),
+    PrimaryKeyConstraint("session_id", "epoch", "block", "candidate_id"),
+)
+
+example_rewards = Table(
+    "mipro_example_rewards",
+    metadata,
+    _session(),
+    # The example's id, or a digest of a long one.
+    Column("example_key", Words, nullable=False),
+    _count("rewards"),
+    _sum("deviation_sum"),
+    PrimaryKeyConstraint("session_id", "example_key"),
 )
 
 duels = Table(

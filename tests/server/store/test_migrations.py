@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
@@ -36,6 +36,7 @@ def test_a_migrated_database_has_the_indexes_and_constraints_of_the_tables(
 def test_the_migrations_are_part_of_the_package() -> None:
     versions = resources.files("prefect_mipro.server.store.migrations") / "versions"
     assert (versions / "0001_first_schema.py").is_file()
+    assert (versions / "0002_stretches_of_traffic.py").is_file()
 
 
 def _schema(file: Path) -> dict[str, list[str]]:
@@ -46,4 +47,16 @@ def _schema(file: Path) -> dict[str, list[str]]:
         (VERSION_TABLE,),
     ).fetchall()
     connection.close()
-    return {name: sorted(re.split(r",?\s*\n\s*", sql)) for name, sql in rows}
+    return {name: _parts(sql) for name, sql in rows}
+
+
+def _parts(sql: str) -> list[str]:
+    """What stands between the outer parentheses, split at the commas that no others enclose."""
+    before, _, inner = " ".join(sql.split()).partition("(")
+    inner, _, after = inner.rpartition(")")
+    depths = accumulate((char == "(") - (char == ")") for char in inner)
+    outer = "".join(
+        "\n" if char == "," and not depth else char
+        for char, depth in zip(inner, depths, strict=True)
+    )
+    return [before, *sorted(part.strip() for part in outer.split("\n")), after]

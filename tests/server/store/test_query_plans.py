@@ -9,25 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, event
 
-from prefect_mipro.server.store import rewards, sessions
-from prefect_mipro.server.store.attachments import LARGEST_BLOCK_COUNT
 from prefect_mipro.server.store.interface import SeedEvalFilter
 from prefect_mipro.server.store.sql import SqlStore
-from prefect_mipro.server.store.tables import metadata
 from tests.server.store.records import (
     BASELINE,
-    candidate,
+    at,
     challenge,
     create,
-    demonstrations,
     duel,
     frame,
-    instruction,
     reward,
     rollout,
-    session,
     trace,
 )
 
@@ -40,6 +34,7 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "pin again": lambda store: store.pin(rollout("r1")),
     "record_call": lambda store: store.record_call(trace("t8"), frame("f8")),
     "add_reward": lambda store: store.add_reward(reward("reward_8", "r2"), request_key="k"),
+    "add_reward of a past epoch": lambda store: store.add_reward(reward("reward_7", "past")),
     "add_reward without ids": lambda store: store.add_reward(reward("reward_9", None)),
     "add_reward by correlation": lambda store: store.add_reward(
         reward("reward_9", None, correlation_id="c")
@@ -47,7 +42,16 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "candidates": lambda store: store.candidates("s1"),
     "candidate": lambda store: store.candidate(BASELINE),
     "levers": lambda store: store.levers("s1"),
-    "reward_blocks": lambda store: store.reward_blocks("s1", points=9),
+    "totals": lambda store: store.totals("s1"),
+    "reward_blocks": lambda store: store.reward_blocks("s1"),
+    "example_rewards": lambda store: store.example_rewards("s1", "1"),
+    "give_up": lambda store: store.give_up("s1", after_rewards=9, pinned_before=at(0), at=at(9)),
+    "give_up of some": lambda store: store.give_up(
+        "s1", after_rewards=9, pinned_before=at(1), at=at(9)
+    ),
+    "watermark": lambda store: store.watermark("s1"),
+    "begin_epoch": lambda store: store.begin_epoch("s1", at=at(9), reason=""),
+    "set_champion": lambda store: store.set_champion("s1", "cand_2", at=at(9), reason=""),
     "frames": lambda store: store.frames("s1", limit=9),
     "last_unapplied": lambda store: store.last_unapplied("s1"),
     "example_traces": lambda store: store.example_traces("s1", limit=9),
@@ -76,42 +80,15 @@ async def test_no_question_reads_a_whole_table_or_sorts_one(
     plans = _plans(migrated_file, asked)
     assert plans
     slow = [step for step in plans if "SCAN" in step or "USE TEMP B-TREE" in step]
-    # Blocks are few however many rewards there are.
-    assert [step for step in slow if question != "reward_blocks" or "SCAN" in step] == []
-
-
-def test_reward_blocks_stay_few_and_lose_nothing() -> None:
-    engine = create_engine("sqlite://")
-    metadata.create_all(engine)
-    count = 2 * LARGEST_BLOCK_COUNT + 3
-    with engine.begin() as connection:
-        sessions.create(connection, session(), [instruction(), demonstrations()], candidate())
-        for number in range(count):
-            _add_reward(connection, number)
-        blocks = rewards.blocks(connection, "s1", points=count)
-        few = rewards.blocks(connection, "s1", points=5)
-    engine.dispose()
-    assert LARGEST_BLOCK_COUNT / 2 < len(blocks) <= LARGEST_BLOCK_COUNT
-    assert len(few) == 5
-    for found in (blocks, few):
-        assert sum(block.rewards for block in found) == count
-        last = 0
-        for block in found:
-            assert block.last == last + block.rewards
-            # The reward with the index n is worth n % 8.
-            values = [number % 8 for number in range(last, block.last)]
-            assert block.reward_sum == sum(values)
-            last = block.last
-
-
-def _add_reward(connection: Connection, number: int) -> None:
-    given = reward(f"reward_{number}", f"r{number}", number % 8, candidate_id=BASELINE)
-    rewards.add(connection, given)
+    # What was retired last is few, and found by an index.
+    assert [step for step in slow if step != "SCAN retired_last"] == []
 
 
 async def _fill(store: SqlStore) -> None:
     await create(store)
     await challenge(store)
+    await store.pin(rollout("past", example_id="1"))
+    await store.begin_epoch("s1", at=at(0), reason="another model")
     await store.open_duel(duel())
     for number in range(6):
         await store.pin(rollout(f"r{number}", correlation_id="c", example_id=str(number)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 
@@ -74,20 +74,88 @@ async def test_a_duel_is_fought_by_candidates_of_the_session(store: Store) -> No
     assert await store.duel("s1") is None
 
 
-async def test_observations_come_in_the_order_of_the_rewards(dueling: Store) -> None:
-    fought: dict[str, Any] = {"duel_number": 1, "predicted_reward": 0.5}
-    await dueling.pin(rollout("r1", BASELINE, **fought))
-    await dueling.pin(rollout("r2", "cand_2", **fought))
-    await dueling.pin(rollout("r3", "cand_2", **{**fought, "predicted_reward": 0.75}))
-    await dueling.pin(rollout("r4", "cand_2", **fought))
-    await dueling.pin(rollout("r5", "cand_2"))
-    for rollout_id, value in (("r3", 1.0), ("r5", 0.5), ("r1", 0.25), ("r2", 0.0)):
-        await dueling.add_reward(reward(f"reward_{rollout_id}", rollout_id, value))
+async def fight(store: Store, *candidate_ids: str) -> None:
+    """Rollouts of the duel, named by their positions; what was predicted of each differs."""
+    for position, candidate_id in enumerate(candidate_ids, start=1):
+        predicted = {"duel_number": 1, "predicted_reward": position / 8}
+        await store.pin(rollout(f"r{position}", candidate_id, **predicted))
+
+
+async def earn(store: Store, values: Mapping[int, float]) -> None:
+    for position, value in values.items():
+        await store.add_reward(reward(f"reward_{position}", f"r{position}", value))
+
+
+def seen(position: int, value: float, *, is_challenger: bool = False) -> DuelObservation:
+    return DuelObservation(is_challenger=is_challenger, reward=value, predicted_reward=position / 8)
+
+
+async def test_observations_come_in_the_order_of_the_pins(dueling: Store) -> None:
+    await fight(dueling, BASELINE, "cand_2", "cand_2", BASELINE)
+    await earn(dueling, {3: 1.0, 4: 0.5, 1: 0.25, 2: 0.0})
     assert await dueling.duel_observations("s1", 1) == (
-        DuelObservation(is_challenger=True, reward=1.0, predicted_reward=0.75),
-        DuelObservation(is_challenger=False, reward=0.25, predicted_reward=0.5),
-        DuelObservation(is_challenger=True, reward=0.0, predicted_reward=0.5),
+        seen(1, 0.25),
+        seen(2, 0.0, is_challenger=True),
+        seen(3, 1.0, is_challenger=True),
+        seen(4, 0.5),
     )
+
+
+async def test_a_reward_is_observed_once_all_before_it_are_settled(dueling: Store) -> None:
+    await fight(dueling, BASELINE, "cand_2", BASELINE)
+    await earn(dueling, {1: 0.25, 3: 0.5})
+    assert await dueling.duel_observations("s1", 1) == (seen(1, 0.25),)
+    await earn(dueling, {2: 1.0})
+    assert len(await dueling.duel_observations("s1", 1)) == 3
+
+
+async def test_observations_wait_for_rollouts_outside_of_the_duel_too(dueling: Store) -> None:
+    await dueling.pin(rollout("other"))
+    await fight(dueling, BASELINE)
+    await earn(dueling, {1: 0.25})
+    assert await dueling.duel_observations("s1", 1) == ()
+    await dueling.add_reward(reward("reward_other", "other", 1.0))
+    assert await dueling.duel_observations("s1", 1) == (seen(1, 0.25),)
+
+
+async def test_a_rollout_that_was_given_up_is_left_out_or_has_the_imputed_reward(
+    dueling: Store,
+) -> None:
+    await fight(dueling, BASELINE, "cand_2", BASELINE)
+    await earn(dueling, {1: 0.25, 3: 0.5})
+    await dueling.give_up("s1", after_rewards=1, pinned_before=at(-1), at=at(1))
+    left_out = (seen(1, 0.25), seen(3, 0.5))
+    imputed = (seen(1, 0.25), seen(2, 0.125, is_challenger=True), seen(3, 0.5))
+    assert await dueling.duel_observations("s1", 1) == left_out
+    assert await dueling.duel_observations("s1", 1, impute=0.125) == imputed
+    # Its reward comes too late to change what was seen.
+    await earn(dueling, {2: 1.0})
+    assert await dueling.duel_observations("s1", 1) == left_out
+    assert await dueling.duel_observations("s1", 1, impute=0.125) == imputed
+
+
+async def test_an_imputed_reward_of_zero_is_one(dueling: Store) -> None:
+    await fight(dueling, "cand_2")
+    await dueling.give_up("s1", after_rewards=1, pinned_before=at(1), at=at(1))
+    assert await dueling.duel_observations("s1", 1, impute=0.0) == (
+        seen(1, 0.0, is_challenger=True),
+    )
+
+
+async def test_a_rollout_that_waits_is_not_imputed(dueling: Store) -> None:
+    await fight(dueling, BASELINE, "cand_2")
+    await earn(dueling, {1: 0.25})
+    assert await dueling.duel_observations("s1", 1, impute=0.5) == (seen(1, 0.25),)
+
+
+async def test_each_duel_has_observations_of_its_own(dueling: Store) -> None:
+    await fight(dueling, BASELINE)
+    await dueling.close_duel("s1", 1, DuelState.EXPIRED, at=at(1), reason="too long")
+    await dueling.open_duel(duel(2))
+    await dueling.pin(rollout("r2", "cand_2", duel_number=2, predicted_reward=0.25))
+    await earn(dueling, {1: 0.5, 2: 1.0})
+    assert await dueling.duel_observations("s1", 1) == (seen(1, 0.5),)
+    assert await dueling.duel_observations("s1", 2) == (seen(2, 1.0, is_challenger=True),)
 
 
 async def test_a_won_duel_makes_its_challenger_the_champion(dueling: Store) -> None:
@@ -100,7 +168,7 @@ async def test_a_won_duel_makes_its_challenger_the_champion(dueling: Store) -> N
     assert await event_types(dueling, since=3) == ["duel.closed", "champion.promoted"]
 
 
-@pytest.mark.parametrize("state", [DuelState.ABANDONED, DuelState.EXPIRED])
+@pytest.mark.parametrize("state", [DuelState.LOST, DuelState.ABANDONED, DuelState.EXPIRED])
 async def test_any_other_end_leaves_the_champion(dueling: Store, state: DuelState) -> None:
     await dueling.close_duel("s1", 1, state, at=at(1), reason="")
     assert (await dueling.session("s1")).champion_id == BASELINE

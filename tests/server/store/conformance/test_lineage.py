@@ -19,7 +19,11 @@ from tests.server.store.records import (
     create,
     demonstrations,
     event_types,
+    frame,
     instruction,
+    reward,
+    rollout,
+    trace,
 )
 
 
@@ -99,6 +103,45 @@ async def test_retired_candidates_stay_and_say_since_when(store: Store) -> None:
     assert await event_types(store, since=2) == ["candidate.retired"]
 
 
+async def test_of_those_retired_the_last_hundred_are_listed_beside_those_in_play(
+    store: Store,
+) -> None:
+    await create(store)
+    numbers = range(2, 106)
+    await store.add_candidates("s1", [], [candidate(n, instruction_version=1) for n in numbers])
+    # The later its number the earlier it is retired; the numbers 2 and 3 stay.
+    for second, number in enumerate(reversed(numbers[2:])):
+        await store.retire("s1", [f"cand_{number}"], at=at(second), reason="behind")
+    listed = [found.number for found in await store.candidates("s1")]
+    assert listed == [1, 2, 3, *range(4, 104)]
+
+
+async def test_totals_are_the_sums_over_all_candidates(store: Store) -> None:
+    await create(store)
+    await create(store, "s2")
+    await challenge(store)
+    assert await store.totals("s1") == Statistics()
+    for number, candidate_id in enumerate([BASELINE, "cand_2", "cand_2"]):
+        await store.pin(rollout(f"r{number}", candidate_id))
+        await store.record_call(
+            trace(f"t{number}", f"r{number}", candidate_id=candidate_id), frame(f"f{number}")
+        )
+    await store.add_reward(reward("reward_1", "r1", 0.5))
+    await store.retire("s1", ["cand_2"], at=at(1), reason="behind")
+    await store.give_up("s1", after_rewards=1, pinned_before=START, at=at(1))
+    assert await store.totals("s1") == Statistics(
+        rollouts=3,
+        rewards=1,
+        missing=1,
+        reward_sum=0.5,
+        reward_square_sum=0.25,
+        calls=3,
+        prompt_tokens=21,
+        completion_tokens=9,
+        latency_seconds_sum=0.75,
+    )
+
+
 async def test_retiring_again_is_no_change(store: Store) -> None:
     await create(store)
     await challenge(store)
@@ -150,6 +193,7 @@ async def test_unknown_ids_are_named(store: Store) -> None:
     calls = [
         store.levers("s1"),
         store.candidates("s1"),
+        store.totals("s1"),
         store.add_candidates("s1", [], [candidate(2)]),
         store.retire("s1", [BASELINE], at=START, reason=""),
     ]

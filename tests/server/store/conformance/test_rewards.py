@@ -14,7 +14,7 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.candidates import Statistics
 from prefect_mipro.models.sensors import SensorKind
-from prefect_mipro.server.store.interface import RewardBlock, Store
+from prefect_mipro.server.store.interface import Store
 from tests.server.store.records import (
     BASELINE,
     START,
@@ -123,7 +123,7 @@ async def test_a_waiting_reward_is_counted_once_when_its_rollout_comes(store: St
     again = await store.add_reward(reward("reward_4"))
     assert (again.duplicate, again.reward.candidate_id) == (True, BASELINE)
     assert await rewards_of(store) == (1, 1.0)
-    assert await store.reward_blocks("s1", points=9) == (RewardBlock(1, 1, 1.0),)
+    assert sum(block.rewards for block in await store.reward_blocks("s1")) == 1
 
 
 async def test_a_reward_that_names_a_candidate_pins_an_unknown_rollout(store: Store) -> None:
@@ -271,8 +271,6 @@ async def test_rewards_calls_and_pins_at_once_do_not_wait_for_each_other_in_circ
 async def test_a_reward_without_a_session_is_refused(store: Store) -> None:
     with pytest.raises(SessionNotFound):
         await store.add_reward(reward())
-    with pytest.raises(SessionNotFound):
-        await store.reward_blocks("s1", points=1)
 
 
 async def test_a_reward_in_a_duel_counts_for_the_duel(store: Store) -> None:
@@ -286,20 +284,3 @@ async def test_a_reward_in_a_duel_counts_for_the_duel(store: Store) -> None:
     found = await store.duel("s1")
     assert found is not None
     assert (found.rewards, found.reward_sum) == (1, 0.25)
-
-
-async def test_reward_blocks_keep_the_order_in_which_rewards_came(store: Store) -> None:
-    await create(store)
-    assert await store.reward_blocks("s1", points=3) == ()
-    await pin(store, *(f"r{n}" for n in range(7)))
-    for n in (6, 0, 5, 1, 4, 2, 3):
-        await store.add_reward(reward(f"reward_{n}", f"r{n}", value=n / 8))
-    assert await store.reward_blocks("s1", points=7) == tuple(
-        RewardBlock(last, 1, n / 8) for last, n in enumerate((6, 0, 5, 1, 4, 2, 3), start=1)
-    )
-    assert await store.reward_blocks("s1", points=3) == (
-        RewardBlock(3, 3, 11 / 8),
-        RewardBlock(6, 3, 7 / 8),
-        RewardBlock(7, 1, 3 / 8),
-    )
-    assert await store.reward_blocks("s1", points=1) == (RewardBlock(7, 7, 21 / 8),)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from datetime import UTC, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from prefect_mipro.errors import (
-    CandidateNotFound,
     Conflict,
     InputInvalid,
     SessionEnded,
     SessionNotFound,
 )
-from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.store.interface import SessionFilter, Store
 from tests.server.store.records import (
     BASELINE,
     START,
     at,
     candidate,
-    challenge,
     create,
     demonstrations,
     event_types,
     instruction,
+    reward,
+    rollout,
     session,
 )
 
@@ -121,32 +123,49 @@ async def test_nothing_follows_a_final_state(store: Store, final: SessionState) 
     assert await store.session("s1") == ended
 
 
-async def test_the_champion_is_a_candidate_of_the_session(store: Store) -> None:
-    await create(store)
-    await create(store, "s2")
-    await challenge(store)
-    promoted = await store.set_champion("s1", "cand_2", at=at(1), reason="asked")
-    assert promoted.champion_id == "cand_2"
-    for other in ("baseline_of_s2", "cand_9"):
-        with pytest.raises(CandidateNotFound, match=other):
-            await store.set_champion("s1", other, at=at(2), reason="asked")
-    assert await store.session("s1") == promoted
-
-
-async def test_the_present_champion_again_is_no_change(store: Store) -> None:
-    created = await create(store)
-    assert await store.set_champion("s1", BASELINE, at=at(1), reason="asked") == created
+async def propose(store: Store, rewards: int, **values: Any) -> Session:
+    """A round that asked and went well, a second for each reward after the start."""
+    told = {"asked": True, "error": None, "usage": Usage(), "at": at(rewards), **values}
+    return await store.record_proposal_round("s1", rewards=rewards, **told)
 
 
 async def test_proposal_rounds_count_failures_in_a_row(store: Store) -> None:
     await create(store)
-    await store.record_proposal_round("s1", rewards=20, error="timeout", at=at(1))
-    failed = await store.record_proposal_round("s1", rewards=30, error="timeout", at=at(2))
+    await propose(store, 20, error="timeout")
+    failed = await propose(store, 30, error="timeout")
     assert (failed.proposal_number, failed.proposal_failures) == (2, 2)
     assert (failed.proposal_error, failed.proposal_rewards) == ("timeout", 30)
-    went_well = await store.record_proposal_round("s1", rewards=40, error=None, at=at(3))
+    went_well = await propose(store, 40)
     assert (went_well.proposal_number, went_well.proposal_failures) == (3, 0)
-    assert (went_well.proposal_error, went_well.proposed_at) == (None, at(3))
+    assert (went_well.proposal_error, went_well.proposed_at) == (None, at(40))
+    assert await event_types(store, since=1) == ["proposal.round"] * 3
+
+
+async def test_a_round_that_did_not_ask_the_model_leaves_its_failures(store: Store) -> None:
+    await create(store)
+    await propose(store, 20, error="timeout")
+    quiet = await propose(store, 30, asked=False)
+    assert (quiet.proposal_failures, quiet.proposal_error) == (1, "timeout")
+    assert (quiet.proposal_number, quiet.proposal_rewards) == (2, 30)
+    assert quiet.proposed_at == at(30)
+
+
+async def test_the_tokens_of_the_proposer_model_add_up(store: Store) -> None:
+    await create(store)
+    await propose(store, 20, usage=Usage(prompt_tokens=100, completion_tokens=30))
+    await propose(store, 30, error="no answer", usage=Usage(prompt_tokens=7))
+    spent = await store.session("s1")
+    assert (spent.proposer_prompt_tokens, spent.proposer_completion_tokens) == (107, 30)
+
+
+async def test_the_session_counts_rollouts_and_rewards(store: Store) -> None:
+    await create(store)
+    for number in range(3):
+        await store.pin(rollout(f"r{number}"))
+    await store.add_reward(reward(rollout_id="r1"))
+    await store.add_reward(reward("reward_2", rollout_id="not_pinned_yet"))
+    counted = await store.session("s1")
+    assert (counted.rollouts, counted.rewards) == (3, 1)
 
 
 async def test_version_is_the_number_of_the_last_event(store: Store) -> None:
@@ -225,7 +244,8 @@ async def test_unknown_sessions_are_named(store: Store) -> None:
         store.session("s1"),
         store.set_state("s1", SessionState.PAUSED, at=START),
         store.set_champion("s1", BASELINE, at=START, reason=""),
-        store.record_proposal_round("s1", rewards=1, error=None, at=START),
+        store.begin_epoch("s1", at=START, reason=""),
+        propose(store, 1),
         store.events("s1", since=0, limit=1),
         store.add_event("s1", "mipro.note", "", data={}, at=START),
     ]

@@ -1,0 +1,44 @@
+"""The types of columns that databases know in ways of their own, or not at all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import BigInteger, Dialect, Integer, Text, TypeDecorator
+
+_YEAR_1970 = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(at: datetime) -> int:
+    """Since 1970. A time without a zone is taken as UTC."""
+    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _YEAR_1970) // _MICROSECOND
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An instant as microseconds since 1970: exact, sortable, the same in every database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else microseconds(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _YEAR_1970 + value * _MICROSECOND
+
+
+class Words(TypeDecorator[str]):
+    """Text from outside. What no database encodes (lone surrogates, NUL) becomes a mark."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+# SQLite numbers rows by itself only under the exact type name INTEGER.
+RowNumber = BigInteger().with_variant(Integer, "sqlite")

@@ -1,0 +1,124 @@
+"""Upgrades: a database of an earlier release holds what it would hold had it been made by this."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_mipro.models.candidates import DuelState
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.tables import metadata
+from tests.server.store.records import (
+    BASELINE,
+    at,
+    challenge,
+    create,
+    duel,
+    frame,
+    reward,
+    rollout,
+    trace,
+)
+
+# What `live` leaves in a database of the first schema, made with the store of that time.
+MADE_BY_0001 = Path(__file__).with_name("made_by_0001.sql")
+
+
+async def live(store: Store) -> None:
+    """A session with all that the first schema knows, and one that has just been created."""
+    await create(store)
+    await create(store, "s2")
+    await challenge(store, 2)
+    await challenge(store, 3)
+    await store.open_duel(duel())
+    await store.add_reward(reward("reward_waiting", "r9", 0.75))
+    for number in range(1, 67):
+        await store.pin(served(number))
+    await store.record_call(trace(), frame())
+    for number in (4, 1, 2, 66, 3, 33, 34, 32):
+        await store.add_reward(reward(f"reward_{number}", f"r{number}", number % 5 / 4))
+    await store.close_duel("s1", 1, DuelState.WON, at=at(66), reason="e-value 25")
+    await store.pin(served(67))
+    await store.open_duel(duel(2, "cand_3", champion_id="cand_2"))
+    await store.retire("s1", ["cand_3"], at=at(68), reason="behind")
+
+
+async def live_on(store: Store) -> None:
+    """What comes after that, and leans on it."""
+    for number in range(68, 140):
+        await store.pin(served(number))
+    for number in (5, 139, 34, 67, 64, 63):
+        await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
+    await store.give_up("s1", after_rewards=4, pinned_before=at(12), at=at(140))
+    await store.add_reward(reward("late_10", "r10", 0.5))
+    await store.begin_epoch("s1", at=at(141), reason="another model")
+    await store.pin(served(140))
+    for number in (140, 6):
+        await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
+    await store.set_champion("s1", "cand_3", at=at(142), reason="asked")
+
+
+def served(number: int) -> Any:
+    """By turns for each candidate, of some example; of the duel if for the first two."""
+    candidate_id = (BASELINE, "cand_2", "cand_3")[number % 3]
+    dueled = candidate_id != "cand_3" and number <= 66
+    return rollout(
+        f"r{number}",
+        candidate_id,
+        example_id=None if number % 4 == 0 else str(number // 2 % 3),
+        duel_number=1 if dueled else None,
+        predicted_reward=0.5 if dueled else None,
+        pinned_at=at(number),
+    )
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    """The database that the first schema's store made."""
+    file = tmp_path / "old.db"
+    connection = sqlite3.connect(file)
+    connection.executescript(MADE_BY_0001.read_text(encoding="utf-8"))
+    connection.close()
+    return file
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["at once", "after more rollouts"])
+async def test_an_upgraded_database_holds_what_one_of_this_release_holds(
+    old_file: Path, migrated_file: Path, goes_on: bool
+) -> None:
+    upgraded = await open_store(f"sqlite+aiosqlite:///{old_file}")
+    made = await open_store(f"sqlite+aiosqlite:///{migrated_file}")
+    await live(made)
+    for store in (upgraded, made):
+        if goes_on:
+            await live_on(store)
+        await store.close()
+    old, new = _rows(old_file), _rows(migrated_file)
+    for table in metadata.tables:
+        assert old[table] == new[table], table
+
+
+def _rows(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, in an order that does not depend on when they were inserted."""
+    connection = sqlite3.connect(file)
+    connection.row_factory = sqlite3.Row
+    rows = {
+        table: sorted(
+            (_comparable(row) for row in connection.execute(f"SELECT * FROM {table}")), key=repr
+        )
+        for table in metadata.tables
+    }
+    connection.close()
+    return rows
+
+
+def _comparable(row: sqlite3.Row) -> dict[str, Any]:
+    """By column, without the last digits: sums may have been added up in another order."""
+    return {
+        name: round(row[name], 12) if isinstance(row[name], float) else row[name]
+        for name in sorted(row.keys())
+    }
