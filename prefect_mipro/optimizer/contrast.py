@@ -1,29 +1,42 @@
-"""Which traces a proposer is shown: some that went well, some that went badly."""
+"""Which recorded calls a proposer learns from: some that went well, some that went badly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.prompts import normalised
 
-MOST_GOOD = 3
-MOST_BAD = 5
+MOST_OF_EACH = 3
 
 
 def contrast(
-    traces: Sequence[ExampleTrace], *, threshold: float, rng: np.random.Generator
+    traces: Sequence[ExampleTrace],
+    *,
+    threshold: float,
+    candidate_ids: Collection[str],
+    rng: np.random.Generator,
 ) -> tuple[list[ExampleTrace], list[ExampleTrace]]:
-    """At most 3 traces rewarded with `threshold` or more, and 5 of the others.
+    """At most 3 calls rewarded with `threshold` or more, and 3 of the others; no input twice.
 
-    Failures say more than successes (GEPA, arXiv 2507.19457, section 3), and those with the
-    caller's feedback most of all. No input is shown twice.
+    Those of `candidate_ids`, which carry the instruction to improve, go first: they show what that
+    very instruction does (GEPA, arXiv 2507.19457, section 3). Among the bad ones the caller's
+    feedback comes next, then the lowest reward; what is equal is drawn.
     """
-    order = [traces[i] for i in rng.permutation(len(traces))]
-    distinct = list({normalised(trace.input): trace for trace in order}.values())
-    good = [trace for trace in distinct if trace.reward >= threshold]
-    bad = [trace for trace in distinct if trace.reward < threshold]
-    bad.sort(key=lambda trace: trace.feedback is None)
-    return good[:MOST_GOOD], bad[:MOST_BAD]
+    drawn = [traces[i] for i in rng.permutation(len(traces))]
+    drawn.sort(key=lambda trace: trace.candidate_id not in candidate_ids)
+    distinct: dict[str, ExampleTrace] = {}
+    for trace in drawn:
+        distinct.setdefault(normalised(trace.input), trace)
+    good = [trace for trace in distinct.values() if trace.reward >= threshold]
+    bad = [trace for trace in distinct.values() if trace.reward < threshold]
+    bad.sort(
+        key=lambda trace: (
+            trace.candidate_id not in candidate_ids,
+            not trace.feedback,
+            trace.reward,
+        )
+    )
+    return good[:MOST_OF_EACH], bad[:MOST_OF_EACH]

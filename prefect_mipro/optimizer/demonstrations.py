@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -13,32 +18,86 @@ from prefect_mipro.models.levers import Demonstration, DemonstrationsValue
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.prompts import normalised
 
+TEMPLATE_VERSION = "sets-2"
+
+# An answer is worth showing when it is among the best of those seen.
+GOOD_QUANTILE = 0.8
+# An example's own mean counts as if so many rewards of the overall mean came with it.
+PSEUDO_REWARDS = 2.0
 # Draws per wanted set before the pool counts as used up.
 ATTEMPTS = 20
 # Outputs are labels when each occurs at least so often on average.
 FEWEST_PER_LABEL = 2
 
 
-def examples(
+@dataclass(frozen=True)
+class WorkedExample:
+    """A demonstration, and how much better its answer was than its example's usually are.
+
+    `surprise` is in units of the scaled reward: near 1 for the one success of a hard example, near
+    0 for an easy one, negative where only the expected answer is right.
+    """
+
+    demonstration: Demonstration
+    surprise: float = 0.0
+
+    @cached_property
+    def key(self) -> str:
+        """What makes two of them the same."""
+        return normalised(self.demonstration.input)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words of its input."""
+        return frozenset(self.key.split())
+
+    @property
+    def characters(self) -> int:
+        """Its length."""
+        return len(self.demonstration.input) + len(self.demonstration.output)
+
+
+class SetKind(StrEnum):
+    """By what the members of a set were picked: chance, variety, or hard examples solved."""
+
+    RANDOM = "random"
+    DIVERSE = "diverse"
+    HARD = "hard"
+
+
+@dataclass(frozen=True)
+class ProposedSet:
+    """A set and how it was picked."""
+
+    kind: SetKind
+    value: DemonstrationsValue
+
+
+def worked_examples(
     traces: Sequence[ExampleTrace],
     *,
     threshold: float,
     max_characters: int,
-    held_out: Callable[[str | None], bool],
-) -> tuple[Demonstration, ...]:
-    """The pool of demonstrations in the traces, which come newest first.
+) -> tuple[WorkedExample, ...]:
+    """The pool of worked examples in the traces, which come newest first.
 
     Of equal inputs the newest stays. An expected answer teaches better than a recorded one, so it
     is the output where it is known; else the recorded answer serves if its reward reached
-    `threshold` (bootstrapping, MIPRO, arXiv 2406.11695, section 3.1). Examples for which `held_out`
-    is true are never shown, so that what they measure stays honest.
+    `threshold` and is among the best fifth of those seen (bootstrapping, MIPRO, arXiv 2406.11695,
+    section 3.1).
     """
-    pool: dict[str, Demonstration] = {}
+    bar = max(threshold, _quantile([trace.reward for trace in traces]))
+    usual = _usual_rewards(traces)
+    best: dict[str, float] = {}
     for trace in traces:
-        output = trace.expected or (trace.output if trace.reward >= threshold else "")
+        asked = normalised(trace.input)
+        best[asked] = max(trace.reward, best.get(asked, 0.0))
+    pool: dict[str, WorkedExample] = {}
+    for trace in traces:
+        output = trace.expected or (trace.output if trace.reward >= bar else "")
         asked = normalised(trace.input)
         too_long = len(trace.input) + len(output) > max_characters
-        if not asked or not output.strip() or too_long or held_out(trace.example_id):
+        if not asked or not output.strip() or too_long:
             continue
         demonstration = Demonstration(
             input=trace.input,
@@ -46,24 +105,26 @@ def examples(
             trace_id=trace.trace_id,
             example_id=trace.example_id,
         )
-        pool.setdefault(asked, demonstration)
+        surprise = best[asked] - usual[_identity(trace)]
+        pool.setdefault(asked, WorkedExample(demonstration, surprise))
     return tuple(pool.values())
 
 
 def propose_sets(
-    pool: Sequence[Demonstration],
+    pool: Sequence[WorkedExample],
     *,
     existing: Sequence[DemonstrationsValue],
     count: int,
     settings: DemonstrationSettings,
     rng: np.random.Generator,
-) -> list[DemonstrationsValue]:
-    """At most `count` new sets of the settings' sizes, by turns random and diverse.
+) -> list[ProposedSet]:
+    """At most `count` new sets of the settings' sizes: by turns random, diverse and hard ones.
 
     Where outputs repeat they are labels: every label gets the same number of turns, never bunched
     together, and sizes grow to a multiple of the number of labels, unless there are more labels
     than turns in the largest set. A set with the members of an existing one is not made again. The
-    pool's whole is the only set while it is smaller than every size.
+    pool's whole is the only set while it is smaller than every size. No set is longer than the
+    settings allow: what does not fit any more is left out.
     """
     if not pool:
         return []
@@ -71,62 +132,117 @@ def propose_sets(
     step = len(groups) if len(groups) <= max(settings.sizes) else 1
     whole = [math.ceil(size / step) * step for size in settings.sizes]
     sizes = [size for size in whole if size <= len(pool)] or [len(pool)]
-    seen = {_members(value.demonstrations) for value in existing}
-    made: list[DemonstrationsValue] = []
-    for _ in range(ATTEMPTS * count):
+    seen = {_members(value) for value in existing}
+    seen.add(frozenset())
+    kinds = list(SetKind)
+    made: list[ProposedSet] = []
+    for turn in range(ATTEMPTS * count):
         if len(made) == count:
             break
-        size = int(rng.choice(sizes))
-        pick = _most_different if len(made) % 2 else _first
-        chosen = tuple(_interleaved(groups, size, pick, rng))
-        if _members(chosen) not in seen:
-            seen.add(_members(chosen))
-            made.append(DemonstrationsValue(demonstrations=chosen))
+        kind = kinds[(len(existing) + turn) % len(kinds)]
+        value = DemonstrationsValue(
+            demonstrations=_interleaved(
+                groups,
+                int(rng.choice(sizes)),
+                pick=_PICKS[kind],
+                max_characters=settings.max_set_characters,
+                rng=rng,
+            )
+        )
+        if _members(value) not in seen:
+            seen.add(_members(value))
+            made.append(ProposedSet(kind, value))
     return made
 
 
-Pick = Callable[[Sequence[Demonstration], Sequence[Demonstration]], int]
+def set_id(value: DemonstrationsValue) -> str:
+    """The name of a set by its content: another turn, or another order, is another set."""
+    turns = [[shown.input, shown.output] for shown in value.demonstrations]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:12]
 
 
-def _groups(pool: Sequence[Demonstration]) -> list[list[Demonstration]]:
+Pick = Callable[[Sequence[WorkedExample], Sequence[WorkedExample]], int]
+
+
+def _quantile(rewards: Sequence[float]) -> float:
+    return float(np.quantile(rewards, GOOD_QUANTILE, method="lower")) if rewards else 0.0
+
+
+def _usual_rewards(traces: Sequence[ExampleTrace]) -> dict[str, float]:
+    """Each example's mean reward, drawn to the overall mean where it was seen seldom."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for trace in traces:
+        rewards[_identity(trace)].append(trace.reward)
+    overall = sum(trace.reward for trace in traces) / max(1, len(traces))
+    return {
+        example: (sum(seen) + PSEUDO_REWARDS * overall) / (len(seen) + PSEUDO_REWARDS)
+        for example, seen in rewards.items()
+    }
+
+
+def _identity(trace: ExampleTrace) -> str:
+    """The caller's id of the example; without one, its input."""
+    return trace.example_id or normalised(trace.input)
+
+
+def _groups(pool: Sequence[WorkedExample]) -> list[list[WorkedExample]]:
     """By output where outputs are labels, else all in one."""
-    groups: dict[str, list[Demonstration]] = defaultdict(list)
-    for demonstration in pool:
-        groups[normalised(demonstration.output)].append(demonstration)
+    groups: dict[str, list[WorkedExample]] = defaultdict(list)
+    for example in pool:
+        groups[normalised(example.demonstration.output)].append(example)
     labelled = len(pool) >= FEWEST_PER_LABEL * len(groups)
     return list(groups.values()) if labelled else [list(pool)]
 
 
 def _interleaved(
-    groups: Sequence[Sequence[Demonstration]], size: int, pick: Pick, rng: np.random.Generator
-) -> list[Demonstration]:
-    """One of each group in random order, again and again, until there are enough."""
+    groups: Sequence[Sequence[WorkedExample]],
+    size: int,
+    *,
+    pick: Pick,
+    max_characters: int,
+    rng: np.random.Generator,
+) -> tuple[Demonstration, ...]:
+    """One of each group in random order, again and again, until there are enough or none fits."""
     left = [[group[k] for k in rng.permutation(len(group))] for group in groups]
-    chosen: list[Demonstration] = []
+    chosen: list[WorkedExample] = []
+    room = max_characters
     while len(chosen) < size and any(left):
         for k in rng.permutation(len(left)):
+            left[k] = [example for example in left[k] if example.characters <= room]
             if left[k] and len(chosen) < size:
                 chosen.append(left[k].pop(pick(left[k], chosen)))
-    return chosen
+                room -= chosen[-1].characters
+    return tuple(example.demonstration for example in chosen)
 
 
-def _first(group: Sequence[Demonstration], chosen: Sequence[Demonstration]) -> int:
+def _first(group: Sequence[WorkedExample], chosen: Sequence[WorkedExample]) -> int:
     return 0
 
 
-def _most_different(group: Sequence[Demonstration], chosen: Sequence[Demonstration]) -> int:
+def _most_different(group: Sequence[WorkedExample], chosen: Sequence[WorkedExample]) -> int:
     """The one whose input shares the fewest words with the most similar of those chosen."""
-    taken = [set(normalised(demonstration.input).split()) for demonstration in chosen]
     overlap = [
-        max((_overlap(words, others) for others in taken), default=0.0)
-        for words in (set(normalised(demonstration.input).split()) for demonstration in group)
+        max((_overlap(example.words, other.words) for other in chosen), default=0.0)
+        for example in group
     ]
     return int(np.argmin(overlap))
 
 
-def _overlap(words: set[str], others: set[str]) -> float:
+def _most_surprising(group: Sequence[WorkedExample], chosen: Sequence[WorkedExample]) -> int:
+    """The one that was solved although it seldom is."""
+    return int(np.argmax([example.surprise for example in group]))
+
+
+def _overlap(words: frozenset[str], others: frozenset[str]) -> float:
     return len(words & others) / max(1, len(words | others))
 
 
-def _members(demonstrations: Sequence[Demonstration]) -> frozenset[str]:
-    return frozenset(normalised(demonstration.input) for demonstration in demonstrations)
+def _members(value: DemonstrationsValue) -> frozenset[str]:
+    return frozenset(normalised(demonstration.input) for demonstration in value.demonstrations)
+
+
+_PICKS: dict[SetKind, Pick] = {
+    SetKind.RANDOM: _first,
+    SetKind.DIVERSE: _most_different,
+    SetKind.HARD: _most_surprising,
+}

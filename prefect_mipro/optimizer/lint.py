@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from prefect_mipro.models.chat import InitialPrompt
 from prefect_mipro.models.rollouts import ExampleTrace
-from prefect_mipro.optimizer.prompts import wildcards
+from prefect_mipro.optimizer.grounding import Grounding
+from prefect_mipro.optimizer.prompts import normalised, wildcards
 
 SHORTEST_CHARACTERS = 20
 LONGEST_CHARACTERS = 2_000
+MOST_TOKENS = 600
+# An instruction may grow by so much where the caller's own is near the caps, or beyond them.
+GROWTH = 1.25
+
 NEAR_DUPLICATE = 0.9
+NEAR_DUPLICATE_WORDS = 3
 COPIED_WORDS = 8
 FEWEST_COPIED_WORDS = 4
 
-_WORD = re.compile(r"\w+")
 CHAT_TOKEN = re.compile(
-    r"<[|\uff5c][^<>\n]{1,40}[|\uff5c]>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>",
+    r"<[|\uff5c][^<>\n]{1,40}[|\uff5c]>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>"
+    r"|</?(?:tool_call|tool_response|tool_code|function_call|function_response|think)>",
     re.IGNORECASE,
 )
+_WORD = re.compile(r"\w+")
 _FORMAT = re.compile(
     r"\b(?:json|xml|yaml|html|csv|markdown|latex|boxed|uppercase|lowercase)\b"
-    r"|</?\w+>|`[^`\n]+`|#{3,}",
+    r"|</?\w+>|#{3,}|`([^`\n]+)`|\"([\w -]{1,24})\"|\u201c([\w -]{1,24})\u201d",
     re.IGNORECASE,
 )
 _SUSPICIOUS = (
     (CHAT_TOKEN, "a chat token"),
-    (re.compile(r"^\s*(?:system|developer|user|human|assistant)\s*:", re.I | re.M), "a role"),
     (
-        re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u003[ce]|\"verdict\":", re.I),
+        re.compile(
+            r"^[\s#*>\[(-]*(?:system|developer|user|human|assistant|tool)[\s*\])]*(?:prompt)?\s*:",
+            re.I | re.M,
+        ),
+        "a role",
+    ),
+    (
+        re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u[0-9a-f]{4}|\"verdict\":", re.I),
         "a mark of the request",
     ),
-    (re.compile(r"\b(?:https?|ftp|file|data):\S|\bwww\.", re.I), "a link"),
+    (re.compile(r"\b(?:https?|ftp|file|data|javascript):\S|\bwww\.|\]\(", re.I), "a link"),
     (re.compile(r"[\w.+-]+@[\w-]+\.\w"), "a mail address"),
     (re.compile(r"[A-Za-z0-9+/_-]{48,}|\d(?:[ .-]?\d){8,}"), "a code or a long number"),
     (
@@ -46,103 +61,168 @@ _SUSPICIOUS = (
     ),
 )
 
-
-def lint(
-    text: str,
-    *,
-    baseline: str,
-    prompt: InitialPrompt | None,
-    others: Sequence[str],
-    traces: Sequence[ExampleTrace],
-) -> str:
-    """Why the text may not become an instruction; empty when it may."""
-    allowed = "\n".join([baseline, *(m.pattern for m in prompt.messages)] if prompt else [baseline])
-    return (
-        _wrong_length(text)
-        or _wrong_characters(text, baseline)
-        or _wrong_wildcards(text, baseline)
-        or _lost_format(text, baseline)
-        or _suspicious(text, allowed)
-        or _near_duplicate(text, [baseline, *others])
-        or _copied(text, allowed, traces)
-    )
+Run = tuple[str, ...]
 
 
-def _wrong_length(text: str) -> str:
-    if SHORTEST_CHARACTERS <= len(text) <= LONGEST_CHARACTERS:
+@dataclass(frozen=True, eq=False)
+class Lint:
+    """What the instructions of one session are held to.
+
+    `allowed` is the text of the caller's own prompt: what it has itself is no fault. `labels` are
+    those that the baseline lists. `recorded` holds the runs of words that give a trace away.
+    """
+
+    baseline: str
+    allowed: str
+    labels: tuple[str, ...] = ()
+    recorded: frozenset[Run] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        baseline: str,
+        *,
+        prompt: InitialPrompt | None = None,
+        grounding: Grounding | None = None,
+        traces: Sequence[ExampleTrace] = (),
+    ) -> Lint:
+        """From the caller's prompt and the recorded calls.
+
+        Remarks that many inputs drew are the caller's words about the task: they may be repeated.
+        """
+        grounding = grounding or Grounding()
+        patterns = [message.pattern for message in prompt.messages] if prompt else []
+        allowed = "\n".join([baseline, *patterns])
+        common = {normalised(remark.text) for remark in grounding.remarks}
+        names = grounding.label_names
+        return cls(
+            baseline=baseline,
+            allowed=allowed,
+            labels=names if all(_names(baseline, label) for label in names) else (),
+            recorded=frozenset(run for trace in traces for run in _telling_runs(trace, common))
+            - _short_runs(allowed),
+        )
+
+    def fault(self, text: str, *, others: Sequence[str] = ()) -> str:
+        """Why the text may not become an instruction beside `others`; empty when it may."""
+        return (
+            self._wrong_size(text)
+            or self._wrong_characters(text)
+            or self._wrong_wildcards(text)
+            or self._lost_format(text)
+            or self._lost_label(text)
+            or self._suspicious(text)
+            or _near_duplicate(text, [self.baseline, *others])
+            or self._copied(text)
+        )
+
+    def _wrong_size(self, text: str) -> str:
+        longest = max(LONGEST_CHARACTERS, math.ceil(GROWTH * len(self.baseline)))
+        if not SHORTEST_CHARACTERS <= len(text) <= longest:
+            return f"has {len(text)} characters, not {SHORTEST_CHARACTERS} to {longest}"
+        most = max(MOST_TOKENS, math.ceil(GROWTH * estimated_tokens(self.baseline)))
+        tokens = estimated_tokens(text)
+        return f"has about {tokens} tokens, more than {most}" if tokens > most else ""
+
+    def _wrong_characters(self, text: str) -> str:
+        strange = next((c for c in text if c not in self.baseline and not _visible(c)), None)
+        return f"holds the invisible character {strange!a}" if strange else ""
+
+    def _wrong_wildcards(self, text: str) -> str:
+        kept, wanted = set(wildcards(text)), set(wildcards(self.baseline))
+        if lost := sorted(wanted - kept):
+            return f"loses the wildcard {{{lost[0]}}}"
+        if strange := sorted(kept - wanted):
+            return f"adds the wildcard {{{strange[0]}}}"
         return ""
-    return f"has {len(text)} characters, not {SHORTEST_CHARACTERS} to {LONGEST_CHARACTERS}"
+
+    def _lost_format(self, text: str) -> str:
+        kept = text.casefold()
+        found = (next(filter(None, m.groups()), m[0]) for m in _FORMAT.finditer(self.baseline))
+        lost = next((word for word in found if word.casefold() not in kept), None)
+        return f"loses the output format {lost!r}" if lost else ""
+
+    def _lost_label(self, text: str) -> str:
+        lost = next((label for label in self.labels if not _names(text, label)), None)
+        return f"loses the answer {lost!r}" if lost else ""
+
+    def _suspicious(self, text: str) -> str:
+        known = _plain(self.allowed).casefold()
+        for pattern, name in _SUSPICIOUS:
+            for found in pattern.finditer(_plain(text)):
+                if found[0].casefold() not in known:
+                    return f"holds {name}: {found[0][:40]!r}"
+        return ""
+
+    def _copied(self, text: str) -> str:
+        """A run of words from a trace, or a whole input of a few words, not in the prompt.
+
+        Instructions that swallow a training example score worse than the one they replace
+        (arXiv 2406.11695, table 6), and they publish what a user wrote.
+        """
+        words = _words(text)
+        for length in range(FEWEST_COPIED_WORDS, COPIED_WORDS + 1):
+            for run in _runs(words, length):
+                if run in self.recorded:
+                    return f"copies {' '.join(run)!r} from an example"
+        return ""
 
 
-def _wrong_characters(text: str, baseline: str) -> str:
-    strange = next((c for c in text if c not in baseline and not _printable(c)), None)
-    return f"holds the invisible character {strange!a}" if strange else ""
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has: one for four ASCII characters, one for each other one."""
+    ascii_characters = sum(character.isascii() for character in text)
+    return math.ceil(ascii_characters / 4) + len(text) - ascii_characters
 
 
-def _printable(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character)[0] != "C"
+def _visible(character: str) -> bool:
+    return character in "\n\t" or unicodedata.category(character) not in _INVISIBLE
 
 
-def _wrong_wildcards(text: str, baseline: str) -> str:
-    kept, wanted = set(wildcards(text)), set(wildcards(baseline))
-    if lost := sorted(wanted - kept):
-        return f"loses the wildcard {{{lost[0]}}}"
-    if strange := sorted(kept - wanted):
-        return f"adds the wildcard {{{strange[0]}}}"
-    return ""
+# Control, format, surrogate, private, unassigned; line and paragraph separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
-def _lost_format(text: str, baseline: str) -> str:
-    kept = text.casefold()
-    lost = next((w for w in _FORMAT.findall(baseline) if w.casefold() not in kept), None)
-    return f"loses the output format {lost!r}" if lost else ""
+def _names(text: str, label: str) -> bool:
+    """Whether the label stands in the text as words of its own."""
+    pattern = rf"(?<!\w){re.escape(normalised(label))}(?!\w)"
+    return re.search(pattern, normalised(text)) is not None
 
 
-def _suspicious(text: str, allowed: str) -> str:
-    known = allowed.casefold()
-    for pattern, name in _SUSPICIOUS:
-        for found in pattern.finditer(text):
-            if found[0].casefold() not in known:
-                return f"holds {name}: {found[0][:40]!r}"
-    return ""
-
-
-def _near_duplicate(text: str, others: Iterable[str]) -> str:
+def _near_duplicate(text: str, others: Sequence[str]) -> str:
+    """Nearly all words in common; a long text is another one as soon as a few of them differ."""
     words = set(_words(text))
     for other in others:
         theirs = set(_words(other))
-        if len(words & theirs) > NEAR_DUPLICATE * len(words | theirs):
+        alike = len(words & theirs) > NEAR_DUPLICATE * len(words | theirs)
+        if words == theirs or (alike and len(words ^ theirs) <= NEAR_DUPLICATE_WORDS):
             return f"is nearly the same as {other[:40]!r}"
     return ""
 
 
-def _copied(text: str, allowed: str, traces: Sequence[ExampleTrace]) -> str:
-    """A run of words from a trace, or a whole input of a few words, that the prompt does not have.
-
-    Instructions that swallow a training example score worse than the one they replace
-    (arXiv 2406.11695, table 6), and they publish what a user wrote.
-    """
-    lengths = range(FEWEST_COPIED_WORDS, COPIED_WORDS + 1)
-    ours = {run for length in lengths for run in _runs(_words(text), length)}
-    ours -= {run for length in lengths for run in _runs(_words(allowed), length)}
-    for trace in traces:
-        for run in _telling_runs(trace):
-            if run in ours:
-                return f"copies {' '.join(run)!r} from an example"
-    return ""
-
-
-def _telling_runs(trace: ExampleTrace) -> Iterator[tuple[str, ...]]:
-    for text in (trace.input, trace.output, trace.expected, trace.feedback):
-        words = _words((text or "")[:LONGEST_CHARACTERS])
+def _telling_runs(trace: ExampleTrace, common_remarks: set[str]) -> Iterator[Run]:
+    feedback = trace.feedback or ""
+    remark = "" if normalised(feedback) in common_remarks else feedback
+    for text in (trace.input, trace.output, trace.expected or "", remark):
+        words = _words(CHAT_TOKEN.sub(" ", text[:LONGEST_CHARACTERS]))
         yield from _runs(words, COPIED_WORDS)
-        if text is trace.input and len(words) < COPIED_WORDS:
+        if text is trace.input and FEWEST_COPIED_WORDS <= len(words) < COPIED_WORDS:
             yield tuple(words)
 
 
-def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+def _short_runs(text: str) -> set[Run]:
+    words = _words(text)
+    lengths = range(FEWEST_COPIED_WORDS, COPIED_WORDS + 1)
+    return {run for length in lengths for run in _runs(words, length)}
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[Run]:
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return _WORD.findall(_plain(text).casefold())
+
+
+def _plain(text: str) -> str:
+    """Without the look-alikes of letters that would hide a word."""
+    return unicodedata.normalize("NFKC", text)

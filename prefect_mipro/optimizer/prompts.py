@@ -40,6 +40,7 @@ def apply(
     prompt: InitialPrompt | None,
     instruction: str,
     demonstrations: Sequence[Demonstration],
+    example_id: str | None = None,
 ) -> Applied:
     """The caller's messages with the candidate's instruction and demonstrations in them.
 
@@ -48,7 +49,8 @@ def apply(
     instruction. Without a prompt every conversation matches and its first system message is the
     instruction's place. An empty instruction, or the prompt's own, leaves the system text alone.
     Demonstrations stand before the conversation, so its turns and tool calls stay together; one
-    that asks what the caller asks now is left out, as it would give the answer away.
+    that asks what the caller asks in it, or was made from the example `example_id`, is left out, as
+    it would give the answer away.
 
     Messages that do not change are the same objects.
     """
@@ -64,8 +66,15 @@ def apply(
         else:
             message = changed[recognised.instruction_index]
             changed[recognised.instruction_index] = _with_text(message, text)
+    asked = frozenset(normalised(_text(m)) for m in messages if _role(m) == "user")
+    shown = [
+        demonstration
+        for demonstration in demonstrations
+        if normalised(demonstration.input) not in asked
+        and (example_id is None or demonstration.example_id != example_id)
+    ]
     start = _conversation_index(changed)
-    changed[start:start] = _turns(demonstrations, asked=normalised(user_text(messages)))
+    changed[start:start] = _turns(shown)
     return Applied(tuple(changed))
 
 
@@ -252,11 +261,10 @@ def _conversation_index(messages: Sequence[ChatMessage]) -> int:
     return next(outside, len(messages))
 
 
-def _turns(demonstrations: Sequence[Demonstration], *, asked: str) -> list[ChatMessage]:
+def _turns(demonstrations: Sequence[Demonstration]) -> list[ChatMessage]:
     return [
         turn
         for demonstration in demonstrations
-        if normalised(demonstration.input) != asked
         for turn in (
             {"role": "user", "content": demonstration.input},
             {"role": "assistant", "content": demonstration.output},

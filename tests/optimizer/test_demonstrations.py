@@ -14,35 +14,26 @@ from hypothesis import strategies as st
 from prefect_mipro.config import DemonstrationSettings
 from prefect_mipro.models.levers import Demonstration, DemonstrationsValue
 from prefect_mipro.models.rollouts import ExampleTrace
-from prefect_mipro.optimizer.demonstrations import examples, propose_sets
+from prefect_mipro.optimizer.demonstrations import (
+    ProposedSet,
+    SetKind,
+    WorkedExample,
+    propose_sets,
+    set_id,
+    worked_examples,
+)
+from tests.optimizer.traces import trace
 
 LABELS = ("music", "alarm", "weather", "book")
 
 
-def trace(
-    asked: str, answered: str = "music", *, reward: float = 1.0, **fields: Any
-) -> ExampleTrace:
-    return ExampleTrace(
-        trace_id=f"trace of {asked}",
-        rollout_id="rollout",
-        candidate_id="candidate",
-        input=asked,
-        output=answered,
-        reward=reward,
-        **fields,
-    )
+def examples(*traces: ExampleTrace, max_characters: int = 100) -> tuple[WorkedExample, ...]:
+    return worked_examples(traces, threshold=0.8, max_characters=max_characters)
 
 
-def pool_of(
-    *traces: ExampleTrace, max_characters: int = 100, held_out: str | None = "none"
-) -> list[tuple[str, str]]:
-    pool = examples(
-        traces,
-        threshold=0.8,
-        max_characters=max_characters,
-        held_out=lambda example_id: example_id == held_out,
-    )
-    return [(demonstration.input, demonstration.output) for demonstration in pool]
+def pool_of(*traces: ExampleTrace) -> list[tuple[str, str]]:
+    shown = [example.demonstration for example in examples(*traces)]
+    return [(demonstration.input, demonstration.output) for demonstration in shown]
 
 
 # The pool
@@ -82,45 +73,86 @@ def test_too_long_demonstrations_are_not_shown() -> None:
     assert pool_of(fits, too_long) == [("a" * 94, "answer")]
 
 
-def test_held_out_examples_are_not_shown() -> None:
-    seen = [trace("a", example_id="7"), trace("b", example_id="8"), trace("c")]
-    assert pool_of(*seen, held_out="7") == [("b", "music"), ("c", "music")]
-
-
 def test_a_demonstration_remembers_where_it_came_from() -> None:
-    (shown,) = examples(
-        [trace("a", example_id="7")], threshold=0.5, max_characters=10, held_out=lambda _: False
-    )
+    (example,) = examples(trace("a", example_id="7"))
+    shown = example.demonstration
     assert (shown.trace_id, shown.example_id) == ("trace of a", "7")
+
+
+def test_of_many_good_answers_only_the_best_fifth_are_shown() -> None:
+    seen = [trace(f"{n}", reward=0.8 + n / 1000) for n in range(100)]
+    assert [asked for asked, _ in pool_of(*seen)] == [f"{n}" for n in range(79, 100)]
+
+
+def test_where_most_are_perfect_all_of_these_are_shown() -> None:
+    seen = [trace(f"{n}", reward=1.0 if n % 4 else 0.9) for n in range(40)]
+    assert len(pool_of(*seen)) == 30
+
+
+# Difficulty
+
+
+def surprises(*traces: ExampleTrace) -> dict[str, float]:
+    return {example.key: example.surprise for example in examples(*traces)}
+
+
+def test_an_example_that_is_seldom_solved_surprises_most() -> None:
+    hard = [trace("hard", example_id="7", reward=float(n == 0)) for n in range(8)]
+    easy = [trace("easy", example_id="8") for _ in range(8)]
+    found = surprises(*hard, *easy, trace("once", example_id="9"))
+    assert found["hard"] > found["once"] > found["easy"] > 0
+    # Of 17 rewards 10 are 1; two of that mean are added to the 8 of the hard example.
+    assert found["hard"] == pytest.approx(1 - (1 + 2 * 10 / 17) / 10)
+
+
+def test_without_ids_equal_inputs_are_one_example() -> None:
+    hard = [trace("hard", reward=float(n == 0)) for n in range(8)]
+    found = surprises(*hard, trace("once"))
+    assert found["hard"] > found["once"]
+
+
+def test_an_example_that_was_never_solved_is_no_surprise() -> None:
+    found = surprises(trace("a", "wrong", reward=0.0, expected="alarm"), trace("b"))
+    assert found["a"] < 0 < found["b"]
 
 
 # Sets
 
 
-def labelled(per_label: int, *, labels: tuple[str, ...] = LABELS) -> list[Demonstration]:
+def worked(asked: str, answer: str, surprise: float = 0.0) -> WorkedExample:
+    return WorkedExample(Demonstration(input=asked, output=answer), surprise)
+
+
+def labelled(per_label: int, *, labels: tuple[str, ...] = LABELS) -> list[WorkedExample]:
     return [
-        Demonstration(input=f"{label} request number {n}", output=label)
-        for n in range(per_label)
-        for label in labels
+        worked(f"{label} request number {n}", label) for n in range(per_label) for label in labels
     ]
 
 
-def sets(
-    pool: list[Demonstration],
+def proposed(
+    pool: list[WorkedExample],
     *,
     sizes: tuple[int, ...] = (8,),
     count: int = 4,
     existing: list[DemonstrationsValue] | None = None,
+    max_set_characters: int = 12_000,
     seed: int = 0,
-) -> list[tuple[Demonstration, ...]]:
-    made = propose_sets(
+) -> list[ProposedSet]:
+    return propose_sets(
         pool,
         existing=existing or [],
         count=count,
-        settings=DemonstrationSettings(sizes=list(sizes)),
+        settings=DemonstrationSettings(sizes=list(sizes), max_set_characters=max_set_characters),
         rng=np.random.default_rng(seed),
     )
-    return [value.demonstrations for value in made]
+
+
+def sets(pool: list[WorkedExample], **how: Any) -> list[tuple[Demonstration, ...]]:
+    return [made.value.demonstrations for made in proposed(pool, **how)]
+
+
+def members(pool: list[WorkedExample]) -> set[Demonstration]:
+    return {example.demonstration for example in pool}
 
 
 def outputs(chosen: tuple[Demonstration, ...]) -> list[str]:
@@ -170,14 +202,14 @@ def test_the_order_of_labels_changes_from_round_to_round() -> None:
 def test_a_rare_label_gives_what_it_has() -> None:
     pool = [
         *labelled(10, labels=("music", "alarm")),
-        Demonstration(input="rain?", output="weather"),
+        worked("rain?", "weather"),
     ]
     for chosen in sets(pool, sizes=(9,)):
         assert Counter(outputs(chosen)) == {"music": 4, "alarm": 4, "weather": 1}
 
 
 def test_free_text_answers_are_taken_from_the_whole_pool() -> None:
-    pool = [Demonstration(input=f"question {n}", output=f"answer {n}") for n in range(20)]
+    pool = [worked(f"question {n}", f"answer {n}") for n in range(20)]
     made = sets(pool, sizes=(8,), count=3)
     assert [len(set(chosen)) for chosen in made] == [8, 8, 8]
 
@@ -188,25 +220,75 @@ def test_no_set_is_made_twice() -> None:
     assert len({frozenset(chosen) for chosen in first}) == 5
     existing = [DemonstrationsValue(demonstrations=chosen) for chosen in first]
     second = sets(pool, sizes=(4,), count=50, existing=existing)
-    members = [frozenset(chosen) for chosen in [*first, *second]]
-    assert len(set(members)) == len(members) <= 9
+    made = [frozenset(chosen) for chosen in [*first, *second]]
+    assert len(set(made)) == len(made) <= 9
 
 
 def test_a_pool_smaller_than_every_size_is_one_set() -> None:
     pool = labelled(1)
     (chosen,) = sets(pool, sizes=(16, 8), count=3)
-    assert set(chosen) == set(pool)
+    assert set(chosen) == members(pool)
 
 
-def test_every_other_set_avoids_similar_inputs() -> None:
-    similar = [Demonstration(input=f"play some jazz please {n}", output="ok") for n in range(12)]
+def test_random_diverse_and_hard_sets_take_turns_over_the_rounds() -> None:
+    first = proposed(labelled(10), count=2)
+    later = proposed(labelled(10), count=2, existing=[made.value for made in first], seed=1)
+    kinds = [made.kind for made in [*first, *later]]
+    assert kinds == [SetKind.RANDOM, SetKind.DIVERSE, SetKind.HARD, SetKind.RANDOM]
+
+
+def test_a_diverse_set_avoids_similar_inputs() -> None:
+    similar = [worked(f"play some jazz please {n}", "ok") for n in range(12)]
     others = [
-        Demonstration(input=text, output="ok")
+        worked(text, "ok")
         for text in ("wake me early", "is it raining", "rate this novel", "book a table")
     ]
     for seed in range(5):
         _, diverse = sets([*similar, *others], sizes=(5,), count=2, seed=seed)
-        assert set(others) <= set(diverse)
+        assert members(others) <= set(diverse)
+
+
+def test_a_hard_set_shows_hard_examples_that_were_solved_of_every_label() -> None:
+    pool = [worked(f"{label} {n}", label, surprise=n / 10) for n in range(8) for label in LABELS]
+    _, _, hard = sets(pool, sizes=(8,), count=3)
+    assert {shown.input.rpartition(" ")[2] for shown in hard} == {"6", "7"}
+    assert set(Counter(outputs(hard)).values()) == {2}
+
+
+# Limits
+
+
+def test_no_set_is_longer_than_allowed() -> None:
+    pool = [worked("x" * (10 * n), "ok") for n in range(1, 30)]
+    for chosen in sets(pool, sizes=(16,), count=6, max_set_characters=400):
+        assert 0 < sum(len(shown.input) + len(shown.output) for shown in chosen) <= 400
+
+
+def test_what_does_not_fit_gives_way_to_what_does() -> None:
+    pool = [worked("x" * 90, "ok"), *(worked(f"{n}", "ok") for n in range(7))]
+    assert all(len(chosen) == 7 for chosen in sets(pool, sizes=(7,), max_set_characters=30))
+
+
+def test_where_nothing_fits_there_are_no_sets() -> None:
+    assert sets(labelled(10), max_set_characters=5) == []
+    assert examples(trace("a"), max_characters=2) == ()
+
+
+def test_no_sets_are_made_where_none_are_wanted() -> None:
+    assert sets(labelled(10), count=0) == []
+
+
+# Names
+
+
+def test_the_id_of_a_set_is_its_content_in_its_order() -> None:
+    turns = tuple(example.demonstration for example in labelled(1))
+    one = DemonstrationsValue(demonstrations=turns)
+    assert set_id(one) == "738ea145a3b8"
+    again = [shown.model_copy(update={"trace_id": "another", "example_id": "7"}) for shown in turns]
+    assert set_id(DemonstrationsValue(demonstrations=tuple(again))) == set_id(one)
+    assert set_id(DemonstrationsValue(demonstrations=turns[::-1])) != set_id(one)
+    assert set_id(DemonstrationsValue(demonstrations=turns[:-1])) != set_id(one)
 
 
 def test_sets_repeat_with_the_seed_and_vary_between_seeds() -> None:
@@ -224,10 +306,10 @@ def test_sets_repeat_with_the_seed_and_vary_between_seeds() -> None:
 def test_any_pool_gives_sets_of_its_own_members(
     answers: list[str], sizes: list[int], count: int
 ) -> None:
-    pool = [Demonstration(input=f"input {n}", output=answer) for n, answer in enumerate(answers)]
+    pool = [worked(f"input {n}", answer) for n, answer in enumerate(answers)]
     made = sets(pool, sizes=tuple(sizes), count=count)
     assert len(made) <= count
     for chosen in made:
         assert 0 < len(chosen) <= max(*sizes, len(set(answers))) + len(set(answers))
         assert len(set(chosen)) == len(chosen)
-        assert set(chosen) <= set(pool)
+        assert set(chosen) <= members(pool)

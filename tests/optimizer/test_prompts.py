@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -287,6 +288,45 @@ def test_the_demonstration_of_what_is_asked_is_left_out() -> None:
     result = sent(messages, demonstrations=[("play jazz", "music"), ("wake me", "alarm")])
     assert [m["content"] for m in result[1:3]] == ["wake me", "alarm"]
     assert len(result) == 4
+
+
+def test_the_demonstration_of_an_earlier_turn_is_left_out_too() -> None:
+    messages = [system("Classify the request."), user("play jazz"), assistant("?"), user("now!")]
+    assert sent(messages, demonstrations=[("play jazz", "music")]) == [system(NEW), *messages[1:]]
+
+
+def test_the_demonstration_of_the_rollouts_own_example_is_left_out_whatever_its_words() -> None:
+    own = Demonstration(input="Monday: play jazz", output="music", example_id="7")
+    other = Demonstration(input="wake me", output="alarm", example_id="8")
+    unnamed = Demonstration(input="rain?", output="weather")
+    messages = [system("Classify the request."), user("Tuesday: play jazz")]
+    result = apply(
+        messages,
+        prompt=PLAIN,
+        instruction=NEW,
+        demonstrations=[own, other, unnamed],
+        example_id="7",
+    )
+    assert [m["content"] for m in result.messages[1::2]] == [
+        "wake me",
+        "rain?",
+        "Tuesday: play jazz",
+    ]
+
+
+def test_without_an_example_id_no_unnamed_demonstration_is_left_out() -> None:
+    messages = [system("Classify the request."), user("play jazz")]
+    assert len(sent(messages, demonstrations=[("wake me", "alarm")])) == 4
+
+
+@pytest.mark.parametrize("content", ["hi", [{"type": "text", "text": "hi"}], "  hi\n\n", "{x}"])
+def test_zero_shot_is_the_instruction_in_the_baselines_place_byte_for_byte(content: Any) -> None:
+    before = [
+        {"role": "system", "content": "Classify the request.", "name": "s"},
+        {"role": "user", "content": content, "name": "u"},
+    ]
+    expected = json.dumps(before).replace("Classify the request.", NEW)
+    assert json.dumps(list(applied(before).messages)) == expected
 
 
 def test_demonstrations_follow_an_inserted_system_message() -> None:

@@ -1,0 +1,290 @@
+"""One round of proposals: what it looks at, and the levers and candidates that follow from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.models.candidates import Candidate, Duel, DuelState
+from prefect_mipro.models.levers import (
+    DemonstrationsValue,
+    InstructionValue,
+    LeverActor,
+    LeverName,
+    LeverProvenance,
+    LeverVersion,
+)
+from prefect_mipro.models.rollouts import ExampleTrace
+from prefect_mipro.optimizer import demonstrations, pool, proposals, rewrites
+from prefect_mipro.optimizer.demonstrations import ProposedSet, WorkedExample
+from prefect_mipro.optimizer.grounding import Grounding
+from prefect_mipro.optimizer.lint import Lint
+from prefect_mipro.server.services.beliefs import Snapshot
+from prefect_mipro.server.services.identity import NewId
+
+SOURCES_NAMED = 24
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An instruction without fault, and where it came from."""
+
+    text: str
+    parent_version: int
+    provenance: LeverProvenance
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a round of proposals looks at.
+
+    `traces` are without held-out examples: what those measure stays honest. `lint` and `grounding`
+    are made of all of them.
+    """
+
+    config: MiproConfig
+    snapshot: Snapshot
+    levers: tuple[LeverVersion, ...]
+    traces: tuple[ExampleTrace, ...]
+    grounding: Grounding
+    lint: Lint
+
+    @classmethod
+    def of(
+        cls,
+        config: MiproConfig,
+        snapshot: Snapshot,
+        levers: tuple[LeverVersion, ...],
+        traces: Sequence[ExampleTrace],
+    ) -> Round:
+        """Read the traces, which takes a moment when they are many and long."""
+        learned = tuple(trace for trace in traces if not _held_out(config, trace.example_id))
+        grounding = Grounding.of(learned, threshold=config.mipro.few_shot_score_threshold)
+        baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
+        lint = Lint.of(baseline, prompt=config.initial_prompt, grounding=grounding, traces=learned)
+        return cls(config, snapshot, levers, learned, grounding, lint)
+
+    @property
+    def room(self) -> proposals.Room:
+        """How many new versions of each lever the session may still get."""
+        return proposals.room(self.snapshot.candidates, settings=self.config.mipro)
+
+    @property
+    def instructions_wanted(self) -> int:
+        """How many new instructions there should be. An empty baseline has no place for any."""
+        batch = self.config.mipro.proposer.instructions_per_batch
+        return min(batch, self.room.instructions) if self.lint.baseline else 0
+
+    def versions(self, lever: LeverName) -> list[LeverVersion]:
+        """All versions of a lever, by number."""
+        return [version for version in self.levers if version.lever is lever]
+
+    def losers(self, duel: Duel | None, rng: np.random.Generator) -> list[str]:
+        """The candidates that can no longer win."""
+        session = self.snapshot.session
+        keep = {session.champion_id, session.baseline_id}
+        if duel and duel.state is DuelState.RUNNING:
+            keep |= {duel.champion_id, duel.challenger_id}
+        return pool.retirable(
+            self.snapshot.belief,
+            self.snapshot.candidates,
+            rewards=self._rewards,
+            keep=keep,
+            by_hand=self._made_by_hand(),
+            rng=rng,
+        )
+
+    def parent(self, rng: np.random.Generator) -> LeverVersion:
+        """An instruction to build on."""
+        drawn = pool.parent(self.snapshot.belief, self.snapshot.active, rng=rng)
+        return next(v for v in self.versions(LeverName.INSTRUCTION) if v.version == drawn)
+
+    def rewrites(
+        self, count: int, *, beside: Sequence[Draft] = (), rng: np.random.Generator
+    ) -> list[Draft]:
+        """At most `count` instructions made without a model, from one parent or the baseline."""
+        drafts: list[Draft] = []
+        if count <= 0:
+            return drafts
+        for parent in (self.parent(rng), self.versions(LeverName.INSTRUCTION)[0]):
+            made = rewrites.rewrites(
+                parent.text,
+                grounding=self.grounding,
+                lint=self.lint,
+                others=self.texts([*beside, *drafts]),
+                rng=rng,
+            )
+            for rewrite in made[: count - len(drafts)]:
+                provenance = LeverProvenance(
+                    actor=LeverActor.OPTIMIZER,
+                    operator=rewrite.operator,
+                    reason="made without a model",
+                    template_version=rewrites.TEMPLATE_VERSION,
+                    source_trace_ids=rewrite.trace_ids[:SOURCES_NAMED],
+                )
+                drafts.append(Draft(rewrite.text, parent.version, provenance))
+        return drafts
+
+    def texts(self, drafts: Sequence[Draft] = ()) -> list[str]:
+        """Every instruction there is or was, and those of the drafts."""
+        known = [version.text for version in self.versions(LeverName.INSTRUCTION)]
+        return [*known, *(draft.text for draft in drafts)]
+
+    @cached_property
+    def shown(self) -> tuple[ExampleTrace, ...]:
+        """What the proposer may be shown: the reference pool's traces where it names examples."""
+        wanted = {str(seed) for seed in self.config.mipro.reference_pool}
+        return tuple(t for t in self.traces if not wanted or t.example_id in wanted)
+
+    def carriers(self, instruction: LeverVersion) -> frozenset[str]:
+        """The candidates of an instruction."""
+        return frozenset(
+            candidate.candidate_id
+            for candidate in self.snapshot.candidates
+            if candidate.instruction_version == instruction.version
+        )
+
+    def history(self) -> list[tuple[str, float, int]]:
+        """Each instruction with the mean of the belief over its candidates, and its rewards."""
+        belief, history = self.snapshot.belief, []
+        for version in self.versions(LeverName.INSTRUCTION):
+            carriers = self.carriers(version)
+            rewards = sum(self._rewards[candidate_id] for candidate_id in carriers)
+            if rewards:
+                means = [belief.mean[belief.index(candidate_id)] for candidate_id in carriers]
+                history.append((version.text, float(np.mean(means)), rewards))
+        return history
+
+    def worked_examples(self, traces: Sequence[ExampleTrace]) -> tuple[WorkedExample, ...]:
+        """Those of the traces that are worth showing."""
+        return demonstrations.worked_examples(
+            traces,
+            threshold=self.config.mipro.few_shot_score_threshold,
+            max_characters=self.config.mipro.demonstrations.max_characters,
+        )
+
+    def sets(self, rng: np.random.Generator) -> list[ProposedSet]:
+        """New demonstration sets, as many as there is room for."""
+        settings = self.config.mipro.demonstrations
+        count = min(settings.sets_per_batch, self.room.demonstration_sets)
+        if count <= 0:
+            return []
+        known = [version.demonstrations for version in self.versions(LeverName.DEMONSTRATIONS)]
+        return demonstrations.propose_sets(
+            self.worked_examples(self.traces),
+            existing=[DemonstrationsValue(demonstrations=shown) for shown in known if shown],
+            count=count,
+            settings=settings,
+            rng=rng,
+        )
+
+    def lever_versions(
+        self, drafts: Sequence[Draft], sets: Sequence[ProposedSet], *, at: datetime
+    ) -> list[LeverVersion]:
+        """The drafts and sets as the next versions of their levers."""
+        first = {lever: 1 + self.versions(lever)[-1].version for lever in LeverName}
+        return [
+            *(
+                LeverVersion(
+                    lever=LeverName.INSTRUCTION,
+                    version=first[LeverName.INSTRUCTION] + i,
+                    value=InstructionValue(text=draft.text),
+                    parent_version=draft.parent_version,
+                    provenance=draft.provenance,
+                    created_at=at,
+                )
+                for i, draft in enumerate(drafts)
+            ),
+            *(
+                LeverVersion(
+                    lever=LeverName.DEMONSTRATIONS,
+                    version=first[LeverName.DEMONSTRATIONS] + i,
+                    value=proposed.value,
+                    parent_version=1,
+                    provenance=_provenance_of_set(proposed),
+                    created_at=at,
+                )
+                for i, proposed in enumerate(sets)
+            ),
+        ]
+
+    def candidates_of(
+        self, new: Sequence[LeverVersion], *, room: int, new_id: NewId, at: datetime
+    ) -> list[Candidate]:
+        """At most `room` candidates made of the new versions and of those in play."""
+        known = self.snapshot.candidates
+        pairs = pool.combinations(
+            known,
+            instructions=[v.version for v in new if v.lever is LeverName.INSTRUCTION],
+            demonstrations=[v.version for v in new if v.lever is LeverName.DEMONSTRATIONS],
+            room=room,
+        )
+        ids = {candidate.levers: candidate.candidate_id for candidate in known}
+        parents = {(version.lever, version.version): version.parent_version for version in new}
+        session = self.snapshot.session
+        return [
+            Candidate(
+                candidate_id=new_id("cand"),
+                session_id=session.session_id,
+                number=known[-1].number + 1 + i,
+                instruction_version=pair[0],
+                demonstrations_version=pair[1],
+                parent_id=ids.get(_parent_levers(pair, parents), session.baseline_id),
+                created_at=at,
+            )
+            for i, pair in enumerate(pairs)
+        ]
+
+    @cached_property
+    def _rewards(self) -> Counter[str]:
+        """Each candidate's rewards in the present epoch, on which the belief rests."""
+        rewards: Counter[str] = Counter()
+        for block in self.snapshot.blocks:
+            if block.epoch == self.snapshot.session.epoch:
+                rewards[block.candidate_id] += block.rewards
+        return rewards
+
+    def _made_by_hand(self) -> set[str]:
+        """The first candidate of each instruction that a human added."""
+        human = {
+            version.version
+            for version in self.versions(LeverName.INSTRUCTION)[1:]
+            if version.provenance.actor is LeverActor.HUMAN
+        }
+        first: dict[int, str] = {}
+        for candidate in self.snapshot.candidates:
+            first.setdefault(candidate.instruction_version, candidate.candidate_id)
+        return {first[version] for version in human & first.keys()}
+
+
+def _held_out(config: MiproConfig, example_id: str | None) -> bool:
+    """Whether learning must not see this example."""
+    return config.mipro.split_of(example_id) in ("validation", "held_out")
+
+
+def _provenance_of_set(proposed: ProposedSet) -> LeverProvenance:
+    shown = proposed.value.demonstrations
+    return LeverProvenance(
+        actor=LeverActor.OPTIMIZER,
+        operator=f"bootstrap_{proposed.kind}",
+        reason=f"{len(shown)} worked examples; set {demonstrations.set_id(proposed.value)}",
+        template_version=demonstrations.TEMPLATE_VERSION,
+        source_trace_ids=tuple(d.trace_id for d in shown if d.trace_id),
+    )
+
+
+def _parent_levers(
+    pair: tuple[int, int], parents: dict[tuple[LeverName, int], int | None]
+) -> tuple[int, int]:
+    """The levers a new pair descends from: each new version gives way to its parent."""
+    instruction, shown = (
+        parents.get((lever, version), version) or 1
+        for lever, version in zip(LeverName, pair, strict=True)
+    )
+    return instruction, shown
