@@ -21,12 +21,8 @@ PROGRESS = Progress(
 )
 
 
-def rules(*, budget: int | None = None, **termination: Any) -> PromptLearning:
-    table = {
-        "algorithm": "mipro",
-        "termination_config": termination,
-        "mipro": {"rollout": {"budget": budget} if budget else {}},
-    }
+def rules(**termination: Any) -> PromptLearning:
+    table = {"algorithm": "mipro", "termination_config": termination}
     return MiproConfig.parse({"prompt_learning": table}).prompt_learning
 
 
@@ -52,8 +48,11 @@ def test_a_budget_is_used_up_at_its_limit_and_names_itself(
 
 
 def test_the_rollout_budget_of_the_mipro_table_counts_too() -> None:
-    assert used_up(rules(budget=400), PROGRESS) == "mipro.rollout.budget of 400 is used up"
-    assert used_up(rules(budget=401), PROGRESS) == ""
+    for budget, told in ((400, "mipro.rollout.budget of 400 is used up"), (401, "")):
+        config = MiproConfig.parse(
+            {"prompt_learning": {"algorithm": "mipro", "mipro": {"rollout": {"budget": budget}}}}
+        )
+        assert used_up(config.prompt_learning, PROGRESS) == told
 
 
 def test_a_cost_that_is_not_known_uses_nothing_up() -> None:

@@ -60,7 +60,7 @@ async def add_candidate(
     return await sessions.add_candidate(
         session_id,
         instruction=candidate.instruction,
-        demonstrations=told and [Demonstration(input=d.input, output=d.output) for d in told],
+        demonstrations=None if told is None else [Demonstration(**dict(each)) for each in told],
         label=candidate.label,
     )
 

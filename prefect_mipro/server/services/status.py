@@ -33,7 +33,8 @@ from prefect_mipro.models.sessions import (
     SessionUrls,
     Spending,
 )
-from prefect_mipro.optimizer.posterior import Posterior, Vector
+from prefect_mipro.optimizer.evidence import Vector
+from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.promotion import detectable_lift, log_evidence, log_evidence_against
 from prefect_mipro.server.services.beliefs import Snapshot, generator
 from prefect_mipro.server.services.recording import lever_versions

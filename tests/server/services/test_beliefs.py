@@ -46,19 +46,17 @@ async def test_a_candidate_that_a_human_adds_is_in_play_at_once(backend: Backend
     assert added["candidate_id"] in served
 
 
-async def test_the_same_seed_and_the_same_facts_make_the_same_choices(backend: Backend) -> None:
-    chosen = []
-    for seed in (7, 7, 8):
-        session_id = f"s{len(chosen)}"
-        await backend.create(session_id, seed=seed, selection={"strategy": "uniform"})
-        for i in range(3):
-            await backend.sessions.add_candidate(
-                session_id, instruction=f"You are number {i} and classify queries in a word."
-            )
-        numbers = {c.candidate_id: c.number for c in await backend.store.candidates(session_id)}
-        # The session's name is part of the seed, so the rollouts carry the difference.
-        session = await backend.store.session(session_id)
-        plan = (await beliefs_of(backend).recent(session)).plan
-        assert set(plan.ids) == set(numbers)
-        chosen.append(plan.propensities.tolist())
-    assert chosen[0] == chosen[1] == chosen[2] == [0.25] * 4
+async def test_the_same_seed_and_the_same_facts_make_the_same_plan(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    for i in range(3):
+        await backend.sessions.add_candidate(
+            "s", instruction=f"You are number {i} and classify queries in a word."
+        )
+    for i in range(24):
+        await backend.call(f"r{i}")
+        await backend.reward(f"r{i}", float(i % 2))
+    session = await backend.store.session("s")
+    plans = [(await beliefs_of(backend).recent(session)).plan for _ in range(2)]
+    assert plans[0].ids == plans[1].ids
+    assert plans[0].propensities.tolist() == plans[1].propensities.tolist()
+    assert len(set(plans[0].propensities.tolist())) > 1

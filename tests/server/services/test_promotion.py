@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionEnded
@@ -21,7 +23,7 @@ async def earn(backend: Backend, first: int, last: int, *, better_id: str, chanc
         await backend.reward(f"r{i}", float(candidate_id == better_id or lucky))
 
 
-async def with_better(backend: Backend, **config: object) -> str:
+async def with_better(backend: Backend, **config: Any) -> str:
     """A session with a second candidate, which earns more than the baseline."""
     await backend.create(online_proposer_mode="off", **config)
     added = await backend.sessions.add_candidate("s", instruction=BETTER)
