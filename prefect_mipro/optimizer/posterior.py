@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 
@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_mipro.models.candidates import Arm
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
+from prefect_mipro.optimizer.evidence import Evidence, Matrix, Vector
 
 # Fewer rewards than this say too little about their own spread.
 FEWEST_FOR_VARIANCE = 10
 LARGEST_VARIANCE = 0.25
 SMALLEST_VARIANCE = 0.02
+
+MULTIPLES = np.array([1.0, 2.0, 4.0])
+MULTIPLE_LOG_PRIOR = np.log([0.7, 0.2, 0.1])
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Scales:
     lever: float = 0.2
     own: float = 0.1
     common: float = 0.6
+    proposed: float = 0.3
+    stretch: float = 0.1
     caution: float = 0.0
 
 
@@ -79,9 +82,12 @@ class Posterior:
         spread = math.sqrt(max(cov[a, a] + cov[b, b] - 2 * cov[a, b], 1e-12))
         return _normal_cdf((self.mean[a] - self.mean[b] - margin) / spread)
 
-    def probability_best(self, rng: np.random.Generator, *, draws: int = 512) -> Vector:
-        """P(candidate has the highest mean reward), (K,), by sampling."""
-        best = self.draws(rng, draws).argmax(axis=0)
+    def probability_best(
+        self, rng: np.random.Generator, *, active: Sequence[str], draws: int = 512
+    ) -> Vector:
+        """P(candidate has the highest mean reward of the active ones), (K,), by sampling."""
+        rows = np.array([self.index(candidate_id) for candidate_id in active])
+        best = rows[self.among(active).draws(rng, draws).argmax(axis=0)]
         return np.bincount(best, minlength=len(self.arms)) / draws
 
     def exploration_value(
@@ -91,9 +97,31 @@ class Posterior:
 
         The expected value of perfect information (Raiffa and Schlaifer 1961), in units of reward.
         """
-        rows = [self.index(candidate_id) for candidate_id in active]
-        drawn = self.draws(rng, draws)[rows]
-        return max(0.0, float(drawn.max(axis=0).mean() - self.mean[rows].max()))
+        belief = self.among(active)
+        best = belief.draws(rng, draws).max(axis=0)
+        return max(0.0, float(best.mean() - belief.mean.max()))
+
+    def among(self, candidate_ids: Sequence[str]) -> Posterior:
+        """The belief about some of the candidates, in that order."""
+        rows = [self.index(candidate_id) for candidate_id in candidate_ids]
+        arms = tuple(self.arms[k] for k in rows)
+        return replace(
+            self, arms=arms, mean=self.mean[rows], covariance=self.covariance[np.ix_(rows, rows)]
+        )
+
+    def awaiting(self, pending: Vector) -> Posterior:
+        """The belief for drawing while (K,) rollouts are in flight: as if rewarded by their mean.
+
+        (Desautels, Krause and Burdick, "Parallelizing exploration-exploitation tradeoffs", JMLR
+        2014, section 4.)
+        """
+        rows = np.flatnonzero(pending)
+        if not len(rows):
+            return self
+        cov = self.covariance
+        seen = cov[np.ix_(rows, rows)] + np.diag(self.reward_variance / pending[rows])
+        known = np.linalg.solve(np.linalg.cholesky(seen), cov[rows])
+        return replace(self, covariance=cov - known.T @ known)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -107,36 +135,70 @@ class Posterior:
 DEFAULT_SCALES = Scales()
 
 
-def posterior(arms: Sequence[Arm], *, scales: Scales = DEFAULT_SCALES) -> Posterior:
-    """Condition the prior on the arms' statistics; the arms' order is kept.
+def posterior(evidence: Evidence, *, scales: Scales = DEFAULT_SCALES) -> Posterior:
+    """Condition the prior on the evidence; the arms' order is kept.
 
-    Gaussian regression with known noise (Rasmussen and Williams 2006, algorithm 2.1) on one row
-    per candidate. The matrix that is factored is the identity plus something positive, so it is
-    never singular, whatever the statistics and however many arms share their levers.
+    Gaussian regression with known noise (Rasmussen and Williams 2006, section 2.2) on sums per
+    candidate and stretch, which say all that the single rewards would. How large the effects are
+    in this session is learned: the belief is averaged over multiples of the prior's scales by their
+    marginal likelihood (section 5.2 there), mean and covariance each. The eigenvalues divided by
+    are at least one: never singular, whatever the statistics, however many arms share levers.
     """
-    counts = np.array([arm.statistics.rewards for arm in arms], dtype=np.float64)
-    sums = np.array([arm.statistics.reward_sum for arm in arms], dtype=np.float64)
-    total = counts.sum()
-    level = (sums.sum() + 1.0) / (total + 2.0)
-    variance = _reward_variance(arms)
-    prior_mean = level - scales.caution * _new_levers(arms)
-    prior = variance * _prior_correlation(arms, scales)
+    variance = _reward_variance(evidence)
+    level = (evidence.sums.sum() + 1.0) / (evidence.counts.sum() + 2.0)
+    prior_mean = level - scales.caution * _new_levers(evidence.arms)
+    information, surprise = _information(evidence, prior_mean, variance, scales)
 
-    weight = np.sqrt(counts / variance)
-    factor = np.linalg.cholesky(np.eye(len(arms)) + weight[:, None] * prior * weight)
-    gain = np.linalg.solve(factor, weight[:, None] * prior)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        surprise = np.where(counts > 0, weight * (sums / counts - prior_mean), 0.0)
-    mean = prior_mean + gain.T @ np.linalg.solve(factor, surprise)
-    covariance = prior - gain.T @ gain
-    return Posterior(tuple(arms), mean, covariance, variance)
+    root = _square_root(variance * _prior_correlation(evidence.arms, scales))
+    values, vectors = np.linalg.eigh(root.T @ information @ root)
+    basis = root @ vectors
+    pull = surprise @ basis
+    precision = 1.0 / MULTIPLES[:, None] ** 2 + np.maximum(values, 0.0)
+    weights = _weights(precision, pull)
+    shifts = (pull / precision) @ basis.T
+    shift = weights @ shifts
+    apart = (shifts - shift) * np.sqrt(weights)[:, None]
+    covariance = (basis * (weights @ (1.0 / precision))) @ basis.T + apart.T @ apart
+    return Posterior(evidence.arms, prior_mean + shift, covariance, variance)
+
+
+def _information(
+    evidence: Evidence, prior_mean: Vector, variance: float, scales: Scales
+) -> tuple[Matrix, Vector]:
+    """The rewards' information about the mean rewards (K, K), and that times the surprise (K,).
+
+    A stretch's own effect is integrated out: of its rewards it takes what they say in common.
+    """
+    counts = evidence.counts
+    excess = evidence.sums - counts * prior_mean[:, None]
+    information = np.diag(counts.sum(axis=1))
+    surprise = excess.sum(axis=1)
+    if counts.shape[1] > 1 and scales.stretch > 0:
+        absorbed = counts / (counts.sum(axis=0) + scales.stretch**-2)
+        information -= absorbed @ counts.T
+        surprise -= absorbed @ excess.sum(axis=0)
+    return information / variance, surprise / variance
+
+
+def _weights(precision: Matrix, pull: Vector) -> Vector:
+    """The probability of each multiple of the scales; both arguments are in the joint eigenbasis.
+
+    `precision` is (multiples, K), its rows 1/m^2 + eigenvalue.
+    """
+    occam = -0.5 * np.log(precision * MULTIPLES[:, None] ** 2).sum(axis=1)
+    fit = 0.5 * (pull**2 / precision).sum(axis=1)
+    log_weights = MULTIPLE_LOG_PRIOR + occam + fit
+    weights = np.exp(log_weights - log_weights.max())
+    return np.asarray(weights / weights.sum())
 
 
 def _prior_correlation(arms: Sequence[Arm], scales: Scales) -> Matrix:
     """Prior covariance of the mean rewards in units of the reward variance."""
     levers = np.array([arm.levers for arm in arms])
     shared = (levers[:, None, :] == levers[None, :, :]).sum(axis=2)
+    proposed = (levers > 1).astype(np.float64)
     covariance: Matrix = scales.common**2 + scales.lever**2 * shared
+    covariance += scales.proposed**2 * (proposed @ proposed.T)
     covariance += scales.own**2 * np.eye(len(arms))
     return covariance
 
@@ -146,21 +208,19 @@ def _new_levers(arms: Sequence[Arm]) -> Vector:
     return np.array([sum(version > 1 for version in arm.levers) for arm in arms], dtype=np.float64)
 
 
-def _reward_variance(arms: Sequence[Arm]) -> float:
+def _reward_variance(evidence: Evidence) -> float:
     """The pooled variance of a single reward."""
-    count = sum(arm.statistics.rewards for arm in arms)
+    count = evidence.counts.sum()
     if count < FEWEST_FOR_VARIANCE:
         return LARGEST_VARIANCE
-    mean = sum(arm.statistics.reward_sum for arm in arms) / count
-    square = sum(arm.statistics.reward_square_sum for arm in arms) / count
-    return max(SMALLEST_VARIANCE, square - mean**2)
+    mean = evidence.sums.sum() / count
+    return max(SMALLEST_VARIANCE, float(evidence.square_sum / count - mean**2))
 
 
 def _square_root(covariance: Matrix) -> Matrix:
     """A matrix R with R R' = covariance, for a covariance that may have lost rank to rounding."""
-    jitter = 1e-9 * np.trace(covariance) / len(covariance)
     try:
-        return np.linalg.cholesky(covariance + jitter * np.eye(len(covariance)))
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(covariance)
         return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))

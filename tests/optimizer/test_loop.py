@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from prefect_mipro.config import PromotionSettings, SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Arm, Duel, DuelObservation, DuelState
-from prefect_mipro.optimizer.posterior import posterior
+from prefect_mipro.optimizer.evidence import Evidence
+from prefect_mipro.optimizer.posterior import Posterior, posterior
 from prefect_mipro.optimizer.promotion import challenger, verdict
-from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.optimizer.selection import Choice, Plan, choose, plan
 from tests.optimizer.arms import arm, duel
 
 ROLLOUTS = 300
@@ -25,6 +26,7 @@ PROMOTION = PromotionSettings()
 INSTRUCTIONS = np.array([0.0, 0.06, -0.05, 0.02])
 DEMONSTRATIONS = np.array([0.25, 0.45, 0.30, 0.65])
 SURFACE = INSTRUCTIONS[:, None] + DEMONSTRATIONS
+IDS = [f"{i + 1}.{d + 1}" for i, d in np.ndindex(SURFACE.shape)]
 
 
 @dataclass
@@ -42,19 +44,32 @@ class Loop:
     chances: list[float] = field(default_factory=list)
 
     def run(self) -> Loop:
-        for number in range(ROLLOUTS):
-            self.serve()
-            if len(self.waiting) > DELAY:
-                self.reward(*self.waiting.popleft())
-            if number % 4 == 0:
-                self.promote()
+        for _ in range(0, ROLLOUTS, 4):
+            shares = self.planned()
+            for _ in range(4):
+                self.serve(shares)
+                if len(self.waiting) > DELAY:
+                    self.reward(*self.waiting.popleft())
         return self
 
-    def serve(self) -> None:
-        choice = choose(
-            self.arms(),
+    def planned(self) -> Plan:
+        evidence = Evidence.of(self.arms())
+        belief = posterior(evidence)
+        self.promote(belief)
+        return plan(
+            evidence,
+            belief=belief,
+            active=IDS,
             champion_id=self.champion_id,
+            settings=self.selection,
+            rng=self.rng,
+        )
+
+    def serve(self, shares: Plan) -> None:
+        choice = choose(
+            shares,
             duel=self.newest,
+            expected_deviation=0.0,
             settings=self.selection,
             promotion=PROMOTION,
             rng=self.rng,
@@ -84,15 +99,15 @@ class Loop:
         }
         self.newest = self.newest.model_copy(update=sums)
 
-    def promote(self) -> None:
-        belief = posterior(self.arms())
+    def promote(self, belief: Posterior) -> None:
         if self.newest and self.newest.state is DuelState.RUNNING:
-            state = verdict(self.newest, self.seen, belief, settings=PROMOTION)
+            state = verdict(self.newest, self.seen, belief, active=IDS, settings=PROMOTION)
             self.newest = self.newest.model_copy(update={"state": state})
             if state is DuelState.WON:
                 self.champion_id = self.newest.challenger_id
         found = challenger(
             belief,
+            active=IDS,
             champion_id=self.champion_id,
             duel=self.newest,
             rollouts_now=len(self.chances),
@@ -109,8 +124,15 @@ class Loop:
             )
 
     def arms(self) -> list[Arm]:
+        flying = Counter(choice.candidate_id for choice, _ in self.waiting)
         return [
-            arm(i + 1, d + 1, rewards=int(n), mean=int(self.wins[i, d]) / max(1, int(n)))
+            arm(
+                i + 1,
+                d + 1,
+                rewards=int(n),
+                mean=int(self.wins[i, d]) / max(1, int(n)),
+                in_flight=flying[f"{i + 1}.{d + 1}"],
+            )
             for (i, d), n in np.ndenumerate(self.counts)
         ]
 
@@ -146,6 +168,6 @@ def test_a_much_better_champion_is_found_every_time() -> None:
 
 def test_the_belief_ends_near_the_best_candidate() -> None:
     for loop in loops(Strategy.MIPRO):
-        belief = posterior(loop.arms())
+        belief = posterior(Evidence.of(loop.arms()))
         pick = position(belief.arms[int(belief.mean.argmax())].candidate_id)
         assert SURFACE[pick] >= SURFACE.max() - 0.15

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from prefect_mipro.models.candidates import Arm, Statistics
+from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.posterior import (
     DEFAULT_SCALES,
     LARGEST_VARIANCE,
+    MULTIPLE_LOG_PRIOR,
+    MULTIPLES,
     SMALLEST_VARIANCE,
     Posterior,
     Scales,
     posterior,
 )
-from tests.optimizer.arms import arm, grid
+from tests.optimizer.arms import arm, believed, block, grid
 
 
 def uneven_grid(seed: int = 0) -> list[Arm]:
@@ -30,35 +35,97 @@ def uneven_grid(seed: int = 0) -> list[Arm]:
     ]
 
 
-def brute_force(arms: list[Arm], scales: Scales, variance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Conjugate regression on the effects themselves: one column per effect, one row per reward."""
-    columns = sorted({(lever, v) for a in arms for lever, v in enumerate(a.levers)})
-    effects = np.array(
-        [
-            [1.0]
-            + [float(a.levers[lever] == v) for lever, v in columns]
-            + [float(a is b) for b in arms]
-            for a in arms
-        ]
-    )
-    spread = [scales.common] + [scales.lever] * len(columns) + [scales.own] * len(arms)
-    precision = np.diag(1.0 / (np.array(spread) ** 2 * variance))
-    rewards = sum(a.statistics.rewards for a in arms)
-    level = (sum(a.statistics.reward_sum for a in arms) + 1) / (rewards + 2)
-    rows = np.repeat(np.arange(len(arms)), [a.statistics.rewards for a in arms])
-    means = np.array([a.statistics.mean_reward or 0.0 for a in arms])
-    prior = level - scales.caution * np.array([sum(v > 1 for v in a.levers) for a in arms])
-    design, seen = effects[rows], (means - prior)[rows]
-    covariance = np.linalg.inv(precision + design.T @ design / variance)
-    mean = covariance @ design.T @ seen / variance
-    return prior + effects @ mean, effects @ covariance @ effects.T
+@dataclass
+class Rewards:
+    """Every single reward of a session: whose it is, of which stretch, and how much."""
+
+    arms: list[Arm]
+    rows: list[int]
+    stretches: list[int]
+    values: list[float]
+
+    @classmethod
+    def of(cls, arms: list[Arm], *, stretches: int, seed: int, spread: float = 0.2) -> Rewards:
+        rng = np.random.default_rng(seed)
+        means = rng.normal(0.5, spread, len(arms))
+        rows = rng.integers(0, len(arms) - 1, 60)
+        return cls(
+            arms,
+            rows.tolist(),
+            rng.integers(0, stretches, 60).tolist(),
+            (rng.random(60) < means[rows]).astype(float).tolist(),
+        )
+
+    def evidence(self) -> Evidence:
+        cells: dict[tuple[int, int], list[float]] = {}
+        for row, stretch, value in zip(self.rows, self.stretches, self.values, strict=True):
+            cells.setdefault((row, stretch), []).append(value)
+        return Evidence.of(
+            self.arms,
+            [
+                block(
+                    self.arms[row].candidate_id,
+                    1 + 50 * stretch,
+                    rewards=len(values),
+                    mean=sum(values) / len(values),
+                )
+                for (row, stretch), values in cells.items()
+            ],
+        )
+
+    def brute_force(
+        self, scales: Scales, variance: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bayes' rule on all rewards at once: one row per reward, one column per effect."""
+        arms = self.arms
+        versions = sorted({(lever, v) for a in arms for lever, v in enumerate(a.levers)})
+        effects = np.array(
+            [
+                [1.0]
+                + [float(version > 1) for version in a.levers]
+                + [float(a.levers[lever] == v) for lever, v in versions]
+                + [float(a is b) for b in arms]
+                for a in arms
+            ]
+        )
+        spread = [scales.common] + [scales.proposed] * len(arms[0].levers)
+        spread += [scales.lever] * len(versions) + [scales.own] * len(arms)
+        own = effects @ np.diag(np.square(spread)) @ effects.T * variance
+        level = (sum(self.values) + 1) / (len(self.values) + 2)
+        prior = level - scales.caution * np.array([sum(v > 1 for v in a.levers) for a in arms])
+        rows, stretches = np.array(self.rows), np.array(self.stretches)
+        together = (stretches[:, None] == stretches) * scales.stretch**2 * variance
+        noise = together + variance * np.eye(len(rows))
+        surprise = np.array(self.values) - prior[rows]
+        means, covariances, likelihoods = [], [], []
+        for multiple in MULTIPLES:
+            cov = multiple**2 * own
+            seen = cov[np.ix_(rows, rows)] + noise
+            gain = cov[:, rows] @ np.linalg.inv(seen)
+            means.append(prior + gain @ surprise)
+            covariances.append(cov - gain @ cov[rows])
+            fit = surprise @ np.linalg.solve(seen, surprise)
+            likelihoods.append(-0.5 * (np.linalg.slogdet(seen)[1] + fit))
+        weights = np.exp(MULTIPLE_LOG_PRIOR + likelihoods - np.max(likelihoods))
+        weights /= weights.sum()
+        mean = weights @ np.array(means)
+        apart = np.array(means) - mean
+        covariance = np.einsum("m,mij->ij", weights, covariances)
+        return mean, covariance + np.einsum("m,mi,mj->ij", weights, apart, apart)
 
 
-@pytest.mark.parametrize("scales", [DEFAULT_SCALES, Scales(lever=0.4, own=0.2, caution=0.05)])
-def test_it_is_the_conjugate_regression_on_every_single_reward(scales: Scales) -> None:
-    arms = uneven_grid()
-    belief = posterior(arms, scales=scales)
-    mean, covariance = brute_force(arms, scales, belief.reward_variance)
+@pytest.mark.parametrize("stretches", [1, 4])
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+@pytest.mark.parametrize(
+    "scales", [DEFAULT_SCALES, Scales(lever=0.4, own=0.2, proposed=0.1, stretch=0.5, caution=0.05)]
+)
+def test_it_is_bayes_rule_on_every_single_reward(
+    scales: Scales, spread: float, stretches: int
+) -> None:
+    rewards = Rewards.of(grid(3, 3), stretches=stretches, seed=4, spread=spread)
+    without_stretches = replace(scales, stretch=0.0) if stretches == 1 else scales
+    belief = posterior(rewards.evidence(), scales=scales)
+    mean, covariance = rewards.brute_force(without_stretches, belief.reward_variance)
     assert belief.mean == pytest.approx(mean, abs=1e-9)
     assert belief.covariance == pytest.approx(covariance, abs=1e-9)
 
@@ -78,7 +145,7 @@ def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(seed: int) -
             arm(i + 1, d + 1, rewards=int(n), mean=int(wins[i, d]) / max(1, int(n)))
             for (i, d), n in np.ndenumerate(counts)
         ]
-        belief = posterior(arms)
+        belief = believed(arms)
         for a, value in zip(arms, truth.ravel(), strict=True):
             low, high = belief.interval(a.candidate_id)
             held.append(low <= value <= high)
@@ -87,59 +154,59 @@ def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(seed: int) -
 
 def test_candidates_learn_from_those_they_share_a_lever_with() -> None:
     arms = [arm(1, 1, rewards=40, mean=0.3), arm(2, 2, rewards=40, mean=0.8), arm(1, 2), arm(3, 3)]
-    belief = posterior(arms)
+    belief = believed(arms)
     assert belief.mean[0] < belief.mean[2] < belief.mean[1]
     assert belief.covariance[2, 2] < belief.covariance[3, 3]
 
 
 def test_the_order_of_the_arms_does_not_matter() -> None:
     arms = uneven_grid()
-    there, back = posterior(arms), posterior(arms[::-1])
+    there, back = believed(arms), believed(arms[::-1])
     assert back.mean[::-1] == pytest.approx(there.mean)
     assert back.covariance[::-1, ::-1] == pytest.approx(there.covariance)
     assert back.interval("2.3") == pytest.approx(there.interval("2.3"))
 
 
 def test_few_rewards_are_shrunk_and_many_speak_for_themselves() -> None:
-    few = posterior([arm(1, 1, rewards=50, mean=0.5), arm(1, 2, rewards=2, mean=1.0)])
-    many = posterior([arm(1, 1, rewards=50, mean=0.5), arm(1, 2, rewards=5_000, mean=0.9)])
-    assert few.mean[1] < 0.6
+    few = believed([arm(1, 1, rewards=50, mean=0.5), arm(1, 2, rewards=2, mean=1.0)])
+    many = believed([arm(1, 1, rewards=50, mean=0.5), arm(1, 2, rewards=5_000, mean=0.9)])
+    assert 0.5 < few.mean[1] < 0.7
     assert many.mean[1] == pytest.approx(0.9, abs=0.005)
 
 
 def test_rewards_that_wait_do_not_change_the_belief() -> None:
     rewarded = [arm(1, 1, rewards=20, mean=0.5), arm(2, 1, rewards=20, mean=0.6)]
     waiting = [arm(1, 1, rewards=20, mean=0.5), arm(2, 1, rewards=20, mean=0.6, in_flight=9)]
-    assert posterior(waiting).mean == pytest.approx(posterior(rewarded).mean)
-    assert posterior(waiting).covariance == pytest.approx(posterior(rewarded).covariance)
+    assert believed(waiting).mean == pytest.approx(believed(rewarded).mean)
+    assert believed(waiting).covariance == pytest.approx(believed(rewarded).covariance)
 
 
 def test_caution_lowers_the_prior_of_levers_that_are_not_the_callers_own() -> None:
     arms = [arm(1, 1), arm(1, 2), arm(2, 2)]
-    assert posterior(arms, scales=Scales(caution=0.02)).mean == pytest.approx([0.5, 0.48, 0.46])
+    assert believed(arms, Scales(caution=0.02)).mean == pytest.approx([0.5, 0.48, 0.46])
 
 
 # Odd statistics
 
 
 def test_one_arm_without_rewards_is_the_prior() -> None:
-    belief = posterior([arm(1, 1)])
+    belief = believed([arm(1, 1)])
     assert belief.mean == pytest.approx([0.5])
     assert belief.reward_variance == LARGEST_VARIANCE
     assert belief.interval("1.1") == (0.0, 1.0)
 
 
 def test_one_arm_with_rewards_is_near_their_mean() -> None:
-    belief = posterior([arm(1, 1, rewards=400, mean=0.25)])
+    belief = believed([arm(1, 1, rewards=400, mean=0.25)])
     assert belief.mean[0] == pytest.approx(0.25, abs=0.01)
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 def test_constant_rewards_favour_nobody(reward: float) -> None:
-    belief = posterior(grid(3, 3, rewards=10, mean=reward))
+    belief = believed(grid(3, 3, rewards=10, mean=reward))
     assert belief.reward_variance == SMALLEST_VARIANCE
-    assert belief.mean == pytest.approx(np.full(9, belief.mean[0]))
-    assert belief.probability_better("3.3", than="1.1") == pytest.approx(0.5)
+    assert belief.mean == pytest.approx(np.full(9, reward), abs=0.01)
+    assert belief.probability_better("3.3", than="1.1") == pytest.approx(0.5, abs=0.01)
 
 
 def test_arms_with_the_same_levers_and_huge_counts_are_no_trouble() -> None:
@@ -151,19 +218,19 @@ def test_arms_with_the_same_levers_and_huge_counts_are_no_trouble() -> None:
         )
         for name in ("a", "b")
     ]
-    belief = posterior([*twins, arm(2, 2)])
+    belief = believed([*twins, arm(2, 2)])
     assert np.all(np.isfinite(belief.draws(np.random.default_rng(0), 10)))
     assert belief.mean[:2] == pytest.approx([0.5, 0.5])
 
 
 def test_without_prior_spread_everything_is_the_prior_mean() -> None:
-    belief = posterior(uneven_grid(), scales=Scales(lever=0.0, own=0.0, common=0.0))
+    belief = believed(uneven_grid(), Scales(common=0.0, proposed=0.0, lever=0.0, own=0.0))
     assert np.all(belief.covariance == 0)
     assert belief.draws(np.random.default_rng(0), 1)[:, 0] == pytest.approx(belief.mean)
 
 
 def test_fifty_arms_keep_a_proper_covariance() -> None:
-    belief = posterior(grid(5, 10, rewards=3, mean=0.4))
+    belief = believed(grid(5, 10, rewards=3, mean=0.4))
     assert np.linalg.eigvalsh(belief.covariance).min() > 0
     assert belief.covariance == pytest.approx(belief.covariance.T)
 
@@ -174,7 +241,7 @@ COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 500), st
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(COUNTS, min_size=1, max_size=16, unique_by=lambda case: case[:2]))
 def test_any_statistics_give_a_finite_belief(cases: list[tuple[int, int, int, float]]) -> None:
-    belief = posterior([arm(i, d, rewards=n, mean=mean) for i, d, n, mean in cases])
+    belief = believed([arm(i, d, rewards=n, mean=mean) for i, d, n, mean in cases])
     assert np.all(np.isfinite(belief.mean))
     assert np.all(np.diag(belief.covariance) > 0)
     assert np.all(np.isfinite(belief.draws(np.random.default_rng(0), 4)))
@@ -227,7 +294,8 @@ def test_temperature_scales_the_spread_of_draws_only() -> None:
 
 def test_probability_best_sums_to_one_and_agrees_with_probability_better() -> None:
     belief = hand_made()
-    best = belief.probability_best(np.random.default_rng(2), draws=20_000)
+    rng = np.random.default_rng(2)
+    best = belief.probability_best(rng, active=["1.1", "1.2"], draws=20_000)
     assert best.sum() == pytest.approx(1.0)
     assert best[1] == pytest.approx(belief.probability_better("1.2", than="1.1"), abs=0.01)
 
