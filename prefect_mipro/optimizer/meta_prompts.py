@@ -71,7 +71,7 @@ def propose(
     """
     lines = [_summary(grounding), *(_example(example) for example in examples)]
     return _messages(
-        f"The first instruction was:\n{baseline}",
+        f"The first instruction was:\n{baseline}" if baseline != parent else "",
         f"The instruction to improve:\n{parent}",
         _scored(history),
         _fenced("What was recorded", lines, nonce),

@@ -82,6 +82,10 @@ def test_proposing_shows_the_parent_the_scores_and_the_tip() -> None:
     assert TIPS[0] in text
 
 
+def test_a_baseline_that_is_the_parent_is_shown_once() -> None:
+    assert proposing(baseline="Name the intent.").count("Name the intent.") == 1
+
+
 def test_only_the_best_of_many_instructions_are_shown() -> None:
     text = proposing(history=[(f"Try {n}.", n / 10, 9) for n in range(10)])
     assert "Try 9." in text

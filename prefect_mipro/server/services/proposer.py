@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class Proposer:
             parent = seen.parent(rng)
             possible = _operators(seen, parent)
             operator = next(operator for operator in operators if operator in possible)
-            request = _REQUESTS[operator](seen, parent, rng)
+            request = await asyncio.to_thread(_REQUESTS[operator], seen, parent, rng)
             try:
                 completion = await self._ask(seen.config, request.messages)
             except MiproError as failure:
