@@ -308,7 +308,7 @@ async def test_a_paused_session_goes_on_serving_and_counting(backend: Backend) -
 
 
 async def test_rollouts_per_candidate_serves_one_candidate_in_blocks(backend: Backend) -> None:
-    await backend.create(online_rollouts_per_candidate=3)
+    await backend.create(online_rollouts_per_candidate=3, selection={"strategy": "uniform"})
     await add_human_candidate(backend, "Name the intent and nothing else.")
     served = [(await backend.call(f"r{i}"))[0] for i in range(24)]
     blocks = [set(served[i : i + 3]) for i in range(0, 24, 3)]
