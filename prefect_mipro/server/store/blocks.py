@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 
 from sqlalchemy import BigInteger, Connection, RowMapping, Text, bindparam, delete, insert, select
 
@@ -22,6 +24,24 @@ _SUMS = ("rewards", "reward_sum", "reward_square_sum", "deviation_sum")
 _PAST_EPOCH = select(past_epochs.c.first, past_epochs.c.last).where(
     past_epochs.c.session_id == bindparam("of_session", type_=Text),
     past_epochs.c.epoch == bindparam("of_epoch", type_=BigInteger),
+)
+# One statement: blocks and the number of rollouts that tells their length belong together.
+_BLOCKS = (
+    select(
+        reward_blocks.c.epoch,
+        reward_blocks.c.block,
+        reward_blocks.c.candidate_id,
+        reward_blocks.c.rewards,
+        reward_blocks.c.reward_sum,
+        reward_blocks.c.reward_square_sum,
+        reward_blocks.c.deviation_sum,
+        sessions.c.epoch.label("present_epoch"),
+        sessions.c.epoch_first,
+        sessions.c.rollouts,
+    )
+    .join_from(reward_blocks, sessions)
+    .where(reward_blocks.c.session_id == bindparam("of_session", type_=Text))
+    .order_by(reward_blocks.c.epoch, reward_blocks.c.block, reward_blocks.c.candidate_id)
 )
 
 
@@ -116,26 +136,34 @@ def end_epoch(change: Change, *, at: datetime) -> None:
 
 
 def blocks_of(connection: Connection, session_id: str) -> tuple[RewardBlock, ...]:
-    # One statement: blocks and the number of rollouts that tells their length belong together.
-    query = (
-        select(
-            reward_blocks,
-            sessions.c.epoch.label("present_epoch"),
-            sessions.c.epoch_first,
-            sessions.c.rollouts,
-        )
-        .join_from(reward_blocks, sessions)
-        .where(reward_blocks.c.session_id == session_id)
-        .order_by(reward_blocks.c.epoch, reward_blocks.c.block, reward_blocks.c.candidate_id)
-    )
-    rows = connection.execute(query).mappings().all()
+    rows = connection.execute(_BLOCKS, {"of_session": session_id}).all()
     if not rows:
         check_session(connection, session_id)
         return ()
-    epochs = {rows[0]["present_epoch"]: Epoch(rows[0]["epoch_first"], rows[0]["rollouts"])}
-    for number in {row["epoch"] for row in rows} - set(epochs):
+    *_, present, first, last = rows[0]
+    epochs = {present: Epoch(first, last)}
+    for number in {row.epoch for row in rows} - set(epochs):
         epochs[number] = _past_epoch(connection, session_id, number)
-    return tuple(_reward_block(row, epochs[row["epoch"]]) for row in rows)
+    blocks: list[RewardBlock] = []
+    # There may be thousands, so each is read by position, and its bounds once for all candidates.
+    for (number, block), stretch in groupby(rows, key=itemgetter(0, 1)):
+        first, last = epochs[number].bounds(block)
+        blocks += [
+            RewardBlock(
+                epoch=number,
+                first=first,
+                last=last,
+                candidate_id=candidate_id,
+                rewards=rewards,
+                reward_sum=reward_sum,
+                reward_square_sum=reward_square_sum,
+                deviation_sum=deviation_sum,
+            )
+            for _, _, candidate_id, rewards, reward_sum, reward_square_sum, deviation_sum, *_ in (
+                stretch
+            )
+        ]
+    return tuple(blocks)
 
 
 def _past_epoch(connection: Connection, session_id: str, number: int) -> Epoch:
@@ -153,17 +181,3 @@ def _halved(rows: Iterable[RowMapping]) -> list[Values]:
         for name in _SUMS:
             sums[name] += row[name]
     return list(halved.values())
-
-
-def _reward_block(row: RowMapping, epoch: Epoch) -> RewardBlock:
-    first, last = epoch.bounds(row["block"])
-    return RewardBlock(
-        epoch=row["epoch"],
-        first=first,
-        last=last,
-        candidate_id=row["candidate_id"],
-        rewards=row["rewards"],
-        reward_sum=row["reward_sum"],
-        reward_square_sum=row["reward_square_sum"],
-        deviation_sum=row["deviation_sum"],
-    )
