@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
+from threadpoolctl import threadpool_limits
 
 from prefect_mipro import __version__
 from prefect_mipro.errors import MiproError
@@ -61,6 +62,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as opened:
+            # Matrices are small here: several threads would spend forty times the CPU on waiting.
+            opened.enter_context(threadpool_limits(1, user_api="blas"))
             kept = store
             if kept is None:
                 kept = await open_store(settings.database_url)

@@ -17,7 +17,7 @@ from prefect_mipro.server.store.rows import Values
 from prefect_mipro.server.store.tables import past_epochs, reward_blocks, sessions
 
 # An epoch has no more of them, so that belief and status cost the same after millions of rewards.
-MOST_BLOCKS = 64
+MOST_BLOCKS = 32
 
 _SUMS = ("rewards", "reward_sum", "reward_square_sum", "deviation_sum")
 

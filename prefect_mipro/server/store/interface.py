@@ -217,7 +217,7 @@ class Store(Protocol):
     async def reward_blocks(self, session_id: str) -> tuple[RewardBlock, ...]:
         """All attached rewards by stretch of traffic and candidate, in order.
 
-        At most 64 stretches for each epoch, however long the session is: two become one when there
+        At most 32 stretches for each epoch, however long the session is: two become one when there
         would be more.
         """
         ...

@@ -21,7 +21,7 @@ from tests.server.store.records import (
     rollout,
 )
 
-MOST_BLOCKS = 64
+MOST_BLOCKS = 32
 
 
 async def pin(store: Store, positions: Iterable[int], candidate_id: str = BASELINE) -> None:
@@ -79,25 +79,25 @@ async def test_a_reward_that_pins_its_rollout_stands_at_the_end(store: Store) ->
     assert await store.reward_blocks("s1") == (block(3, 3, 0.75),)
 
 
-async def test_two_blocks_become_one_when_there_would_be_more_than_64(store: Store) -> None:
+async def test_two_blocks_become_one_when_there_would_be_more_than_32(store: Store) -> None:
     await create(store)
     await pin(store, range(1, MOST_BLOCKS + 1))
-    await earn(store, {64: 0.5, 1: 0.25, 2: 1.0})
+    await earn(store, {32: 0.5, 1: 0.25, 2: 1.0})
     assert await store.reward_blocks("s1") == (
         block(1, 1, 0.25),
         block(2, 2, 1.0),
-        block(64, 64, 0.5),
+        block(32, 32, 0.5),
     )
-    await pin(store, [65])
-    assert await store.reward_blocks("s1") == (block(1, 2, 0.25, 1.0), block(63, 64, 0.5))
-    await earn(store, {65: 0.0, 63: 0.25})
+    await pin(store, [33])
+    assert await store.reward_blocks("s1") == (block(1, 2, 0.25, 1.0), block(31, 32, 0.5))
+    await earn(store, {33: 0.0, 31: 0.25})
     assert await store.reward_blocks("s1") == (
         block(1, 2, 0.25, 1.0),
-        block(63, 64, 0.5, 0.25),
-        block(65, 65, 0.0),
+        block(31, 32, 0.5, 0.25),
+        block(33, 33, 0.0),
     )
-    await pin(store, [66])
-    assert (await store.reward_blocks("s1"))[-1] == block(65, 66, 0.0)
+    await pin(store, [34])
+    assert (await store.reward_blocks("s1"))[-1] == block(33, 34, 0.0)
 
 
 async def test_candidates_stay_apart_when_blocks_become_one(store: Store) -> None:
@@ -115,7 +115,7 @@ async def test_candidates_stay_apart_when_blocks_become_one(store: Store) -> Non
 
 async def test_sparse_rewards_in_any_order_end_up_where_they_belong(store: Store) -> None:
     await create(store)
-    count = 4 * MOST_BLOCKS + 10
+    count = 4 * MOST_BLOCKS + 12
     # Every third rollout is rewarded: some at once, the others long after, backwards.
     at_once = {position: position % 8 / 8 for position in range(1, count + 1, 6)}
     later = {position: position % 8 / 8 for position in range(4, count + 1, 6)}
@@ -155,15 +155,15 @@ async def test_a_reward_belongs_to_the_epoch_of_its_pin(store: Store) -> None:
     await pin(store, range(1, MOST_BLOCKS + 4))
     await earn(store, {3: 0.5})
     await store.begin_epoch("s1", at=at(1), reason="another model")
-    await pin(store, [68])
+    await pin(store, [36])
     await store.begin_epoch("s1", at=at(2), reason="and another")
-    await pin(store, range(69, 69 + MOST_BLOCKS))
-    await earn(store, {4: 1.0, 67: 0.25, 69: 0.75, 68: 0.0})
+    await pin(store, range(37, 37 + MOST_BLOCKS))
+    await earn(store, {4: 1.0, 35: 0.25, 37: 0.75, 36: 0.0})
     assert await store.reward_blocks("s1") == (
         block(3, 4, 0.5, 1.0),
-        block(67, 67, 0.25),
-        block(68, 68, 0.0, epoch=2),
-        block(69, 69, 0.75, epoch=3),
+        block(35, 35, 0.25),
+        block(36, 36, 0.0, epoch=2),
+        block(37, 37, 0.75, epoch=3),
     )
 
 

@@ -21,7 +21,7 @@ Sums = list[float]
 UNSETTLED = "reward_number IS NULL AND given_up_at IS NULL"
 
 # Blocks of consecutive positions: a session has at most so many.
-MOST_BLOCKS = 64
+MOST_BLOCKS = 32
 
 # So many rewards are read at once.
 PIECE = 10_000
