@@ -153,7 +153,7 @@ class Store(Protocol):
         ...
 
     async def candidates(self, session_id: str) -> tuple[Candidate, ...]:
-        """Those in play and the 100 retired last, with their statistics, by number."""
+        """Those in play, the 100 retired last and the newest, with their statistics, by number."""
         ...
 
     async def totals(self, session_id: str) -> Statistics:

@@ -14,7 +14,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    union_all,
+    union,
     update,
 )
 
@@ -49,7 +49,11 @@ _RETIRED_LAST = (
     .limit(RETIRED_SHOWN)
     .subquery("retired_last")
 )
-_IN_PLAY_OR_RETIRED_LAST = union_all(select(candidates).where(_MINE, active), select(_RETIRED_LAST))
+# The next one's number follows from it.
+_NEWEST = (
+    select(candidates).where(_MINE).order_by(candidates.c.number.desc()).limit(1).subquery("newest")
+)
+_LISTED = union(select(candidates).where(_MINE, active), select(_RETIRED_LAST), select(_NEWEST))
 _TOTALS = select(
     *(func.sum(candidates.c[name]).label(name) for name in Statistics.model_fields)
 ).where(_MINE)
@@ -79,7 +83,7 @@ def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ..
 
 def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, ...]:
     # One statement: no candidate is missed, or seen twice, while it is retired.
-    rows = connection.execute(_IN_PLAY_OR_RETIRED_LAST, {"of_session": session_id}).mappings().all()
+    rows = connection.execute(_LISTED, {"of_session": session_id}).mappings().all()
     # A session has its baseline from the start.
     if not rows:
         raise session_missing(session_id)
