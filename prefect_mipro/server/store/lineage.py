@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from operator import itemgetter
 
 from sqlalchemy import (
     Connection,
@@ -14,7 +13,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    union,
+    union_all,
     update,
 )
 
@@ -53,7 +52,7 @@ _RETIRED_LAST = (
 _NEWEST = (
     select(candidates).where(_MINE).order_by(candidates.c.number.desc()).limit(1).subquery("newest")
 )
-_LISTED = union(select(candidates).where(_MINE, active), select(_RETIRED_LAST), select(_NEWEST))
+_LISTED = union_all(select(candidates).where(_MINE, active), select(_RETIRED_LAST), select(_NEWEST))
 _TOTALS = select(
     *(func.sum(candidates.c[name]).label(name) for name in Statistics.model_fields)
 ).where(_MINE)
@@ -87,7 +86,8 @@ def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, .
     # A session has its baseline from the start.
     if not rows:
         raise session_missing(session_id)
-    return tuple(candidate_record(row) for row in sorted(rows, key=itemgetter("number")))
+    by_number = {row["number"]: row for row in rows}
+    return tuple(candidate_record(by_number[number]) for number in sorted(by_number))
 
 
 def totals(connection: Connection, session_id: str) -> Statistics:
