@@ -71,40 +71,53 @@ def test_evidence_of_nothing_is_empty() -> None:
     assert log_evidence_against([], predicted_lift=0.1).shape == (0,)
 
 
+GRID = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
+
+
+def mixture(grid: Sequence[float], informed: Sequence[float]) -> float:
+    """A tenth of the wealth is on the grid, the rest on the informed bets."""
+    return math.log(0.1 * sum(grid) / 7 + 0.9 * sum(informed) / 3)
+
+
 def test_a_success_of_the_challenger_where_half_was_expected() -> None:
-    """It gains 1, the largest loss is 1, and the informed bet is the predicted lift itself."""
-    (evidence,) = log_evidence([observation(True, 1.0, 0.5)], predicted_lift=0.3)
-    grid_wealth = 1 + (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 7
-    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * 1.3))
+    """It gains 1, the largest loss is 1; a quarter, half and all of the lift are the bets."""
+    (evidence,) = log_evidence([observation(True, 1.0, 0.5)], predicted_lift=0.4)
+    assert evidence == pytest.approx(mixture([1 + bet for bet in GRID], [1.1, 1.2, 1.4]))
 
 
 def test_a_margin_is_taken_off_each_gain_and_added_to_the_largest_loss() -> None:
-    """It gains 1 - 0.25, the largest loss is 1 + 0.25, and 0.3 - 0.25 is left to be expected."""
+    """It gains 1 - 0.25, the largest loss is 1 + 0.25, and 0.45 - 0.25 is left to be expected."""
     seen = [observation(True, 1.0, 0.5)]
-    (evidence,) = log_evidence(seen, predicted_lift=0.3, min_lift=0.25)
-    grid_wealth = 1 + 0.75 * (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 1.25 / 7
-    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * (1 + 0.05 * 0.75)))
+    (evidence,) = log_evidence(seen, predicted_lift=0.45, min_lift=0.25)
+    grid = [1 + bet / 1.25 * 0.75 for bet in GRID]
+    informed = [1 + bet * 0.75 for bet in (0.05, 0.1, 0.2)]
+    assert evidence == pytest.approx(mixture(grid, informed))
 
 
 def test_the_evidence_against_a_margin_loses_that_much_less() -> None:
     """The challenger's success costs 1 - 0.25 of at most 1 - 0.25."""
     seen = [observation(True, 1.0, 0.5)]
-    (evidence,) = log_evidence_against(seen, predicted_lift=0.3, min_lift=0.25)
-    grid_wealth = 1 - (0.02 + 0.05 + 0.1 + 0.2 + 0.35 + 0.5 + 0.7) / 7
-    assert evidence == pytest.approx(math.log(0.5 * grid_wealth + 0.5 * (1 - 0.05 * 0.75)))
+    (evidence,) = log_evidence_against(seen, predicted_lift=0.45, min_lift=0.25)
+    informed = [1 - bet * 0.75 for bet in (0.05, 0.1, 0.2)]
+    assert evidence == pytest.approx(mixture([1 - bet for bet in GRID], informed))
 
 
-def test_the_informed_bet_grows_as_the_variance_turns_out_small() -> None:
-    """The first gain of 0.5 makes the variance (0.25 + 5) / (1 + 5) and the bet 0.3 over that."""
+def test_no_informed_bet_is_smaller_than_three_points_or_larger_than_the_grid_goes() -> None:
+    seen = [observation(True, 1.0, 0.5)]
+    grid = [1 + bet for bet in GRID]
+    (small,) = log_evidence(seen, predicted_lift=-0.2)
+    assert small == pytest.approx(mixture(grid, [1.03, 1.03, 1.03]))
+    (large,) = log_evidence(seen, predicted_lift=1.0)
+    assert large == pytest.approx(mixture(grid, [1.25, 1.5, 1.7]))
+
+
+def test_informed_bets_grow_as_the_variance_turns_out_small() -> None:
+    """The first gain of 0.5 makes the variance (0.25 + 5) / (1 + 5), and bets are over that."""
     seen = [observation(True, 0.75, 0.5), observation(False, 0.0, 0.25)]
-    gains, losses = [0.5, 0.5], [1.0, 1.5]
-    wealth = [
-        math.prod(1 + bet * gain / loss for gain, loss in zip(gains, losses, strict=True))
-        for bet in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
-    ]
-    informed = (1 + 0.3 * 0.5) * (1 + 0.3 * 6 / 5.25 * 0.5)
-    expected = math.log(0.5 * float(np.mean(wealth)) + 0.5 * informed)
-    assert log_evidence(seen, predicted_lift=0.3)[-1] == pytest.approx(expected)
+    grid = [(1 + bet * 0.5) * (1 + bet / 1.5 * 0.5) for bet in GRID]
+    informed = [(1 + bet * 0.5) * (1 + bet * 6 / 5.25 * 0.5) for bet in (0.1, 0.2, 0.4)]
+    evidence = log_evidence(seen, predicted_lift=0.4)[-1]
+    assert evidence == pytest.approx(mixture(grid, informed))
 
 
 def test_evidence_against_is_evidence_with_the_sides_exchanged() -> None:
@@ -275,7 +288,7 @@ def test_a_small_lift_is_proven_sooner_where_rewards_vary_little() -> None:
 
 
 def test_a_deficit_is_proven_like_a_lift() -> None:
-    played = duels(200, 200, champion=0.6, challenger=0.4, seed=6)
+    played = duels(200, 300, champion=0.6, challenger=0.4, seed=6)
     assert share_proven(played, log_evidence_against, predicted_lift=0.1) >= 0.5
     assert share_won(played, predicted_lift=0.1) == 0.0
 
@@ -308,8 +321,8 @@ def test_failures_reported_late_mislead_the_order_of_arrival_but_not_that_of_the
         by_arrival.append([seen[k] for k in np.argsort(arrival, kind="stable")])
         settled = np.maximum.accumulate(arrival) < 300
         by_pin.append([o for o, in_time in zip(seen, settled, strict=True) if in_time])
-    assert share_won(by_arrival, predicted_lift=0.1) > 0.9
-    assert share_won(by_pin, predicted_lift=0.1) <= 0.05
+    assert share_won(by_arrival, predicted_lift=0.2) > 0.9
+    assert share_won(by_pin, predicted_lift=0.2) <= 0.05
 
 
 # The challenger
@@ -501,11 +514,18 @@ def test_a_challenger_that_turns_out_worse_is_given_up_after_60_rewards() -> Non
     assert judge(seen[:60], worse) is DuelState.ABANDONED
 
 
+BETTER_RIVAL = [*CLEAR, arm(2, 3, rewards=60, mean=0.95)]
+
+
 def test_a_challenger_gives_way_to_a_clearly_better_one_after_30_rewards() -> None:
-    field = [*CLEAR, arm(2, 3, rewards=60, mean=0.95)]
-    seen = outcome(champion=0.5, challenger=0.5)
-    assert judge(seen[:29], field) is DuelState.RUNNING
-    assert judge(seen[:30], field) is DuelState.ABANDONED
+    seen = outcome(champion=0.5, challenger=0.45)
+    assert judge(seen[:29], BETTER_RIVAL) is DuelState.RUNNING
+    assert judge(seen[:30], BETTER_RIVAL) is DuelState.ABANDONED
+
+
+def test_a_challenger_that_the_evidence_is_for_stays() -> None:
+    seen = outcome(champion=0.5, challenger=0.55)
+    assert judge(seen[:40], BETTER_RIVAL) is DuelState.RUNNING
 
 
 def test_a_challenger_does_not_give_way_to_one_that_is_hardly_better() -> None:
@@ -514,9 +534,8 @@ def test_a_challenger_does_not_give_way_to_one_that_is_hardly_better() -> None:
 
 
 def test_a_challenger_does_not_give_way_to_a_retired_one() -> None:
-    field = [*CLEAR, arm(2, 3, rewards=60, mean=0.95)]
-    seen = outcome(champion=0.5, challenger=0.5, rewards=30)
-    assert judge(seen, field, retired=["2.3"]) is DuelState.RUNNING
+    seen = outcome(champion=0.5, challenger=0.45, rewards=30)
+    assert judge(seen, BETTER_RIVAL, retired=["2.3"]) is DuelState.RUNNING
 
 
 @pytest.mark.parametrize("side", ["1.1", "1.2"])
