@@ -5,8 +5,10 @@
 fills one SQLite file for each number of rewards (`benchmarks.long_session`: 50 candidates in play,
 a running duel) and times the server's own services on it:
 
-* choice: from the arrival of a call to its request upstream, the pin of its rollout included
-* belief: reading all evidence anew and fitting the model to it, which some choices have to wait for
+* choice: the draw of a candidate from the plan, as each new rollout makes it
+* first call: from the arrival of a rollout's first call to its request upstream: the choice, the
+  pin, and all that is read for them
+* belief: reading all evidence anew and fitting the model to it, which every fourth reward asks for
 * status: the whole status object, which fits the model too
 
 It prints median and 95th percentile of n of each, and the ratio of the medians to those of the
@@ -32,7 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.long_session import CANDIDATES, EXAMPLES, SESSION_ID, SYSTEM_PROMPT, make
+from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.optimizer.selection import choose
 from prefect_mipro.server.app import create_app
 from prefect_mipro.server.routes.dependencies import Backend
 from prefect_mipro.server.services.beliefs import Beliefs
@@ -47,7 +51,8 @@ REWARDS = (10**3, 10**4, 10**5, 10**6)
 REPETITIONS = 200
 WARM_UP = 5
 # A belief is part of both, and reads more until every stretch has rewards of every candidate.
-PROMISED = ("choice", "status")
+MEASURED = ("choice", "first_call", "belief", "status")
+PROMISED = ("choice", "first_call", "status")
 LARGEST_RATIO = 2.0
 
 Seconds = list[float]
@@ -93,7 +98,24 @@ class Server:
         self._rollouts = itertools.count(1)
 
     async def choice(self) -> float:
-        """How many seconds it took, as with the other two."""
+        """How many seconds it took, as with the other three."""
+        session = await self._store.session(SESSION_ID)
+        snapshot = await self._beliefs.recent(session)
+        duel = await self._store.duel(SESSION_ID)
+        mipro = MiproConfig.parse(session.config).mipro
+        rng = np.random.default_rng(next(self._rollouts))
+        began = time.perf_counter()
+        choose(
+            snapshot.plan,
+            duel=duel,
+            expected_deviation=0.0,
+            settings=mipro.selection,
+            promotion=mipro.promotion,
+            rng=rng,
+        )
+        return time.perf_counter() - began
+
+    async def first_call(self) -> float:
         number = next(self._rollouts)
         call = Call(
             body={
@@ -141,7 +163,7 @@ async def measure(files: Mapping[int, Path], *, repetitions: int) -> dict[int, d
     The sessions take turns, in any order, so that what else the machine does concerns all alike.
     """
     taken: dict[int, dict[str, Seconds]] = {
-        rewards: {"choice": [], "belief": [], "status": []} for rewards in files
+        rewards: {name: [] for name in MEASURED} for rewards in files
     }
     async with AsyncExitStack() as opened:
         servers = {
@@ -161,13 +183,13 @@ async def measure(files: Mapping[int, Path], *, repetitions: int) -> dict[int, d
 def report(results: Mapping[int, Mapping[str, Seconds]]) -> bool:
     """Print the table. Returns whether the largest session costs about what the smallest does."""
     smallest, largest = min(results), max(results)
-    print(f"\n{'rewards':>10}  {'':8}{'n':>6}{'median':>12}{'p95':>12}{'ratio':>8}")
+    print(f"\n{'rewards':>10}  {'':12}{'n':>6}{'median':>12}{'p95':>12}{'ratio':>8}")
     for rewards, taken in results.items():
         for name, seconds in taken.items():
             median, late = np.percentile(seconds, [50, 95]) * 1_000
             ratio = _ratio(results, name, rewards, smallest)
-            times = f"{median:9.2f} ms{late:9.2f} ms"
-            print(f"{rewards:10,}  {name:8}{len(seconds):6,}{times}{ratio:8.2f}")
+            times = f"{median:9.3f} ms{late:9.3f} ms"
+            print(f"{rewards:10,}  {name:12}{len(seconds):6,}{times}{ratio:8.2f}")
     print()
     passed = True
     for name in PROMISED:
