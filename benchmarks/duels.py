@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Session:
             self.duel = self.duel.model_copy(update={"rollouts": self.duel.rollouts + 1})
 
     def _reward(self, rollout: int) -> None:
-        cell = self.chosen[rollout], rollout // STRETCH
+        cell = int(self.chosen[rollout]), rollout // STRETCH
         reward = int(self.traffic.rewards[rollout, cell[0]])
         self.counts[cell] += 1
         self.sums[cell] += reward
@@ -217,6 +218,7 @@ class Session:
             self.convincing = len(self.arrived) - 1, leader
 
 
+@cache
 def _arm(candidate: int, rewards: int) -> Arm:
     """What a trigger wants to know of a candidate; what it earned stands in the evidence."""
     return Arm.model_construct(

@@ -38,7 +38,7 @@ NULLS = (Scenario.EQUAL, Scenario.WORSE)
 
 @dataclass(frozen=True)
 class Job:
-    """One seed of a surface; of the null surfaces only some seeds are played by other rules too."""
+    """One seed of a surface; only some are played by other rules, and without duels, too."""
 
     scenario: Scenario
     seed: int
@@ -53,7 +53,7 @@ class Result:
     duels: Counter[DuelState]
     rivals: Mapping[Rule, Promotion | None]
     regret: float
-    regret_without_duels: float
+    regret_without_duels: float | None
 
 
 def play(job: Job) -> Result:
@@ -64,8 +64,10 @@ def play(job: Job) -> Result:
         return Session(traffic, way, np.random.default_rng([job.seed, 1])).play()
 
     ours = session(Way.DUELS)
-    without = math.nan if job.scenario in NULLS else session(Way.NO_DUELS).regret
-    rivals = _rivals(session(Way.FLOOR)) if job.with_rivals else {}
+    without, rivals = None, {}
+    if job.with_rivals:
+        rivals = _rivals(session(Way.FLOOR))
+        without = None if job.scenario in NULLS else session(Way.NO_DUELS).regret
     return Result(tuple(ours.promotions), ours.ended, rivals, ours.regret, without)
 
 
@@ -117,7 +119,11 @@ def _print_prize(runs: Sequence[Result]) -> None:
         print(f"  first promotion, median: after {np.median(firsts):,.0f} rollouts")
     lifts = [sum(promotion.lift for promotion in run.promotions) for run in runs]
     print(f"  lift of the last champion, in points: {mean(lifts, scale=100)}")
-    price = [run.regret - run.regret_without_duels for run in runs]
+    price = [
+        run.regret - run.regret_without_duels
+        for run in runs
+        if run.regret_without_duels is not None
+    ]
     print(f"  regret: {mean([run.regret for run in runs])}, of which duels cost {mean(price)}")
 
 
@@ -155,11 +161,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=300, help="of surfaces with better candidates")
     parser.add_argument("--null-seeds", type=int, default=1_000, help="of those without")
+    parser.add_argument("--rival-seeds", type=int, default=300, help="of other rules, on each")
     parser.add_argument("--surfaces", type=Scenario, nargs="+", default=[*NULLS, *PROMOTED])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     jobs = [
-        Job(scenario, FIRST_SEED + seed, with_rivals=seed < options.seeds)
+        Job(scenario, FIRST_SEED + seed, with_rivals=seed < options.rival_seeds)
         for scenario in options.surfaces
         for seed in range(options.null_seeds if scenario in NULLS else options.seeds)
     ]
