@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, Scales,
 from prefect_mipro.optimizer.selection import Plan, choose, plan
 
 Vector = NDArray[np.float64]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # Rewards between two plans, as in the server.
 REWARDS_PER_PLAN = 4
@@ -349,6 +352,7 @@ class Ours:
 
 POLICIES: Mapping[str, Callable[[np.random.Generator, int], Policy]] = {
     "ours": Ours,
+    "ours, cautious": partial(Ours, scales=Scales(caution=0.02)),
     "uniform": Tally,
     "UCB1": Ucb1,
     "Beta Thompson": BetaThompson,

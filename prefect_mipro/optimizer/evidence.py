@@ -60,6 +60,13 @@ class Evidence:
         """How many rewards there are, imputed ones included."""
         return round(float(self.counts.sum()))
 
+    def lever_rewards(self) -> Matrix:
+        """How many rewards each candidate's lever versions have in all, (K, levers)."""
+        levers = np.array([arm.levers for arm in self.arms])
+        rewards = self.counts.sum(axis=1)
+        same = levers[:, None, :] == levers[None, :, :]
+        return np.asarray(np.einsum("jkl,k->jl", same, rewards))
+
 
 def _column(values: Sequence[float]) -> Matrix:
     return np.array(values, dtype=np.float64)[:, None]

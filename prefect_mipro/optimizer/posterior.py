@@ -41,7 +41,6 @@ class Scales:
     lever: float = 0.2
     own: float = 0.1
     common: float = 0.6
-    proposed: float = 0.3
     stretch: float = 0.1
     caution: float = 0.0
 
@@ -196,9 +195,7 @@ def _prior_correlation(arms: Sequence[Arm], scales: Scales) -> Matrix:
     """Prior covariance of the mean rewards in units of the reward variance."""
     levers = np.array([arm.levers for arm in arms])
     shared = (levers[:, None, :] == levers[None, :, :]).sum(axis=2)
-    proposed = (levers > 1).astype(np.float64)
     covariance: Matrix = scales.common**2 + scales.lever**2 * shared
-    covariance += scales.proposed**2 * (proposed @ proposed.T)
     covariance += scales.own**2 * np.eye(len(arms))
     return covariance
 

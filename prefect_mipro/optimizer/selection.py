@@ -71,6 +71,7 @@ def plan(
     situation = Situation(
         belief=belief.among(active),
         total_rewards=evidence.rewards,
+        lever_rewards=evidence.lever_rewards()[rows],
         rewards=evidence.counts[rows].sum(axis=1),
         reward_sums=evidence.sums[rows].sum(axis=1),
         pending=evidence.pending[rows],

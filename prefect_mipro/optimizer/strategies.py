@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prefect_mipro.config import SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Arm
 from prefect_mipro.optimizer import tpe
-from prefect_mipro.optimizer.evidence import Vector
+from prefect_mipro.optimizer.evidence import Matrix, Vector
 from prefect_mipro.optimizer.posterior import Posterior
 
 DRAWS = 128
@@ -29,11 +29,13 @@ class Situation:
     """What a strategy knows about the K candidates in play.
 
     `rewards`, `reward_sums` and `pending` are (K,); `champion` is the position of the champion.
-    `total_rewards` are those of all candidates, the retired ones included.
+    `lever_rewards` are those of each candidate's lever versions (K, levers), whichever candidates
+    earned them, and `total_rewards` those of all: the retired ones' included.
     """
 
     belief: Posterior
     total_rewards: float
+    lever_rewards: Matrix
     rewards: Vector
     reward_sums: Vector
     pending: Vector
@@ -148,13 +150,24 @@ def _limited(p: Vector, situation: Situation) -> Vector:
 
 
 def _limit_new(p: Vector, situation: Situation) -> Vector:
-    """Cap each new candidate's share; what is over goes to the others in proportion."""
-    settings = situation.settings
-    new = situation.rewards < settings.new_candidate_rewards
+    """Cap the share of each new lever version; what is over goes to those of known levers.
+
+    A candidate of levers that have served elsewhere is no risk, however new it is itself.
+    """
+    limit = situation.settings.new_candidate_share
+    levers = np.array([arm.levers for arm in situation.arms])
+    new = (levers > 1) & (situation.lever_rewards < situation.settings.new_candidate_rewards)
     new[situation.champion] = False
-    capped = np.where(new, np.minimum(p, settings.new_candidate_share), p)
-    rest = np.where(new, 0.0, p)
-    return np.asarray(capped + (1.0 - capped.sum()) * rest / rest.sum())
+    held = new.any(axis=1)
+    limited = p.copy()
+    for lever, version in {(b, levers[k, b]) for k, b in np.argwhere(new)}:
+        members = held & (levers[:, lever] == version)
+        share = limited[members].sum()
+        if share > limit:
+            limited[members] *= limit / share
+    known = np.where(held, 0.0, p)
+    known[situation.champion] += 1e-9
+    return np.asarray(limited + (1.0 - limited.sum()) * known / known.sum())
 
 
 def _limit_exploration(p: Vector, situation: Situation) -> Vector:

@@ -56,6 +56,11 @@ def test_an_epoch_that_has_just_begun_is_one_stretch_without_rewards() -> None:
     assert evidence.pending.tolist() == [2.0]
 
 
+def test_a_lever_has_the_rewards_of_all_candidates_it_is_in() -> None:
+    arms = [arm(1, 1, rewards=5), arm(1, 2, rewards=3), arm(2, 2, rewards=1)]
+    assert Evidence.of(arms).lever_rewards().tolist() == [[8.0, 5.0], [8.0, 4.0], [1.0, 4.0]]
+
+
 # Missing rewards
 
 

@@ -24,6 +24,7 @@ def situation(arms: Sequence[Arm], *, champion_id: str = "1.1", **fields: Any) -
     return Situation(
         belief=posterior(evidence),
         total_rewards=evidence.rewards,
+        lever_rewards=evidence.lever_rewards(),
         rewards=evidence.counts[:, 0],
         reward_sums=evidence.sums[:, 0],
         pending=evidence.pending,
@@ -197,17 +198,35 @@ def test_the_limit_ends_when_a_candidate_looks_better_on_rewards_of_its_own() ->
     assert shares(few, explore_share=0.1)["1.2"] == pytest.approx(0.1)
 
 
-def test_a_new_candidate_gets_its_share_at_most() -> None:
-    levers_are_best = [
+def judged() -> list[Arm]:
+    return [
         arm(1, 1, rewards=200, mean=0.2),
         arm(1, 2, rewards=100, mean=0.7),
         arm(2, 1, rewards=100, mean=0.7),
     ]
-    limit: dict[str, Any] = {"new_candidate_share": 0.1, "new_candidate_rewards": 8}
-    for rewards, in_flight in ((0, 0), (7, 0), (7, 500)):
-        new = arm(2, 2, rewards=rewards, mean=1.0, in_flight=in_flight)
-        assert shares([*levers_are_best, new], **limit)["2.2"] <= 0.1 + 1e-9
-    assert shares([*levers_are_best, arm(2, 2, rewards=8, mean=1.0)], **limit)["2.2"] > 0.5
+
+
+@pytest.mark.parametrize(("rewards", "in_flight"), [(0, 0), (3, 0), (3, 500)])
+def test_a_new_lever_gets_its_share_at_most_in_whatever_candidates(
+    rewards: int, in_flight: int
+) -> None:
+    new = [arm(2, d, rewards=rewards, mean=1.0, in_flight=in_flight) for d in (3, 4)]
+    new += [arm(1, d, rewards=rewards, mean=1.0, in_flight=in_flight) for d in (3, 4)]
+    found = shares([*judged(), *new], new_candidate_share=0.1, new_candidate_rewards=8)
+    assert found["2.3"] + found["1.3"] <= 0.1 + 1e-9
+    assert found["2.4"] + found["1.4"] <= 0.1 + 1e-9
+    assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_a_lever_with_enough_rewards_is_not_held_back() -> None:
+    new = arm(2, 3, rewards=8, mean=1.0)
+    found = shares([*judged(), new], new_candidate_share=0.1, new_candidate_rewards=8)
+    assert found["2.3"] > 0.3
+
+
+def test_a_new_candidate_of_known_levers_is_not_held_back() -> None:
+    found = shares([*judged(), arm(2, 2)], new_candidate_share=0.1, new_candidate_rewards=8)
+    assert found["2.2"] > 0.5
 
 
 def test_the_champion_is_never_held_back_as_new() -> None:
