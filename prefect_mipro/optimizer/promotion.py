@@ -36,7 +36,8 @@ LOG_WEIGHTS = np.log(
 # Informed bets begin as if so many rewards had been seen, of the variance of a fair coin's.
 # Learning the variance takes the duels won within 1,000 rewards from 0.36 to 0.52 at a lift from
 # 0.85 to 0.90, from 0.59 to 0.76 at one from 0.90 to 0.95, and changes nothing from 0.50 to 0.58
-# (3,000 simulated duels each). Between 3 and 20 the number hardly matters.
+# (3,000 simulated duels each, half of the wealth on the lift itself). Between 3 and 20 the number
+# hardly matters.
 PSEUDO_REWARDS = 5
 # A candidate of promising levers that has hardly run itself is no challenger yet.
 REWARDS_TO_CHALLENGE = 5
@@ -63,8 +64,7 @@ def log_evidence(
     there is, and so is their mixture: a little over a grid of bets, the rest on those that shares
     of the predicted lift suggest for the variance seen so far (Waudby-Smith and Ramdas, "Estimating
     means of bounded random variables by betting", JRSS B 2024, sections 4 and 5). By Ville's
-    inequality it
-    ever reaches 1/alpha with probability alpha at most, so that one may look at any time.
+    inequality it ever reaches 1/alpha with probability alpha at most: one may look at any time.
 
     The observations stand in the order of the pins, up to the watermark. Every look then sees a
     beginning of one and the same sequence, and Ville's inequality is about all of that sequence:
