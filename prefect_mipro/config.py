@@ -146,8 +146,8 @@ class SelectionSettings(Section):
 
     `temperature` scales the posterior's standard deviation when drawing, `leader_share` is the
     top-two parameter beta, `uniform_share` is spread evenly against lock-in, and at most
-    `explore_share` of the traffic leaves the champion before a candidate looks better. A candidate
-    with fewer than `new_candidate_rewards` rewards gets at most `new_candidate_share`. `caution` is
+    `explore_share` of the traffic leaves the champion before a candidate looks better. A proposed
+    lever with fewer than `new_lever_rewards` rewards gets at most `new_lever_share`. `caution` is
     how much worse a proposed lever is expected to be than the caller's own, in units of the scaled
     reward; unset, it is 0.02 where the policy model writes the proposals, else 0.
     """
@@ -157,8 +157,8 @@ class SelectionSettings(Section):
     leader_share: float = Field(default=0.8, ge=0.0, le=1.0)
     uniform_share: float = Field(default=0.02, ge=0.0, le=1.0)
     explore_share: float = Field(default=1.0, ge=0.0, le=1.0)
-    new_candidate_share: float = Field(default=0.25, gt=0.0, le=1.0)
-    new_candidate_rewards: int = Field(default=5, ge=0)
+    new_lever_share: float = Field(default=0.25, gt=0.0, le=1.0)
+    new_lever_rewards: int = Field(default=5, ge=0)
     caution: float | None = Field(default=None, ge=0.0, le=1.0)
     candidate_id: str | None = None
 

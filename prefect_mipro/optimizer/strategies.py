@@ -154,9 +154,9 @@ def _limit_new(p: Vector, situation: Situation) -> Vector:
 
     A candidate of levers that have served elsewhere is no risk, however new it is itself.
     """
-    limit = situation.settings.new_candidate_share
+    limit = situation.settings.new_lever_share
     levers = np.array([arm.levers for arm in situation.arms])
-    new = (levers > 1) & (situation.lever_rewards < situation.settings.new_candidate_rewards)
+    new = (levers > 1) & (situation.lever_rewards < situation.settings.new_lever_rewards)
     new[situation.champion] = False
     held = new.any(axis=1)
     limited = p.copy()

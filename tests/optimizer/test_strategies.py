@@ -212,7 +212,7 @@ def test_a_new_lever_gets_its_share_at_most_in_whatever_candidates(
 ) -> None:
     new = [arm(2, d, rewards=rewards, mean=1.0, in_flight=in_flight) for d in (3, 4)]
     new += [arm(1, d, rewards=rewards, mean=1.0, in_flight=in_flight) for d in (3, 4)]
-    found = shares([*judged(), *new], new_candidate_share=0.1, new_candidate_rewards=8)
+    found = shares([*judged(), *new], new_lever_share=0.1, new_lever_rewards=8)
     assert found["2.3"] + found["1.3"] <= 0.1 + 1e-9
     assert found["2.4"] + found["1.4"] <= 0.1 + 1e-9
     assert sum(found.values()) == pytest.approx(1.0)
@@ -220,12 +220,12 @@ def test_a_new_lever_gets_its_share_at_most_in_whatever_candidates(
 
 def test_a_lever_with_enough_rewards_is_not_held_back() -> None:
     new = arm(2, 3, rewards=8, mean=1.0)
-    found = shares([*judged(), new], new_candidate_share=0.1, new_candidate_rewards=8)
+    found = shares([*judged(), new], new_lever_share=0.1, new_lever_rewards=8)
     assert found["2.3"] > 0.3
 
 
 def test_a_new_candidate_of_known_levers_is_not_held_back() -> None:
-    found = shares([*judged(), arm(2, 2)], new_candidate_share=0.1, new_candidate_rewards=8)
+    found = shares([*judged(), arm(2, 2)], new_lever_share=0.1, new_lever_rewards=8)
     assert found["2.2"] > 0.5
 
 
