@@ -152,7 +152,9 @@ def _limited(p: Vector, situation: Situation) -> Vector:
 def _limit_new(p: Vector, situation: Situation) -> Vector:
     """Cap the share of each new lever version; what is over goes to those of known levers.
 
-    A candidate of levers that have served elsewhere is no risk, however new it is itself.
+    A candidate of levers that have served elsewhere is no risk, however new it is itself. A quarter
+    until 5 rewards costs nothing measurable; a tenth until 10 costs 18 +- 5 of some 96 mean rewards
+    over 2,000 rollouts where large lifts are to be had, and nothing where they are small.
     """
     limit = situation.settings.new_lever_share
     levers = np.array([arm.levers for arm in situation.arms])
