@@ -1,7 +1,8 @@
 """A session of the optimizer in miniature: belief, choice, duels and verdicts on simulated traffic.
 
 The server believes anew every four rewards and looks at the running duel after each. Here both
-happen every four rewards: a verdict counts the best moment of the evidence so far and misses none.
+happen every `rewards_per_look` rewards, four unless told otherwise: a verdict counts the best
+moment of the evidence so far and misses none.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Session:
     traffic: Traffic
     way: Way
     rng: np.random.Generator
+    rewards_per_look: int = REWARDS_PER_LOOK
     champion: int = 0
     duel: Duel | None = None
     promotions: list[Promotion] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Session:
             for late in self.traffic.arrivals[rollout]:
                 self._reward(late)
             entering = in_play != self.traffic.in_play[rollout]
-            if shares is None or entering or len(self.arrived) - looked >= REWARDS_PER_LOOK:
+            if shares is None or entering or len(self.arrived) - looked >= self.rewards_per_look:
                 looked, in_play = len(self.arrived), int(self.traffic.in_play[rollout])
                 shares = self._look(rollout, in_play)
             self._serve(rollout, shares)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.duels import Promotion, Session, Way
+from benchmarks.duels import REWARDS_PER_LOOK, Promotion, Session, Way
 from benchmarks.rival_rules import RIVALS, Rule, first_promotion
 from benchmarks.simulation import Scenario, Traffic
 from prefect_mipro.models.candidates import DuelState
@@ -43,6 +43,7 @@ class Job:
     scenario: Scenario
     seed: int
     with_rivals: bool
+    rewards_per_look: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def play(job: Job) -> Result:
     traffic = Traffic.of(job.scenario, job.seed, rollouts=ROLLOUTS)
 
     def session(way: Way) -> Session:
-        return Session(traffic, way, np.random.default_rng([job.seed, 1])).play()
+        rng = np.random.default_rng([job.seed, 1])
+        return Session(traffic, way, rng, job.rewards_per_look).play()
 
     ours = session(Way.DUELS)
     without, rivals = None, {}
@@ -90,7 +92,7 @@ def report(results: Mapping[Scenario, Sequence[Result]]) -> bool:
     for scenario, runs in results.items():
         print(f"\n{scenario:26}{'sessions':>8}{'with a promotion':>20}{'with a false one':>20}")
         _print_rule("duels (ours)", [run.promotions for run in runs])
-        for rule in Rule:
+        for rule in Rule if any(run.rivals for run in runs) else ():
             found = [run.rivals[rule] for run in runs if run.rivals]
             _print_rule(rule, [[promotion] if promotion else [] for promotion in found])
         _print_duels(runs)
@@ -119,12 +121,14 @@ def _print_prize(runs: Sequence[Result]) -> None:
         print(f"  first promotion, median: after {np.median(firsts):,.0f} rollouts")
     lifts = [sum(promotion.lift for promotion in run.promotions) for run in runs]
     print(f"  lift of the last champion, in points: {mean(lifts, scale=100)}")
+    print(f"  regret: {mean([run.regret for run in runs])}")
     price = [
         run.regret - run.regret_without_duels
         for run in runs
         if run.regret_without_duels is not None
     ]
-    print(f"  regret: {mean([run.regret for run in runs])}, of which duels cost {mean(price)}")
+    if price:
+        print(f"  regret that duels cost: {mean(price)}, {len(price)} sessions")
 
 
 def _bar(scenario: Scenario, runs: Sequence[Result]) -> bool:
@@ -162,11 +166,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=300, help="of surfaces with better candidates")
     parser.add_argument("--null-seeds", type=int, default=1_000, help="of those without")
     parser.add_argument("--rival-seeds", type=int, default=300, help="of other rules, on each")
+    parser.add_argument("--rewards-per-look", type=int, default=REWARDS_PER_LOOK)
     parser.add_argument("--surfaces", type=Scenario, nargs="+", default=[*NULLS, *PROMOTED])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     jobs = [
-        Job(scenario, FIRST_SEED + seed, with_rivals=seed < options.rival_seeds)
+        Job(scenario, FIRST_SEED + seed, seed < options.rival_seeds, options.rewards_per_look)
         for scenario in options.surfaces
         for seed in range(options.null_seeds if scenario in NULLS else options.seeds)
     ]
