@@ -11,15 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_mipro.config import (
-    LARGEST_CONFIG_BYTES,
-    MOST_SEEDS,
-    MiproConfig,
-    ProposerMode,
-    override,
-    parse_toml,
-    read_toml,
-)
+from prefect_mipro.config import MiproConfig, ProposerMode, override, parse_toml, read_toml
+from prefect_mipro.config.sections import MOST_SEEDS
+from prefect_mipro.config.session import LARGEST_CONFIG_BYTES
 from prefect_mipro.errors import ConfigInvalid, ConfigNotFound
 
 PUBLIC_EXAMPLE = """

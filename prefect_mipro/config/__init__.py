@@ -1,0 +1,38 @@
+"""The session config, from TOML or dict. Every message names the key and the way out."""
+
+from __future__ import annotations
+
+from prefect_mipro.config.sections import (
+    DemonstrationSettings,
+    MiproSettings,
+    MissingRewardSettings,
+    PolicySettings,
+    PromotionSettings,
+    PromptLearning,
+    ProposalTrigger,
+    ProposerMode,
+    ProposerSettings,
+    SelectionSettings,
+    Strategy,
+    TerminationSettings,
+)
+from prefect_mipro.config.session import MiproConfig, override, parse_toml, read_toml
+
+__all__ = [
+    "DemonstrationSettings",
+    "MiproConfig",
+    "MiproSettings",
+    "MissingRewardSettings",
+    "PolicySettings",
+    "PromotionSettings",
+    "PromptLearning",
+    "ProposalTrigger",
+    "ProposerMode",
+    "ProposerSettings",
+    "SelectionSettings",
+    "Strategy",
+    "TerminationSettings",
+    "override",
+    "parse_toml",
+    "read_toml",
+]

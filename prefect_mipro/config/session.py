@@ -1,0 +1,170 @@
+"""The session config as a whole: from TOML or dict, after overrides, checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import tomli
+from pydantic import Field, ValidationError
+
+from prefect_mipro.config import keys
+from prefect_mipro.config.sections import MiproSettings, PolicySettings, PromptLearning, Section
+from prefect_mipro.errors import ConfigInvalid, ConfigNotFound
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.chat import InitialPrompt
+
+LARGEST_CONFIG_BYTES = 1_000_000
+
+# A proposer as small as the policy model writes instructions that are on average a little worse
+# than the caller's own.
+SMALL_PROPOSER_CAUTION = 0.02
+
+
+class MiproConfig(Section):
+    """A whole session config."""
+
+    prompt_learning: PromptLearning
+    warnings: list[str] = Field(default_factory=list, exclude=True)
+
+    @property
+    def policy(self) -> PolicySettings:
+        """The policy model."""
+        return self.prompt_learning.policy
+
+    @property
+    def mipro(self) -> MiproSettings:
+        """The optimizer's settings."""
+        return self.prompt_learning.mipro
+
+    @property
+    def caution(self) -> float:
+        """How much worse a proposed lever is expected to be, in units of the scaled reward."""
+        told = self.mipro.selection.caution
+        if told is not None:
+            return told
+        return SMALL_PROPOSER_CAUTION if self.proposer_is_policy else 0.0
+
+    @property
+    def proposer_is_policy(self) -> bool:
+        """Whether the policy model writes the proposals itself."""
+        proposer, policy = self.mipro.proposer, self.policy
+        same_model = proposer.model in (None, policy.model)
+        return same_model and proposer.provider in (None, policy.provider)
+
+    def proposer_cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What the proposer model's tokens cost; `None` without a price."""
+        priced = PolicySettings(
+            prompt_usd_per_million_tokens=self.mipro.proposer.prompt_usd_per_million_tokens,
+            completion_usd_per_million_tokens=self.mipro.proposer.completion_usd_per_million_tokens,
+        )
+        prices = priced if priced.priced else self.policy
+        return prices.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    @property
+    def initial_prompt(self) -> InitialPrompt | None:
+        """The caller's own prompt, if the config states it."""
+        return self.prompt_learning.initial_prompt
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Self:
+        """Validate a config after its overrides. Raises ConfigInvalid.
+
+        `warnings` names each key that is set and has no effect here.
+        """
+        merged = override(body, overrides or {})
+        if "prompt_learning" in merged and not isinstance(merged["prompt_learning"], Mapping):
+            raise ConfigInvalid(
+                f"prompt_learning is {_short(merged['prompt_learning'])}; it must be a table"
+            )
+        if "prompt_learning" not in merged:
+            found = ", ".join(sorted(map(str, merged))) or "nothing"
+            raise ConfigInvalid(
+                f"the config has no [prompt_learning] section (it has: {found}); "
+                'start it with [prompt_learning] and algorithm = "mipro"'
+            )
+        try:
+            config = cls.model_validate({"prompt_learning": merged["prompt_learning"]})
+        except ValidationError as error:
+            raise ConfigInvalid(_sentences(error)) from None
+        warnings = [*keys.warnings(merged), *_unpriced(config)]
+        return config.model_copy(update={"warnings": warnings})
+
+
+def parse_toml(text: str, *, source: str = "the config") -> JsonObject:
+    """The table that a TOML text holds. Raises ConfigInvalid with the line."""
+    try:
+        return tomli.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigInvalid(f"{source} is not valid TOML: {error}") from None
+
+
+def read_toml(path: str | Path) -> JsonObject:
+    """The table that a TOML file holds. Raises ConfigNotFound or ConfigInvalid."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_CONFIG_BYTES:
+            raise ConfigInvalid(f"{path} is larger than {LARGEST_CONFIG_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigNotFound(
+            f"cannot read the config file {path}: {error.strerror or error}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    return parse_toml(text, source=str(path))
+
+
+def override(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> JsonObject:
+    """A copy of `body` with each dotted path of `overrides` set. Raises ConfigInvalid.
+
+    A path must lead to a key that a config can have.
+    """
+    for name, table in (("the config", body), ("overrides", overrides)):
+        if not isinstance(table, Mapping):
+            raise ConfigInvalid(f"{name} is {_short(table)}; give a table (a dict)")
+    try:
+        merged, overrides = copy.deepcopy((dict(body), dict(overrides)))
+    except RecursionError:
+        raise ConfigInvalid("the config or an override is nested too deeply") from None
+    for path, value in overrides.items():
+        keys.check_path(path)
+        *tables, key = path.split(".")
+        table = merged
+        for name in tables:
+            inner = table.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigInvalid(
+                    f"override {path!r}: {name!r} is {type(inner).__name__} here, not a table"
+                )
+            table = inner
+        table[key] = value
+    return merged
+
+
+def _unpriced(config: MiproConfig) -> Iterator[str]:
+    if config.prompt_learning.termination_config.max_cost_usd and not config.policy.priced:
+        yield (
+            "prompt_learning.termination_config.max_cost_usd has no effect without a price; set "
+            "prompt_learning.policy.prompt_usd_per_million_tokens and "
+            "completion_usd_per_million_tokens"
+        )
+
+
+def _sentences(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        path = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] == "missing":
+            parts.append(f"{path} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{path} is {_short(problem['input'])}: {message}")
+    return "; ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
