@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.models.candidates import Candidate, RewardBlock
+from prefect_mipro.models.candidates import Arm, Candidate, RewardBlock
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
@@ -102,9 +103,10 @@ def _fit(
     blocks: tuple[RewardBlock, ...],
 ) -> Snapshot:
     present = [block for block in blocks if block.epoch == session.epoch]
-    evidence = Evidence.of(
-        [candidate.arm for candidate in candidates], present, impute=config.mipro.imputed_reward
-    )
+    arms = [candidate.arm for candidate in candidates]
+    if session.epoch > 1:
+        arms = [_of_epoch(arm, present) for arm in arms]
+    evidence = Evidence.of(arms, present, impute=config.mipro.imputed_reward)
     scales = replace(DEFAULT_SCALES, caution=config.caution)
     belief = posterior(evidence, scales=scales)
     shares = plan(
@@ -117,6 +119,20 @@ def _fit(
         scales=scales,
     )
     return Snapshot(session, candidates, blocks, belief, shares)
+
+
+def _of_epoch(arm: Arm, blocks: Sequence[RewardBlock]) -> Arm:
+    """The arm with the rewards of these blocks alone; what is in flight or missing stays."""
+    own = [block for block in blocks if block.candidate_id == arm.candidate_id]
+    rewards = sum(block.rewards for block in own)
+    counted = arm.statistics
+    earned = {
+        "rewards": rewards,
+        "reward_sum": sum(block.reward_sum for block in own),
+        "reward_square_sum": sum(block.reward_square_sum for block in own),
+        "rollouts": counted.rollouts - counted.rewards + rewards,
+    }
+    return arm.model_copy(update={"statistics": counted.model_copy(update=earned)})
 
 
 def generator(config: MiproConfig, session: Session, *of: int) -> np.random.Generator:

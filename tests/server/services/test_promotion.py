@@ -107,6 +107,18 @@ async def test_a_new_epoch_forgets_what_was_earned_and_keeps_candidates_and_cham
     assert before.candidates[better_id].mean > before.candidates[before.baseline_candidate_id].mean
 
 
+async def test_in_a_new_epoch_rewards_of_its_own_are_needed_for_a_duel(backend: Backend) -> None:
+    better_id = await with_better(backend, promotion={"min_rewards": 60, "max_rollouts": 1})
+    await earn(backend, 0, 80, better_id=better_id, chance=0.0)
+    before = await backend.store.duel("s")
+    assert before is not None
+    await backend.sessions.begin_epoch("s", reason="the model was replaced")
+    await earn(backend, 80, 139, better_id=better_id, chance=0.0)
+    after = await backend.store.duel("s")
+    assert after is not None
+    assert after.number == before.number
+
+
 async def test_an_ended_session_begins_no_epoch(backend: Backend) -> None:
     await backend.create()
     await backend.sessions.change_state("s", SessionState.CANCELLED)
