@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prefect_mipro.models.chat import InitialPrompt
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.grounding import Grounding
-from prefect_mipro.optimizer.prompts import normalised, wildcards
+from prefect_mipro.optimizer.prompts import normalised, wildcard_fault
 
 SHORTEST_CHARACTERS = 20
 LONGEST_CHARACTERS = 2_000
@@ -108,7 +108,7 @@ class Lint:
         return (
             self._wrong_size(text)
             or self._wrong_characters(text)
-            or self._wrong_wildcards(text)
+            or wildcard_fault(text, baseline=self.baseline)
             or self._lost_format(text)
             or self._lost_label(text)
             or self._suspicious(text)
@@ -127,14 +127,6 @@ class Lint:
     def _wrong_characters(self, text: str) -> str:
         strange = next((c for c in text if c not in self.baseline and not _visible(c)), None)
         return f"holds the invisible character {strange!a}" if strange else ""
-
-    def _wrong_wildcards(self, text: str) -> str:
-        kept, wanted = set(wildcards(text)), set(wildcards(self.baseline))
-        if lost := sorted(wanted - kept):
-            return f"loses the wildcard {{{lost[0]}}}"
-        if strange := sorted(kept - wanted):
-            return f"adds the wildcard {{{strange[0]}}}"
-        return ""
 
     def _lost_format(self, text: str) -> str:
         kept = text.casefold()

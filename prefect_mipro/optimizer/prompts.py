@@ -106,6 +106,16 @@ def wildcards(pattern: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_WILDCARD.findall(pattern)))
 
 
+def wildcard_fault(text: str, *, baseline: str) -> str:
+    """Which wildcard of the baseline the text loses, or adds to them; empty when none."""
+    kept, wanted = set(wildcards(text)), set(wildcards(baseline))
+    if lost := sorted(wanted - kept):
+        return f"loses the wildcard {{{lost[0]}}}"
+    if strange := sorted(kept - wanted):
+        return f"adds the wildcard {{{strange[0]}}}"
+    return ""
+
+
 def normalised(text: str) -> str:
     """The text without the differences of case and white space that do not make it another."""
     return " ".join(text.casefold().split())

@@ -24,16 +24,33 @@ class Progress:
     exploration_value: float | None = None
 
 
+def has_budget(config: PromptLearning) -> bool:
+    """Whether any budget is set."""
+    return any(limit is not None for limit in _budgets(config).values())
+
+
+def has_goal(config: PromptLearning) -> bool:
+    """Whether any goal is set."""
+    limits = config.termination_config
+    goals = (
+        limits.max_promotions,
+        limits.max_trials_without_improvement,
+        limits.min_exploration_value,
+    )
+    return any(goal is not None for goal in goals)
+
+
 def used_up(config: PromptLearning, progress: Progress) -> str:
     """The budget that is used up, in words with its name in the config; empty when none is."""
-    limits = config.termination_config
-    for name, used, limit in (
-        ("termination_config.max_rollouts", progress.rollouts, limits.max_rollouts),
-        ("mipro.rollout.budget", progress.rollouts, config.mipro.rollout.budget),
-        ("termination_config.max_tokens", progress.tokens, limits.max_tokens),
-        ("termination_config.max_cost_usd", progress.cost_usd, limits.max_cost_usd),
-        ("termination_config.max_seconds", progress.seconds, limits.max_seconds),
-    ):
+    used_of = {
+        "termination_config.max_rollouts": progress.rollouts,
+        "mipro.rollout.budget": progress.rollouts,
+        "termination_config.max_tokens": progress.tokens,
+        "termination_config.max_cost_usd": progress.cost_usd,
+        "termination_config.max_seconds": progress.seconds,
+    }
+    for name, limit in _budgets(config).items():
+        used = used_of[name]
         if limit is not None and used is not None and used >= limit:
             return f"{name} of {limit:g} is used up"
     return ""
@@ -60,3 +77,14 @@ def reached(config: PromptLearning, progress: Progress) -> str:
             "(termination_config.min_exploration_value)"
         )
     return ""
+
+
+def _budgets(config: PromptLearning) -> dict[str, float | None]:
+    limits = config.termination_config
+    return {
+        "termination_config.max_rollouts": limits.max_rollouts,
+        "mipro.rollout.budget": config.mipro.rollout.budget,
+        "termination_config.max_tokens": limits.max_tokens,
+        "termination_config.max_cost_usd": limits.max_cost_usd,
+        "termination_config.max_seconds": limits.max_seconds,
+    }

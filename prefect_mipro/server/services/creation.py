@@ -22,7 +22,7 @@ from prefect_mipro.models.levers import (
     LeverVersion,
 )
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
-from prefect_mipro.optimizer.prompts import wildcards
+from prefect_mipro.optimizer.prompts import wildcard_fault
 from prefect_mipro.server.services.identity import new_secret
 
 
@@ -140,12 +140,9 @@ def human_levers(
     if not text:
         raise InputInvalid("the candidate's instruction is empty; send its text")
     baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
-    kept, wanted = set(wildcards(text)), set(wildcards(baseline))
-    if kept != wanted:
-        wrong = sorted(kept ^ wanted)[0]
+    if fault := wildcard_fault(text, baseline=baseline):
         raise InputInvalid(
-            f"the instruction {'lacks' if wrong in wanted else 'adds'} the wildcard {{{wrong}}}; "
-            "keep exactly those of the initial prompt's system message"
+            f"the instruction {fault}; keep exactly those of the initial prompt's system message"
         )
     values: dict[LeverName, InstructionValue | DemonstrationsValue] = {
         LeverName.INSTRUCTION: InstructionValue(text=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 
 from prefect_mipro.config import MiproConfig
@@ -10,7 +11,7 @@ from prefect_mipro.errors import Conflict
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.promotion import challenger, verdict
-from prefect_mipro.optimizer.stopping import Progress, reached, used_up
+from prefect_mipro.optimizer.stopping import Progress, has_budget, has_goal, reached, used_up
 from prefect_mipro.server.services.beliefs import Beliefs, Snapshot, generator
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.knowledge import Knowledge
@@ -56,23 +57,25 @@ class Promotion:
     async def end_if_exhausted(self, session: Session) -> Session:
         """The session, ended now if a budget of its config is used up."""
         config = self._knowledge.config(session)
-        if not _has_budget(config):
+        if not has_budget(config.prompt_learning):
             return session
         totals = await self._store.totals(session.session_id)
-        progress = await self._progress(session, config, totals)
+        progress = self._progress(session, config, totals)
         return await self._end(session, used_up(config.prompt_learning, progress))
 
     async def _end_if_done(self, session: Session, config: MiproConfig) -> None:
         """End the session when it has reached a goal, or used a budget up with all rewards in."""
-        if session.state.final or not (_has_budget(config) or _has_goal(config)):
+        rules = config.prompt_learning
+        if session.state.final or not (has_budget(rules) or has_goal(rules)):
             return
         totals = await self._store.totals(session.session_id)
-        progress = await self._progress(session, config, totals)
-        reason = "" if totals.in_flight else used_up(config.prompt_learning, progress)
-        if not reason and _has_goal(config):
+        progress = self._progress(session, config, totals)
+        reason = "" if totals.in_flight else used_up(rules, progress)
+        if not reason and has_goal(rules):
             duel = await self._store.duel(session.session_id)
             if duel is None or duel.state is not DuelState.RUNNING:
-                reason = reached(config.prompt_learning, progress)
+                value = await self._exploration_value(session, config)
+                reason = reached(rules, replace(progress, exploration_value=value))
         await self._end(session, reason)
 
     async def _end(self, session: Session, reason: str) -> Session:
@@ -132,9 +135,7 @@ class Promotion:
             )
         return session
 
-    async def _progress(
-        self, session: Session, config: MiproConfig, totals: Statistics
-    ) -> Progress:
+    def _progress(self, session: Session, config: MiproConfig, totals: Statistics) -> Progress:
         spent = spending(session, config, totals)
         return Progress(
             rollouts=session.rollouts,
@@ -143,7 +144,6 @@ class Promotion:
             cost_usd=spent.cost_usd,
             promotions=session.promotions,
             rollouts_since_promotion=session.rollouts - session.promoted_at,
-            exploration_value=await self._exploration_value(session, config),
         )
 
     async def _exploration_value(self, session: Session, config: MiproConfig) -> float | None:
@@ -157,19 +157,3 @@ class Promotion:
             return None
         rng = generator(config, session, session.rewards)
         return snapshot.belief.exploration_value(rng, active=snapshot.active_ids)
-
-
-def _has_budget(config: MiproConfig) -> bool:
-    limits = config.prompt_learning.termination_config
-    budgets = (limits.max_rollouts, limits.max_tokens, limits.max_seconds, limits.max_cost_usd)
-    return any(limit is not None for limit in (*budgets, config.mipro.rollout.budget))
-
-
-def _has_goal(config: MiproConfig) -> bool:
-    limits = config.prompt_learning.termination_config
-    goals = (
-        limits.max_promotions,
-        limits.max_trials_without_improvement,
-        limits.min_exploration_value,
-    )
-    return any(limit is not None for limit in goals)

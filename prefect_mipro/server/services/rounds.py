@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -242,13 +241,9 @@ class Round:
         ]
 
     @cached_property
-    def _rewards(self) -> Counter[str]:
+    def _rewards(self) -> dict[str, int]:
         """Each candidate's rewards in the present epoch, on which the belief rests."""
-        rewards: Counter[str] = Counter()
-        for block in self.snapshot.blocks:
-            if block.epoch == self.snapshot.session.epoch:
-                rewards[block.candidate_id] += block.rewards
-        return rewards
+        return {arm.candidate_id: arm.statistics.rewards for arm in self.snapshot.belief.arms}
 
     def _made_by_hand(self) -> set[str]:
         """The first candidate of each instruction that a human added."""
