@@ -13,7 +13,8 @@ from prefect_mipro.models.base import Record
 class Statistics(Record):
     """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1].
 
-    `missing` counts the rollouts that were given up and have no reward still.
+    `missing` counts the rollouts that were given up and have no reward still, `first_byte_calls`
+    the calls that `first_byte_seconds_sum` is the sum of.
     """
 
     rollouts: int = 0
@@ -27,6 +28,9 @@ class Statistics(Record):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_seconds_sum: float = 0.0
+    first_byte_seconds_sum: float = 0.0
+    first_byte_calls: int = 0
+    cost_usd_sum: float = 0.0
 
     @property
     def in_flight(self) -> int:

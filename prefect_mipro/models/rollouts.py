@@ -39,8 +39,9 @@ class Trace(Record):
 
     `messages` are those sent upstream, after the candidate was put in. `input` is the text of the
     last user message and `output` the text of the answer; both are empty when there is none.
-    `applied` is empty when the candidate's prompt took the baseline's place, else the reason why
-    it could not.
+    `unapplied_reason` is empty when the candidate's prompt took the baseline's place, else the
+    reason why it could not. `model` is the one that the answer names. `first_byte_seconds` is the
+    time to the first token of a stream, else to the first byte.
     """
 
     trace_id: str
@@ -55,7 +56,10 @@ class Trace(Record):
     status: int
     error: str = ""
     latency_seconds: float
+    first_byte_seconds: float | None = None
     usage: Usage = Usage()
+    cost_usd: float | None = None
+    model: str | None = None
     created_at: datetime
 
 

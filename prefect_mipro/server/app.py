@@ -27,6 +27,7 @@ from prefect_mipro.server.services.identity import new_id, utc_now
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.settings import ServerSettings
@@ -132,8 +133,17 @@ def _backend(
     promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
     proposals = Proposals(store, upstreams, knowledge, beliefs, clock=utc_now, new_id=new_id)
     opened.push_async_callback(proposals.close)
+    recorder = Recorder(store, clock=utc_now, new_id=new_id)
     rollouts = Rollouts(
-        store, upstreams, knowledge, beliefs, promotion, proposals, clock=utc_now, new_id=new_id
+        store,
+        upstreams,
+        knowledge,
+        beliefs,
+        promotion,
+        proposals,
+        recorder,
+        clock=utc_now,
+        new_id=new_id,
     )
     opened.push_async_callback(rollouts.close)
     return Backend(

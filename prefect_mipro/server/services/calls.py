@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from pydantic import SecretStr
+
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.services.completions import Completion, read, require_completion
 from prefect_mipro.server.upstream.interface import Reply
@@ -15,7 +17,8 @@ class Call:
     """One proxied call as it came in.
 
     `candidate_id` asks for that candidate outside of learning: nothing is pinned, counted or
-    remembered, and no reward is expected. Held-out evaluation uses it.
+    remembered, and no reward is expected. Held-out evaluation uses it. `provider_key` is the
+    caller's own key for the upstream: for this call only, kept nowhere.
     """
 
     body: ChatBody
@@ -23,6 +26,7 @@ class Call:
     correlation_id: str | None = None
     example_id: str | None = None
     candidate_id: str | None = None
+    provider_key: SecretStr | None = None
 
 
 @dataclass

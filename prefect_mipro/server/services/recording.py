@@ -38,21 +38,27 @@ class Recorder:
         latency_seconds: float,
     ) -> None:
         """Write the trace and its frame, also when the caller has gone away by now."""
-        trace = self._trace(candidate, rollout_id, applied, served, failure, latency_seconds)
+        self.keep(
+            self._trace(candidate, rollout_id, applied, served, failure, latency_seconds),
+            candidate=candidate,
+        )
+        await asyncio.shield(asyncio.gather(*self._under_way))
+
+    def keep(self, trace: Trace, *, candidate: Candidate) -> None:
+        """Have the trace of that candidate, and its frame, written soon."""
         frame = SensorFrame(
             frame_id=self._new_id("frame"),
-            session_id=candidate.session_id,
-            rollout_id=rollout_id,
-            candidate_id=candidate.candidate_id,
+            session_id=trace.session_id,
+            rollout_id=trace.rollout_id,
+            candidate_id=trace.candidate_id,
             created_at=trace.created_at,
             sensors=tuple(_sensors(trace)),
             lever_versions=lever_versions(candidate),
-            trace_ids=(trace.trace_id, rollout_id),
+            trace_ids=(trace.trace_id, trace.rollout_id),
         )
         recording = asyncio.create_task(self._store.record_call(trace, frame))
         self._under_way.add(recording)
         recording.add_done_callback(self._under_way.discard)
-        await asyncio.shield(recording)
 
     def _trace(
         self,

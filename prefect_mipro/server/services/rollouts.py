@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from prefect_mipro.errors import (
     SessionEnded,
 )
 from prefect_mipro.models.candidates import Candidate, DuelState
-from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.rollouts import (
     Reward,
     RewardInfo,
@@ -54,6 +54,7 @@ class Rollouts:
         beliefs: Beliefs,
         promotion: Promotion,
         proposals: Proposals,
+        recorder: Recorder,
         *,
         clock: Clock,
         new_id: NewId,
@@ -68,7 +69,7 @@ class Rollouts:
         self._clock = clock
         self._new_id = new_id
         self._timer = timer
-        self._recorder = Recorder(store, clock=clock, new_id=new_id)
+        self._recorder = recorder
 
     @asynccontextmanager
     async def serve(self, session: Session, call: Call) -> AsyncIterator[Served]:
@@ -79,10 +80,17 @@ class Rollouts:
         config = self._knowledge.config(session)
         rollout_id = call.rollout_id or self._new_id("rollout")
         if call.candidate_id is None:
-            candidate = await self._pinned_candidate(session, config, rollout_id, call)
+            candidate = await self.assign(
+                session,
+                rollout_id=rollout_id,
+                correlation_id=call.correlation_id,
+                example_id=call.example_id,
+            )
         else:
             candidate = await self._candidate_of(session, call.candidate_id)
-        applied = await self._apply(candidate, config, call)
+        applied = await self.prompt_of(
+            session, candidate, call.body["messages"], example_id=call.example_id
+        )
         body = _with_policy_defaults(call.body, config) | {"messages": list(applied.messages)}
         served: Served | None = None
         failure: MiproError | None = None
@@ -105,6 +113,51 @@ class Rollouts:
                 await self._recorder.record(
                     candidate, rollout_id, applied, served, failure, self._timer() - started
                 )
+
+    async def assign(
+        self,
+        session: Session,
+        *,
+        rollout_id: str,
+        correlation_id: str | None = None,
+        example_id: str | None = None,
+    ) -> Candidate:
+        """The rollout's candidate: the pinned one, else one that is chosen and pinned now."""
+        known = await self._store.rollout(session.session_id, rollout_id)
+        if known is None:
+            choice = await self._choose(session, rollout_id, example_id)
+            known = await self._store.pin(
+                Rollout(
+                    session_id=session.session_id,
+                    rollout_id=rollout_id,
+                    candidate_id=choice.candidate_id,
+                    correlation_id=correlation_id or session.correlation_id,
+                    example_id=example_id,
+                    propensity=choice.propensity,
+                    duel_number=choice.duel_number,
+                    predicted_reward=choice.predicted_reward,
+                    pinned_at=self._clock(),
+                )
+            )
+        return await self._store.candidate(known.candidate_id)
+
+    async def prompt_of(
+        self,
+        session: Session,
+        candidate: Candidate,
+        messages: Sequence[ChatMessage],
+        *,
+        example_id: str | None = None,
+    ) -> Applied:
+        """The caller's messages with the candidate's prompt in them."""
+        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        return apply(
+            messages,
+            prompt=self._knowledge.config(session).initial_prompt,
+            instruction=instruction.text,
+            demonstrations=demonstrations.demonstrations,
+            example_id=example_id,
+        )
 
     async def find(self, session_id: str, rollout_id: str) -> Rollout:
         """A rollout that has been served. Raises SessionNotFound or RolloutNotFound."""
@@ -151,31 +204,8 @@ class Rollouts:
         """Wait until every call that has ended is recorded."""
         await self._recorder.close()
 
-    async def _pinned_candidate(
-        self, session: Session, config: MiproConfig, rollout_id: str, call: Call
-    ) -> Candidate:
-        """The candidate of this rollout: the pinned one, else a choice that is pinned now."""
-        known = await self._store.rollout(session.session_id, rollout_id)
-        if known is None:
-            choice = await self._choose(session, config, rollout_id, call)
-            known = await self._store.pin(
-                Rollout(
-                    session_id=session.session_id,
-                    rollout_id=rollout_id,
-                    candidate_id=choice.candidate_id,
-                    correlation_id=call.correlation_id or session.correlation_id,
-                    example_id=call.example_id,
-                    propensity=choice.propensity,
-                    duel_number=choice.duel_number,
-                    predicted_reward=choice.predicted_reward,
-                    pinned_at=self._clock(),
-                )
-            )
-        return await self._store.candidate(known.candidate_id)
-
-    async def _choose(
-        self, session: Session, config: MiproConfig, rollout_id: str, call: Call
-    ) -> Choice:
+    async def _choose(self, session: Session, rollout_id: str, example_id: str | None) -> Choice:
+        config = self._knowledge.config(session)
         if not session.state.final:
             session = await self._promotion.end_if_exhausted(session)
         if session.state.final:
@@ -186,8 +216,8 @@ class Rollouts:
         if session.serving_candidate_id and running is None and session.serving_rollouts % block:
             return _certain(session.serving_candidate_id)
         deviation = 0.0
-        if running and call.example_id:
-            seen = await self._store.example_rewards(session.session_id, call.example_id)
+        if running and example_id:
+            seen = await self._store.example_rewards(session.session_id, example_id)
             deviation = expected_deviation(*seen)
         snapshot = await self._beliefs.recent(session)
         return choose(
@@ -206,16 +236,6 @@ class Rollouts:
                 f"session {session.session_id} has no candidate {candidate_id!r}"
             )
         return candidate
-
-    async def _apply(self, candidate: Candidate, config: MiproConfig, call: Call) -> Applied:
-        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
-        return apply(
-            call.body["messages"],
-            prompt=config.initial_prompt,
-            instruction=instruction.text,
-            demonstrations=demonstrations.demonstrations,
-            example_id=call.example_id,
-        )
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
         told = RewardInfo.parse(request.reward_info)

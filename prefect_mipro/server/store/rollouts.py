@@ -39,6 +39,9 @@ _COUNT_CANDIDATE_CALL = (
                 "prompt_tokens",
                 "completion_tokens",
                 "latency_seconds_sum",
+                "first_byte_seconds_sum",
+                "first_byte_calls",
+                "cost_usd_sum",
             )
         }
     )
@@ -102,6 +105,9 @@ def record_call(connection: Connection, trace: Trace, frame: SensorFrame) -> Non
             "more_prompt_tokens": trace.usage.prompt_tokens,
             "more_completion_tokens": trace.usage.completion_tokens,
             "more_latency_seconds_sum": trace.latency_seconds,
+            "more_first_byte_seconds_sum": trace.first_byte_seconds or 0.0,
+            "more_first_byte_calls": int(trace.first_byte_seconds is not None),
+            "more_cost_usd_sum": trace.cost_usd or 0.0,
         },
     )
     if not counted.rowcount:

@@ -49,6 +49,11 @@ def _sum(name: str) -> Column[float]:
     return Column(name, Double, nullable=False, default=0.0)
 
 
+def _late_sum(name: str) -> Column[float]:
+    """One that came with a later schema: the rows that were there have it too."""
+    return Column(name, Double, nullable=False, server_default="0")
+
+
 def _session() -> Column[str]:
     return Column("session_id", Text, ForeignKey("mipro_sessions.session_id"), nullable=False)
 
@@ -128,6 +133,9 @@ candidates = Table(
     _count("completion_tokens"),
     _sum("latency_seconds_sum"),
     _late_count("missing"),
+    _late_sum("first_byte_seconds_sum"),
+    _late_count("first_byte_calls"),
+    _late_sum("cost_usd_sum"),
     UniqueConstraint("session_id", "number"),
 )
 
@@ -277,6 +285,9 @@ traces = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    Column("first_byte_seconds", Double),
+    Column("cost_usd", Double),
+    Column("model", Words),
     ForeignKeyConstraint(
         ["session_id", "rollout_id"], [rollouts.c.session_id, rollouts.c.rollout_id]
     ),

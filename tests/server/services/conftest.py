@@ -21,6 +21,7 @@ from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
@@ -147,8 +148,17 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=clock)
     proposals = Proposals(store, upstreams, knowledge, beliefs, clock=clock, new_id=new_id)
+    recorder = Recorder(store, clock=clock, new_id=new_id)
     rollouts = Rollouts(
-        store, upstreams, knowledge, beliefs, promotion, proposals, clock=clock, new_id=new_id
+        store,
+        upstreams,
+        knowledge,
+        beliefs,
+        promotion,
+        proposals,
+        recorder,
+        clock=clock,
+        new_id=new_id,
     )
     sessions = Sessions(
         store,

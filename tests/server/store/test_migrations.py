@@ -37,6 +37,7 @@ def test_the_migrations_are_part_of_the_package() -> None:
     versions = resources.files("prefect_mipro.server.store.migrations") / "versions"
     assert (versions / "0001_first_schema.py").is_file()
     assert (versions / "0002_stretches_of_traffic.py").is_file()
+    assert (versions / "0003_accounts_of_calls.py").is_file()
 
 
 def _schema(file: Path) -> dict[str, list[str]]:
