@@ -46,7 +46,17 @@ class Recorder:
 
     def keep(self, trace: Trace, *, candidate: Candidate) -> None:
         """Have the trace of that candidate, and its frame, written soon."""
-        frame = SensorFrame(
+        frame = self._frame(trace, candidate)
+        recording = asyncio.create_task(self._store.record_call(trace, frame))
+        self._under_way.add(recording)
+        recording.add_done_callback(self._under_way.discard)
+
+    async def post(self, trace: Trace, *, candidate: Candidate) -> Trace:
+        """Write the trace of a call made elsewhere, once; the one that has its id is returned."""
+        return await self._store.post_trace(trace, self._frame(trace, candidate))
+
+    def _frame(self, trace: Trace, candidate: Candidate) -> SensorFrame:
+        return SensorFrame(
             frame_id=self._new_id("frame"),
             session_id=trace.session_id,
             rollout_id=trace.rollout_id,
@@ -56,9 +66,6 @@ class Recorder:
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),
         )
-        recording = asyncio.create_task(self._store.record_call(trace, frame))
-        self._under_way.add(recording)
-        recording.add_done_callback(self._under_way.discard)
 
     def _trace(
         self,

@@ -196,6 +196,13 @@ class Store(Protocol):
         """Insert both and add the call to its candidate's statistics."""
         ...
 
+    async def post_trace(self, trace: Trace, frame: SensorFrame) -> Trace:
+        """The same for a call that was made elsewhere, unless a trace has its id already.
+
+        Returns the trace that has the id: this one, or the earlier one as it stands.
+        """
+        ...
+
     # rewards
 
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:

@@ -25,6 +25,7 @@ from prefect_mipro.server.store import (
     lineage,
     missing,
     observations,
+    posted,
     rewards,
     rollouts,
     sessions,
@@ -133,6 +134,9 @@ class SqlStore:
 
     async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
         await self._database.write(rollouts.record_call, trace, frame)
+
+    async def post_trace(self, trace: Trace, frame: SensorFrame) -> Trace:
+        return await self._database.write(posted.post_trace, trace, frame)
 
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
         return await self._database.write(rewards.add, reward, request_key=request_key)

@@ -1,0 +1,28 @@
+"""Traces that a program posts of calls it made itself: each is counted once, by its id."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, RowMapping, bindparam, select
+
+from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.rollouts import Trace
+from prefect_mipro.models.sensors import SensorFrame
+from prefect_mipro.server.store.changes import changing
+from prefect_mipro.server.store.rollouts import record_call
+from prefect_mipro.server.store.tables import traces
+
+_TRACE = select(traces).where(traces.c.trace_id == bindparam("of_trace"))
+
+
+def post_trace(connection: Connection, trace: Trace, frame: SensorFrame) -> Trace:
+    # Of two that come at once, the one that locks the session later finds the other's trace.
+    with changing(connection, trace.session_id):
+        row = connection.execute(_TRACE, {"of_trace": trace.trace_id}).mappings().first()
+        if row is not None:
+            return _trace_record(row)
+        record_call(connection, trace, frame)
+        return trace
+
+
+def _trace_record(row: RowMapping) -> Trace:
+    return Trace.model_validate({**row, "usage": Usage.model_validate(dict(row))})
