@@ -25,6 +25,7 @@ from prefect_mipro.server.routes.dependencies import Backend, Keys
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.identity import new_id, utc_now
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
@@ -146,19 +147,21 @@ def _backend(
         new_id=new_id,
     )
     opened.push_async_callback(rollouts.close)
+    sessions = Sessions(
+        store,
+        upstreams,
+        knowledge,
+        beliefs,
+        promotion,
+        proposals,
+        public_url=settings.public_url or settings.own_url,
+        clock=utc_now,
+        new_id=new_id,
+    )
     return Backend(
-        sessions=Sessions(
-            store,
-            upstreams,
-            knowledge,
-            beliefs,
-            promotion,
-            proposals,
-            public_url=settings.public_url or settings.own_url,
-            clock=utc_now,
-            new_id=new_id,
-        ),
+        sessions=sessions,
         rollouts=rollouts,
+        leases=Leases(store, knowledge, sessions, rollouts, recorder, clock=utc_now, new_id=new_id),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
     )

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
 from prefect_mipro.server.routes.errors import short
+from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
 
@@ -64,6 +65,7 @@ class Backend:
 
     sessions: Sessions
     rollouts: Rollouts
+    leases: Leases
     keys: Keys
     max_body_bytes: int
 
@@ -82,6 +84,10 @@ def _rollouts(request: Request) -> Rollouts:
     return backend_of(request).rollouts
 
 
+def _leases(request: Request) -> Leases:
+    return backend_of(request).leases
+
+
 def _clamped(limit: int) -> int:
     return min(max(limit, 1), MOST_ITEMS)
 
@@ -92,6 +98,7 @@ def _with_zone(moment: datetime) -> datetime:
 
 SessionsOf = Annotated[Sessions, Depends(_sessions)]
 RolloutsOf = Annotated[Rollouts, Depends(_rollouts)]
+LeasesOf = Annotated[Leases, Depends(_leases)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
 Moment = Annotated[datetime, AfterValidator(_with_zone)]
@@ -99,7 +106,7 @@ Integer = Annotated[int, Query(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
 Cursor = Annotated[str | None, Query(max_length=1_000, description="next_cursor of the last page")]
 RequestKey = Annotated[
     Annotated[str, StringConstraints(max_length=ID_CHARACTERS)] | None,
-    Header(alias="Idempotency-Key", description="the same in each repeat of one reward"),
+    Header(alias="Idempotency-Key", description="the same in each repeat of one request"),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from prefect_mipro.models.base import SessionId
+from prefect_mipro.models.leases import TraceReceipt
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
@@ -15,9 +16,9 @@ from prefect_mipro.models.sessions import (
     Promote,
     SessionState,
     SessionStatus,
-    SessionUrls,
     StateChange,
 )
+from prefect_mipro.server.routes import leases
 from prefect_mipro.server.routes.dependencies import (
     Cursor,
     Integer,
@@ -37,6 +38,9 @@ PROMPT_LEARNING_PREFIX = "/api/prompt-learning/online/mipro/sessions"
 FOUND: dict[int | str, dict[str, Any]] = {
     200: {"model": SessionStatus, "description": "There was one with this id already"}
 }
+COUNTED: dict[int | str, dict[str, Any]] = {
+    200: {"model": TraceReceipt, "description": "A repeat: it was counted before"}
+}
 
 
 def session_router(prefix: str, *, tag: str) -> APIRouter:
@@ -46,7 +50,15 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("", find, methods=["GET"])
     router.add_api_route("/{session_id}", status, methods=["GET"])
     router.add_api_route("/{session_id}", change_state, methods=["PATCH"])
-    router.add_api_route("/{session_id}/prompt", urls, methods=["GET"])
+    router.add_api_route("/{session_id}/prompt", leases.prompt, methods=["GET"])
+    router.add_api_route("/{session_id}/prompt", leases.lease, methods=["POST"])
+    router.add_api_route(
+        "/{session_id}/rollouts/{rollout_id}/traces",
+        leases.post_trace,
+        methods=["POST"],
+        status_code=201,
+        responses=COUNTED,
+    )
     router.add_api_route("/{session_id}/reward", reward, methods=["POST"])
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
@@ -95,11 +107,6 @@ async def change_state(
 ) -> SessionStatus:
     """Pause, resume or cancel a session."""
     return await sessions.change_state(session_id, SessionState(change.state))
-
-
-async def urls(session_id: SessionId, sessions: SessionsOf) -> SessionUrls:
-    """Where the session's chat-completions proxy is."""
-    return await sessions.urls(session_id)
 
 
 async def reward(

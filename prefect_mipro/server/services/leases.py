@@ -1,0 +1,321 @@
+"""Leases: a rollout's candidate for programs that call their model themselves, and their traces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefect_mipro.errors import CandidateNotFound, Conflict, InputInvalid, UpstreamFailed
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.chat import ChatMessage, InitialPrompt, Usage
+from prefect_mipro.models.leases import (
+    Lease,
+    LeasedDemonstrations,
+    LeasedInstruction,
+    LeasedLevers,
+    LeasedPolicy,
+    LeaseRequest,
+    Placeholder,
+    TraceReceipt,
+    TraceRequest,
+)
+from prefect_mipro.models.levers import LeverName, LeverVersion, lever_id
+from prefect_mipro.models.rollouts import Rollout, Trace
+from prefect_mipro.models.sessions import Session
+from prefect_mipro.optimizer.prompts import (
+    Applied,
+    answer_text,
+    apply,
+    fill,
+    user_text,
+    wildcards,
+)
+from prefect_mipro.server.services.completions import Completion
+from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.recording import Recorder, lever_versions
+from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.store.interface import Store
+
+LONGEST_SAYING = 1_000
+
+
+@dataclass(frozen=True)
+class _Leased:
+    """A candidate with the values of its levers, for a rollout of this example."""
+
+    candidate: Candidate
+    instruction: LeverVersion
+    demonstrations: LeverVersion
+    example_id: str | None
+
+    @property
+    def levers(self) -> LeasedLevers:
+        """The values as they may be shown: without what would give the example's answer away."""
+        session_id = self.candidate.session_id
+        return LeasedLevers(
+            instruction=LeasedInstruction(
+                lever_id=lever_id(session_id, LeverName.INSTRUCTION),
+                version=self.instruction.version,
+                text=self.instruction.text,
+            ),
+            demonstrations=LeasedDemonstrations(
+                lever_id=lever_id(session_id, LeverName.DEMONSTRATIONS),
+                version=self.demonstrations.version,
+                demonstrations=tuple(
+                    demonstration
+                    for demonstration in self.demonstrations.demonstrations
+                    if self.example_id is None or demonstration.example_id != self.example_id
+                ),
+            ),
+        )
+
+
+class Leases:
+    """The leases of all sessions, and the traces posted for them."""
+
+    def __init__(
+        self,
+        store: Store,
+        knowledge: Knowledge,
+        sessions: Sessions,
+        rollouts: Rollouts,
+        recorder: Recorder,
+        *,
+        clock: Clock,
+        new_id: NewId,
+    ) -> None:
+        self._store = store
+        self._knowledge = knowledge
+        self._sessions = sessions
+        self._rollouts = rollouts
+        self._recorder = recorder
+        self._clock = clock
+        self._new_id = new_id
+
+    async def lease(
+        self,
+        session_id: str,
+        *,
+        rollout_id: str,
+        example_id: str | None = None,
+        correlation_id: str | None = None,
+        candidate_id: str | None = None,
+        render: bool = False,
+    ) -> Lease:
+        """The rollout's candidate, chosen and pinned as by a proxied call.
+
+        With `render` the prompt is in it, its placeholders left as they are. With `candidate_id` it
+        is that candidate, and nothing is pinned.
+        """
+        asked = LeaseRequest(
+            rollout_id=rollout_id,
+            example_id=example_id,
+            correlation_id=correlation_id,
+            candidate_id=candidate_id,
+        )
+        session = await self._store.session(session_id)
+        leased = await self._leased(session, asked)
+        prompt = self._knowledge.config(session).initial_prompt
+        applied = _filled(prompt, {}, leased) if render else None
+        return await self._lease(session, asked, leased, applied)
+
+    async def rendered(self, session_id: str, asked: LeaseRequest) -> Lease:
+        """The same with the whole prompt in it, made of the caller's inputs or messages.
+
+        Raises InputInvalid, and pins nothing, where there is no prompt to be made of them.
+        """
+        session = await self._store.session(session_id)
+        prompt = self._knowledge.config(session).initial_prompt
+        if (asked.inputs is None) == (asked.messages is None):
+            raise InputInvalid(
+                "send either inputs, the texts of the prompt's placeholders, or messages, your "
+                "program's own; GET .../prompt?render=true shows the prompt with its placeholders"
+            )
+        if asked.messages is not None:
+            leased = await self._leased(session, asked)
+            applied = await self._rollouts.prompt_of(
+                session, leased.candidate, asked.messages, example_id=asked.example_id
+            )
+        else:
+            texts = _texts(prompt, asked.inputs or {})
+            leased = await self._leased(session, asked)
+            applied = _filled(prompt, texts, leased)
+        return await self._lease(session, asked, leased, applied)
+
+    async def post_trace(
+        self,
+        session_id: str,
+        rollout_id: str,
+        posted: TraceRequest,
+        *,
+        request_key: str | None = None,
+    ) -> TraceReceipt:
+        """Count a call that the rollout made itself, as if it had come through the proxy.
+
+        Raises RolloutNotFound for a rollout that was neither leased nor served, and Conflict where
+        its trace id stands for another trace already.
+        """
+        rollout = await self._rollouts.find(session_id, rollout_id)
+        session = await self._store.session(session_id)
+        candidate = await self._store.candidate(rollout.candidate_id)
+        trace = self._trace(session, rollout, posted, request_key)
+        stored = await self._recorder.post(trace, candidate=candidate)
+        if _content(stored) != _content(trace):
+            raise Conflict(
+                f"the trace id {trace.trace_id!r} stands for another trace already, which was not "
+                "changed; give each trace an id of its own, such as a UUID"
+            )
+        return TraceReceipt(
+            status="accepted",
+            session_id=session_id,
+            rollout_id=rollout_id,
+            candidate_id=rollout.candidate_id,
+            trace_id=trace.trace_id,
+            duplicate=stored is not trace,
+        )
+
+    async def _leased(self, session: Session, asked: LeaseRequest) -> _Leased:
+        if asked.candidate_id is None:
+            candidate = await self._rollouts.assign(
+                session,
+                rollout_id=asked.rollout_id,
+                correlation_id=asked.correlation_id,
+                example_id=asked.example_id,
+            )
+        else:
+            candidate = await self._store.candidate(asked.candidate_id)
+            if candidate.session_id != session.session_id:
+                raise CandidateNotFound(
+                    f"session {session.session_id} has no candidate {asked.candidate_id!r}"
+                )
+        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        return _Leased(candidate, instruction, demonstrations, asked.example_id)
+
+    async def _lease(
+        self, session: Session, asked: LeaseRequest, leased: _Leased, applied: Applied | None
+    ) -> Lease:
+        urls = await self._sessions.urls(session.session_id)
+        config = self._knowledge.config(session)
+        return Lease(
+            **dict(urls),
+            session_id=session.session_id,
+            rollout_id=asked.rollout_id,
+            candidate_id=leased.candidate.candidate_id,
+            number=leased.candidate.number,
+            levers=leased.levers,
+            lever_versions=lever_versions(leased.candidate),
+            placeholders=_placeholders(config.initial_prompt),
+            policy=LeasedPolicy(
+                model=config.policy.model,
+                temperature=config.policy.temperature,
+                max_completion_tokens=config.policy.max_completion_tokens,
+            ),
+            messages=applied.messages if applied else None,
+            unapplied_reason=applied.reason if applied else "",
+        )
+
+    def _trace(
+        self, session: Session, rollout: Rollout, posted: TraceRequest, request_key: str | None
+    ) -> Trace:
+        response = posted.response
+        if response is None and posted.output is not None:
+            response = _completion_of(posted.output, whole=not posted.error)
+        told = Usage(**dict(posted.usage)) if posted.usage else Completion(response).usage
+        named = (response or {}).get("model")
+        model = posted.model or (named if isinstance(named, str) else None)
+        return Trace(
+            trace_id=posted.trace_id or self._trace_id(session.session_id, request_key),
+            session_id=session.session_id,
+            rollout_id=rollout.rollout_id,
+            candidate_id=rollout.candidate_id,
+            messages=posted.messages,
+            response=response,
+            input=user_text(posted.messages),
+            output=answer_text(response),
+            unapplied_reason=_said(posted.unapplied_reason),
+            status=UpstreamFailed.default_status if posted.error else 200,
+            error=_said(posted.error or ""),
+            latency_seconds=posted.latency_seconds,
+            first_byte_seconds=posted.first_byte_seconds,
+            usage=told,
+            cost_usd=self._knowledge.config(session).policy.cost_usd(
+                prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
+            ),
+            model=model,
+            created_at=self._clock(),
+        )
+
+    def _trace_id(self, session_id: str, request_key: str | None) -> str:
+        """The same for each repeat of a request."""
+        if request_key is None:
+            return self._new_id("trace")
+        digest = hashlib.sha256(f"{session_id}\n{request_key}".encode()).hexdigest()
+        return f"trace_{digest[:32]}"
+
+
+def _placeholders(prompt: InitialPrompt | None) -> tuple[Placeholder, ...]:
+    """Those of all messages. One of which the prompt says nothing is required too."""
+    if prompt is None:
+        return ()
+    names = dict.fromkeys(name for m in prompt.ordered for name in wildcards(m.pattern))
+    return tuple(
+        Placeholder(name=name, required=prompt.wildcards.get(name) != "OPTIONAL") for name in names
+    )
+
+
+def _texts(prompt: InitialPrompt | None, inputs: Mapping[str, str]) -> dict[str, str]:
+    """The text of each placeholder; empty where an optional one has none."""
+    if prompt is None:
+        raise InputInvalid(
+            "the session's config has no initial_prompt, so there are no placeholders to fill; "
+            "send your program's messages instead of inputs"
+        )
+    for placeholder in _placeholders(prompt):
+        name = placeholder.name
+        if placeholder.required and name not in inputs:
+            raise InputInvalid(
+                f"inputs lack the prompt's placeholder {name!r} (they have: "
+                f"{', '.join(sorted(inputs)) or 'none'}); send a text for it"
+            )
+        if prompt.wildcards.get(name) == "REQUIRED" and not inputs[name].strip():
+            raise InputInvalid(f"inputs.{name} is blank, and the prompt requires a text there")
+    return {p.name: inputs.get(p.name, "") for p in _placeholders(prompt)}
+
+
+def _filled(prompt: InitialPrompt | None, texts: Mapping[str, str], leased: _Leased) -> Applied:
+    """The candidate's prompt with these texts; a placeholder without one stays as it is."""
+    own = prompt.instruction.strip() if prompt else ""
+    changed = leased.instruction.text if leased.instruction.text.strip() != own else ""
+    messages: list[ChatMessage] = [
+        {"role": message.role, "content": fill(message.pattern, texts)}
+        for message in (prompt.ordered if prompt else ())
+    ]
+    # The messages are known to be the prompt's own, so nothing is left to be recognised.
+    return apply(
+        messages,
+        prompt=None,
+        instruction=fill(changed, texts),
+        demonstrations=leased.demonstrations.demonstrations,
+        example_id=leased.example_id,
+    )
+
+
+def _completion_of(output: str, *, whole: bool) -> JsonObject:
+    message = {"role": "assistant", "content": output}
+    return {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop" if whole else None}]
+    }
+
+
+def _said(text: str) -> str:
+    """What a caller says, in the length and the characters in which it can be kept."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:LONGEST_SAYING]
+
+
+def _content(trace: Trace) -> JsonObject:
+    """What two traces of one id must have in common: all but when they came, and the price."""
+    return trace.model_dump(exclude={"created_at", "cost_usd"})
