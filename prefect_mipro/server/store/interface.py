@@ -12,7 +12,7 @@ Contract, held by one conformance suite for every store:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -75,6 +75,26 @@ class Attached:
 
     reward: Reward
     duplicate: bool
+
+
+@dataclass(frozen=True)
+class StateTotals:
+    """Counts of all sessions in one state; `missing` rollouts were given up without a reward."""
+
+    sessions: int = 0
+    rollouts: int = 0
+    rewards: int = 0
+    missing: int = 0
+    promotions: int = 0
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What all sessions come to together."""
+
+    by_state: Mapping[SessionState, StateTotals]
+    active_candidates: int
+    retired_candidates: int
 
 
 class Store(Protocol):
@@ -141,6 +161,10 @@ class Store(Protocol):
         A round that `asked` the model counts an error as one more failure in a row, or sets the
         count to zero; a round that did not ask leaves count and error as they are.
         """
+        ...
+
+    async def overview(self) -> Overview:
+        """All sessions together, by state. Reads each session's row, so not for every call."""
         ...
 
     # levers and candidates

@@ -25,6 +25,7 @@ from prefect_mipro.server.store import (
     lineage,
     missing,
     observations,
+    overview,
     posted,
     rewards,
     rollouts,
@@ -34,6 +35,7 @@ from prefect_mipro.server.store.changes import read_session
 from prefect_mipro.server.store.database import Database
 from prefect_mipro.server.store.interface import (
     Attached,
+    Overview,
     Page,
     SeedEvalFilter,
     SessionFilter,
@@ -100,6 +102,9 @@ class SqlStore:
             usage=usage,
             at=at,
         )
+
+    async def overview(self) -> Overview:
+        return await self._database.read(overview.read)
 
     async def levers(self, session_id: str) -> tuple[LeverVersion, ...]:
         return await self._database.read(lineage.levers_of, session_id)
