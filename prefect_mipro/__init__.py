@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prefect_mipro.errors import HTTPError as HTTPError
     from prefect_mipro.errors import MiproError as MiproError
     from prefect_mipro.flows import optimize_prompt as optimize_prompt
+    from prefect_mipro.models.leases import Lease as Lease
+    from prefect_mipro.models.leases import TraceRequest as TraceRequest
     from prefect_mipro.models.results import PolicyOptimizationResult as PolicyOptimizationResult
     from prefect_mipro.models.results import PromptLearningResult as PromptLearningResult
 
@@ -24,6 +26,7 @@ _HOMES = {
     "AsyncClient": "client.clients",
     "Client": "client.clients",
     "HTTPError": "errors",
+    "Lease": "models.leases",
     "MiproConfig": "config",
     "MiproCredentials": "blocks",
     "MiproError": "errors",
@@ -31,6 +34,7 @@ _HOMES = {
     "MiproSessionConfig": "blocks",
     "PolicyOptimizationResult": "models.results",
     "PromptLearningResult": "models.results",
+    "TraceRequest": "models.leases",
     "optimize_prompt": "flows",
 }
 

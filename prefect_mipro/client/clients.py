@@ -68,6 +68,8 @@ class _Connection:
     create_session = _Method(operations.create_session)
     session_status = _Method(operations.session_status)
     session_urls = _Method(operations.session_urls)
+    lease = _Method(operations.lease)
+    post_trace = _Method(operations.post_trace)
     reward = _Method(operations.reward)
     change_state = _Method(operations.change_state)
     promote = _Method(operations.promote)

@@ -5,7 +5,7 @@ An `Operation` is a value: making one sends nothing, and sending the same one tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -13,6 +13,8 @@ from uuid import uuid4
 
 from prefect_mipro.errors import AnswerInvalid, InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.chat import ChatMessage
+from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
@@ -103,6 +105,59 @@ def reward(
         headers={"Idempotency-Key": request_key or uuid4().hex},
         repeatable=True,
         answer=RewardReceipt.model_validate,
+    )
+
+
+def lease(
+    session_id: str,
+    rollout_id: str | None = None,
+    *,
+    inputs: Mapping[str, str | float] | None = None,
+    messages: Sequence[ChatMessage] | None = None,
+    render: bool = False,
+    example_id: str | None = None,
+    correlation_id: str | None = None,
+    candidate_id: str | None = None,
+) -> Operation[Lease]:
+    """What a rollout runs with, for a program that calls its model itself.
+
+    Of `inputs`, the texts of the prompt's placeholders, or of `messages`, the program's own, the
+    backend makes the lease's messages. `render` makes them with the placeholders as they are.
+    Without `rollout_id` the rollout is a new one. `candidate_id` asks for that candidate outside of
+    learning: nothing is pinned.
+    """
+    path = f"{_session_path(session_id)}/prompt"
+    named = {
+        "rollout_id": rollout_id or uuid4().hex,
+        "example_id": example_id,
+        "correlation_id": correlation_id,
+        "candidate_id": candidate_id,
+    }
+    if inputs is None and messages is None:
+        query = _query(**named, render=render or None)
+        return _get(path, Lease.model_validate, query)
+    given = {"inputs": inputs, "messages": messages}
+    body = {key: value for key, value in (named | given).items() if value not in (None, "")}
+    return Operation(
+        method="POST", path=path, body=body, repeatable=True, answer=Lease.model_validate
+    )
+
+
+def post_trace(
+    session_id: str, rollout_id: str, request: TraceRequest, *, request_key: str | None = None
+) -> Operation[TraceReceipt]:
+    """Tell of a call that a leased rollout made itself.
+
+    The request's `trace_id`, else `request_key`, names it; the backend counts its repeats as one.
+    """
+    rollout = _segment(rollout_id, name="rollout_id")
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/rollouts/{rollout}/traces",
+        body=_body(request),
+        headers={"Idempotency-Key": request_key or uuid4().hex},
+        repeatable=True,
+        answer=TraceReceipt.model_validate,
     )
 
 

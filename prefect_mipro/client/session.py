@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Unpack
 
 from pydantic import ValidationError
 
 from prefect_mipro.client import environment, operations
+from prefect_mipro.client.arguments import RecordT, TraceArguments, config_source, record_of
 from prefect_mipro.client.clients import (
     DEFAULT_TIMEOUT_SECONDS,
     backend_root,
@@ -18,13 +19,12 @@ from prefect_mipro.client.clients import (
 from prefect_mipro.client.connections import Backend, Connections
 from prefect_mipro.client.operations import Operation, raw, with_urls
 from prefect_mipro.client.steps import Ask, Steps, awaiting, blocking
-from prefect_mipro.config import MiproConfig, override, parse_toml, read_toml
-from prefect_mipro.errors import AnswerInvalid, ConfigInvalid, InputInvalid, MiproError
-from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.errors import AnswerInvalid, InputInvalid, MiproError
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.chat import ChatMessage
+from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState
-
-RecordT = TypeVar("RecordT", bound=Record)
 
 CANDIDATES_PER_PAGE = 200
 MOST_PAGES = 100
@@ -61,9 +61,9 @@ def _create(
     which are ValueErrors, before any request; then what `prefect_mipro.errors` lists.
     """
     session = _with_defaults(cls, "", backend_url, api_key, timeout)
-    request = _record(
+    request = record_of(
         CreateSession,
-        **_config_source(config, config_name, config_path, config_body, overrides or {}),
+        **config_source(config, config_name, config_path, config_body, overrides or {}),
         overrides=overrides or {},
         metadata=metadata or {},
         session_id=session_id or None,
@@ -184,7 +184,7 @@ class MiproOnlineSession:
         stop: bool | None = None,
     ) -> Steps[JsonObject]:
         """Reward a rollout. `reward_info` has a `score`, and may have `feedback` in words."""
-        request = _record(
+        request = record_of(
             RewardRequest,
             reward_info=reward_info,
             artifact=artifact,
@@ -199,6 +199,53 @@ class MiproOnlineSession:
 
     update_reward = blocking(_update_reward)
     update_reward_async = awaiting(_update_reward)
+
+    def _lease(
+        self,
+        rollout_id: str | None = None,
+        *,
+        inputs: Mapping[str, str | float] | None = None,
+        messages: Sequence[ChatMessage] | None = None,
+        render: bool = False,
+        example_id: str | None = None,
+        correlation_id: str | None = None,
+        candidate_id: str | None = None,
+    ) -> Steps[Lease]:
+        """What a rollout runs with, for a program that calls its model itself.
+
+        `inputs` fill the placeholders of the session's prompt, `messages` are the program's own; of
+        either the lease's `messages` are made, with the candidate's prompt in them. `render` makes
+        them with the placeholders as they are. Without `rollout_id` the rollout is a new one.
+        `candidate_id` asks for that candidate outside of learning.
+        """
+        wanted = operations.lease(
+            self.session_id,
+            rollout_id,
+            inputs=inputs,
+            messages=messages,
+            render=render,
+            example_id=example_id,
+            correlation_id=correlation_id or self.correlation_id,
+            candidate_id=candidate_id,
+        )
+        return (yield from self._answered(wanted))
+
+    lease = blocking(_lease)
+    lease_async = awaiting(_lease)
+
+    def _post_trace(self, rollout_id: str, **trace: Unpack[TraceArguments]) -> Steps[TraceReceipt]:
+        """Tell of a call that a leased rollout made itself: it counts as one through the proxy.
+
+        It takes `messages` and `latency_seconds`, the answer as `output`, `response` or `error`,
+        and where they are known `usage`, `first_byte_seconds`, `model`, `trace_id` and
+        `unapplied_reason`: see `TraceArguments`.
+        """
+        request = record_of(TraceRequest, **trace)
+        posted = operations.post_trace(self.session_id, rollout_id, request)
+        return (yield from self._answered(posted))
+
+    post_trace = blocking(_post_trace)
+    post_trace_async = awaiting(_post_trace)
 
     def _get_prompt_urls(self, *, correlation_id: str | None = None) -> Steps[JsonObject]:
         """The three URLs; one that the backend does not know is `None`."""
@@ -313,6 +360,17 @@ class MiproOnlineSession:
         key = self.api_key or environment.api_key(self.backend_url)
         return Ask(self._connections, Backend(self.backend_url, key, self.timeout), operation)
 
+    def _answered(self, operation: Operation[RecordT]) -> Steps[RecordT]:
+        """A call whose answer is a record of ours."""
+        answer = yield self._ask(raw(operation))
+        try:
+            return operation.answer(answer)
+        except ValidationError as problem:
+            raise AnswerInvalid(
+                f"the answer is no {problem.title}; is this a backend that leases prompts?",
+                status=200,
+            ) from None
+
     def _state_change(self, state: SessionState) -> Ask:
         return self._ask(raw(operations.change_state(self.session_id, state)))
 
@@ -349,50 +407,3 @@ def _with_defaults(
         api_key=api_key or environment.api_key(backend_root(url)),
         timeout=timeout,
     )
-
-
-def _config_source(
-    config: JsonObject | str | Path | None,
-    config_name: str | None,
-    config_path: str | Path | None,
-    config_body: JsonObject | None,
-    overrides: JsonObject,
-) -> JsonObject:
-    """The fields of the create call that say which config, checked as far as it is known here."""
-    explicit = {"config_name": config_name, "config_path": config_path, "config_body": config_body}
-    if config is not None and any(explicit.values()):
-        raise ConfigInvalid("Provide config or config_name/config_path/config_body, not both")
-    given = [name for name, value in explicit.items() if value is not None]
-    if config is None and len(given) != 1:
-        raise ConfigInvalid(
-            "Provide exactly one config source: config, config_name, config_path, or config_body "
-            f"(given: {', '.join(given) or 'none'})"
-        )
-    if config is None and config_name is not None:
-        override({}, overrides)
-        return {"config_name": config_name}
-    if config is None and config_path is not None:
-        config = Path(config_path)
-    body = _config_table(config if config is not None else config_body)
-    MiproConfig.parse(body, overrides)
-    return {"config_body": body}
-
-
-def _config_table(source: JsonObject | str | Path | None) -> JsonObject:
-    if isinstance(source, Mapping):
-        return dict(source)
-    if isinstance(source, str) and "\n" in source:
-        return parse_toml(source)
-    if isinstance(source, str | Path):
-        return read_toml(source)
-    raise ConfigInvalid(
-        f"the config is of type {type(source).__name__}; give a dict, TOML text or a path"
-    )
-
-
-def _record(kind: type[RecordT], **values: Any) -> RecordT:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputInvalid("; ".join(problems)) from None

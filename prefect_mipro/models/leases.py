@@ -142,9 +142,9 @@ class Lease(SessionUrls):
     """What a rollout runs with: the candidate, its levers and, when asked for, its messages.
 
     `number` is the candidate's, and `lever_versions` the three versions by lever id as sensor
-    frames have them. `messages` is the whole prompt in the form of OpenAI's API, or null when
-    nothing was to be rendered. `unapplied_reason` says why the candidate's prompt is not in them,
-    when it is not.
+    frames have them. `messages` is the whole prompt in the form of OpenAI's API, empty when nothing
+    was to be rendered. `unapplied_reason` says why the candidate's prompt is not in them, when it
+    is not.
     """
 
     model_config = ConfigDict(
@@ -210,7 +210,7 @@ class Lease(SessionUrls):
     lever_versions: LeverVersions
     placeholders: tuple[Placeholder, ...] = ()
     policy: LeasedPolicy
-    messages: tuple[ChatMessage, ...] | None = None
+    messages: tuple[ChatMessage, ...] = ()
     unapplied_reason: str = ""
 
     @property
@@ -226,7 +226,7 @@ class Lease(SessionUrls):
 
     @property
     def _rendered(self) -> tuple[ChatMessage, ...]:
-        if self.messages is None:
+        if not self.messages:
             raise InputInvalid(
                 "this lease has no messages; lease with inputs or messages, or with render=True"
             )

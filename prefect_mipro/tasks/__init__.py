@@ -6,6 +6,7 @@ They take a `SessionHandle`, which names the key's block and never holds a key.
 from __future__ import annotations
 
 from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.programs import Judgement, RolloutJob
 from prefect_mipro.tasks.rollouts import (
@@ -54,9 +55,11 @@ __all__ = [
     "acreate_session",
     "aevaluate_candidate",
     "aget_candidate",
+    "alease_prompt",
     "alist_candidates",
     "alist_seed_evals",
     "apause_session",
+    "apost_trace",
     "apromote_candidate",
     "areport_reward",
     "aresume_session",
@@ -69,9 +72,11 @@ __all__ = [
     "create_session",
     "evaluate_candidate",
     "get_candidate",
+    "lease_prompt",
     "list_candidates",
     "list_seed_evals",
     "pause_session",
+    "post_trace",
     "promote_candidate",
     "report_reward",
     "resume_session",

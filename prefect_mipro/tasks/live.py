@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
+from prefect_mipro.client import operations
+from prefect_mipro.client.arguments import TraceArguments, record_of
 from prefect_mipro.client.clients import AsyncClient, Client
 from prefect_mipro.client.operations import Operation
 from prefect_mipro.errors import AnswerInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
+from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
+from prefect_mipro.tasks.requests import without_secret
 
 CANDIDATE_HEADER = "x-mipro-candidate-id"
 CORRELATION_HEADER = "x-correlation-id"
@@ -85,6 +89,29 @@ class _Live:
             answer=dict,
         )
 
+    def _lease(
+        self,
+        inputs: Mapping[str, str | float] | None,
+        messages: Sequence[ChatMessage] | None,
+    ) -> Operation[Lease]:
+        return operations.lease(
+            self.session_id,
+            self.rollout_id,
+            inputs=inputs,
+            messages=messages,
+            render=True,
+            example_id=self.example_id,
+            correlation_id=self._correlation_id,
+            candidate_id=self.candidate_id,
+        )
+
+    def _trace(self, trace: TraceArguments) -> Operation[TraceReceipt]:
+        request = record_of(TraceRequest, **trace)
+        return operations.post_trace(self.session_id, self.rollout_id, request)
+
+    def _shown(self, lease: Lease) -> Lease:
+        return without_secret(lease, self.session_id)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
@@ -109,6 +136,7 @@ class LiveRollout(_Live):
             session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
         )
         self._model: Client = connection.model
+        self._client: Client = connection.client
 
     def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""
@@ -117,6 +145,24 @@ class LiveRollout(_Live):
     def chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> JsonObject:
         """The whole chat completion. `parameters` are those of the API, such as `max_tokens`."""
         return self._model.send(self._chat(messages, parameters))
+
+    def lease(
+        self,
+        inputs: Mapping[str, str | float] | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+    ) -> Lease:
+        """The prompt to call a model with that is not behind the proxy.
+
+        It is made of `inputs`, the texts of the prompt's placeholders, or of the program's own
+        `messages`. Post each call afterwards.
+        """
+        return self._shown(self._client.send(self._lease(inputs, messages)))
+
+    def post_trace(self, **trace: Unpack[TraceArguments]) -> TraceReceipt | None:
+        """Tell of a call to that model; `None` on an evaluation, of which nothing is kept."""
+        posted = self._trace(trace)
+        return None if self.candidate_id else self._client.send(posted)
 
 
 class AsyncLiveRollout(_Live):
@@ -135,6 +181,7 @@ class AsyncLiveRollout(_Live):
             session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
         )
         self._model: AsyncClient = connection.model
+        self._client: AsyncClient = connection.client
 
     async def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""
@@ -143,6 +190,20 @@ class AsyncLiveRollout(_Live):
     async def chat(self, messages: Sequence[ChatMessage], **parameters: Any) -> JsonObject:
         """The whole chat completion. `parameters` are those of the API, such as `max_tokens`."""
         return await self._model.send(self._chat(messages, parameters))
+
+    async def lease(
+        self,
+        inputs: Mapping[str, str | float] | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+    ) -> Lease:
+        """The prompt to call a model with that is not behind the proxy; see `LiveRollout.lease`."""
+        return self._shown(await self._client.send(self._lease(inputs, messages)))
+
+    async def post_trace(self, **trace: Unpack[TraceArguments]) -> TraceReceipt | None:
+        """Tell of a call to that model; `None` on an evaluation, of which nothing is kept."""
+        posted = self._trace(trace)
+        return None if self.candidate_id else await self._client.send(posted)
 
 
 def _text(completion: JsonObject) -> str:

@@ -1,8 +1,8 @@
 """The operations of a session as tasks: a sync one, and an `a`-prefixed twin of its own.
 
 All are safe to repeat: creating goes by the session's id, a reward by its rollout's, the others
-change nothing or set a state. The client repeats for seconds; a task repeats over a restart of the
-backend. Results stay in memory, because stored ones could be read by anyone who reads the storage.
+change nothing or set a state. Results stay in memory, because stored ones could be read by anyone
+who reads the storage.
 """
 
 from __future__ import annotations
@@ -11,18 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
 
 from prefect_mipro.blocks import MiproCredentials, aload, load
-from prefect_mipro.errors import (
-    BackendUnreachable,
-    CandidateNotFound,
-    InputInvalid,
-    Overloaded,
-    StoreFailed,
-)
+from prefect_mipro.errors import CandidateNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
@@ -34,24 +25,11 @@ from prefect_mipro.tasks.connections import (
     connection_to,
 )
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
 
 
-def _passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether the failure is one that goes away by itself."""
-    return isinstance(state.data, BackendUnreachable | Overloaded | StoreFailed)
-
-
-_REPEATABLE: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
-    "retries": 3,
-    "retry_delay_seconds": [2, 8, 20],
-    "retry_condition_fn": _passing,
-}
-
-
-@task(name="create-session", task_run_name="create session {session_id}", **_REPEATABLE)
+@task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
 def create_session(
     config: Mapping[str, Any],
     *,
@@ -75,7 +53,7 @@ def create_session(
         return _created(session, connection.client.create_session(request))
 
 
-@task(name="create-session", task_run_name="create session {session_id}", **_REPEATABLE)
+@task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
 async def acreate_session(
     config: Mapping[str, Any],
     *,
@@ -99,21 +77,21 @@ async def acreate_session(
         return _created(session, await connection.client.create_session(request))
 
 
-@task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
+@task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
 def session_status(session: SessionHandle) -> SessionStatus:
     """How the session stands. Its URLs are without the secret, so they ask for the key."""
     with connection_to(session) as connection:
         return _shown(session, connection.client.session_status(session.session_id))
 
 
-@task(name="session-status", task_run_name="status of {session.session_id}", **_REPEATABLE)
+@task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
 async def asession_status(session: SessionHandle) -> SessionStatus:
     """How the session stands. Its URLs are without the secret, so they ask for the key."""
     async with async_connection_to(session) as connection:
         return _shown(session, await connection.client.session_status(session.session_id))
 
 
-@task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
+@task(name="session-urls", task_run_name="URLs of {session.session_id}", **REPEATABLE)
 def session_urls(session: SessionHandle) -> SessionUrls:
     """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
     with connection_to(session) as connection:
@@ -123,7 +101,7 @@ def session_urls(session: SessionHandle) -> SessionUrls:
         return without_secret(urls, session.session_id)
 
 
-@task(name="session-urls", task_run_name="URLs of {session.session_id}", **_REPEATABLE)
+@task(name="session-urls", task_run_name="URLs of {session.session_id}", **REPEATABLE)
 async def asession_urls(session: SessionHandle) -> SessionUrls:
     """Where the session's proxy is. The URLs are without the secret, so they ask for the key."""
     async with async_connection_to(session) as connection:
@@ -133,43 +111,43 @@ async def asession_urls(session: SessionHandle) -> SessionUrls:
         return without_secret(urls, session.session_id)
 
 
-@task(name="pause-session", task_run_name="pause {session.session_id}", **_REPEATABLE)
+@task(name="pause-session", task_run_name="pause {session.session_id}", **REPEATABLE)
 def pause_session(session: SessionHandle) -> SessionStatus:
     """Stop making proposals. Rollouts and rewards go on."""
     return _changed(session, SessionState.PAUSED)
 
 
-@task(name="pause-session", task_run_name="pause {session.session_id}", **_REPEATABLE)
+@task(name="pause-session", task_run_name="pause {session.session_id}", **REPEATABLE)
 async def apause_session(session: SessionHandle) -> SessionStatus:
     """Stop making proposals. Rollouts and rewards go on."""
     return await _achanged(session, SessionState.PAUSED)
 
 
-@task(name="resume-session", task_run_name="resume {session.session_id}", **_REPEATABLE)
+@task(name="resume-session", task_run_name="resume {session.session_id}", **REPEATABLE)
 def resume_session(session: SessionHandle) -> SessionStatus:
     """Make proposals again. Raises SessionEnded after the end."""
     return _changed(session, SessionState.RUNNING)
 
 
-@task(name="resume-session", task_run_name="resume {session.session_id}", **_REPEATABLE)
+@task(name="resume-session", task_run_name="resume {session.session_id}", **REPEATABLE)
 async def aresume_session(session: SessionHandle) -> SessionStatus:
     """Make proposals again. Raises SessionEnded after the end."""
     return await _achanged(session, SessionState.RUNNING)
 
 
-@task(name="cancel-session", task_run_name="cancel {session.session_id}", **_REPEATABLE)
+@task(name="cancel-session", task_run_name="cancel {session.session_id}", **REPEATABLE)
 def cancel_session(session: SessionHandle) -> SessionStatus:
     """End the session for good. Its champion is served from then on."""
     return _changed(session, SessionState.CANCELLED)
 
 
-@task(name="cancel-session", task_run_name="cancel {session.session_id}", **_REPEATABLE)
+@task(name="cancel-session", task_run_name="cancel {session.session_id}", **REPEATABLE)
 async def acancel_session(session: SessionHandle) -> SessionStatus:
     """End the session for good. Its champion is served from then on."""
     return await _achanged(session, SessionState.CANCELLED)
 
 
-@task(name="promote-candidate", task_run_name="promote {candidate_id}", **_REPEATABLE)
+@task(name="promote-candidate", task_run_name="promote {candidate_id}", **REPEATABLE)
 def promote_candidate(
     session: SessionHandle, candidate_id: str, *, reason: str | None = None
 ) -> SessionStatus:
@@ -179,7 +157,7 @@ def promote_candidate(
         return _shown(session, status)
 
 
-@task(name="promote-candidate", task_run_name="promote {candidate_id}", **_REPEATABLE)
+@task(name="promote-candidate", task_run_name="promote {candidate_id}", **REPEATABLE)
 async def apromote_candidate(
     session: SessionHandle, candidate_id: str, *, reason: str | None = None
 ) -> SessionStatus:
@@ -189,7 +167,7 @@ async def apromote_candidate(
         return _shown(session, status)
 
 
-@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **_REPEATABLE)
+@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **REPEATABLE)
 def begin_epoch(session: SessionHandle, *, reason: str | None = None) -> SessionStatus:
     """Learn anew with the same candidates, because the model or the traffic has changed."""
     with connection_to(session) as connection:
@@ -197,7 +175,7 @@ def begin_epoch(session: SessionHandle, *, reason: str | None = None) -> Session
         return _shown(session, status)
 
 
-@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **_REPEATABLE)
+@task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **REPEATABLE)
 async def abegin_epoch(session: SessionHandle, *, reason: str | None = None) -> SessionStatus:
     """Learn anew with the same candidates, because the model or the traffic has changed."""
     async with async_connection_to(session) as connection:
@@ -205,7 +183,7 @@ async def abegin_epoch(session: SessionHandle, *, reason: str | None = None) -> 
         return _shown(session, status)
 
 
-@task(name="report-reward", task_run_name="reward {rollout_id}", **_REPEATABLE)
+@task(name="report-reward", task_run_name="reward {rollout_id}", **REPEATABLE)
 def report_reward(
     session: SessionHandle,
     score: float,
@@ -225,7 +203,7 @@ def report_reward(
         return connection.client.reward(session.session_id, request)
 
 
-@task(name="report-reward", task_run_name="reward {rollout_id}", **_REPEATABLE)
+@task(name="report-reward", task_run_name="reward {rollout_id}", **REPEATABLE)
 async def areport_reward(
     session: SessionHandle,
     score: float,
@@ -245,7 +223,7 @@ async def areport_reward(
         return await connection.client.reward(session.session_id, request)
 
 
-@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **_REPEATABLE)
+@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **REPEATABLE)
 def list_candidates(
     session: SessionHandle,
     *,
@@ -261,7 +239,7 @@ def list_candidates(
         )
 
 
-@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **_REPEATABLE)
+@task(name="list-candidates", task_run_name="candidates of {session.session_id}", **REPEATABLE)
 async def alist_candidates(
     session: SessionHandle,
     *,
@@ -277,21 +255,21 @@ async def alist_candidates(
         )
 
 
-@task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
+@task(name="get-candidate", task_run_name="candidate {candidate_id}", **REPEATABLE)
 def get_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
     """One candidate of the session. Raises CandidateNotFound, also for another session's."""
     with connection_to(session) as connection:
         return _own(session, connection.client.candidate(candidate_id))
 
 
-@task(name="get-candidate", task_run_name="candidate {candidate_id}", **_REPEATABLE)
+@task(name="get-candidate", task_run_name="candidate {candidate_id}", **REPEATABLE)
 async def aget_candidate(session: SessionHandle, candidate_id: str) -> JsonObject:
     """One candidate of the session. Raises CandidateNotFound, also for another session's."""
     async with async_connection_to(session) as connection:
         return _own(session, await connection.client.candidate(candidate_id))
 
 
-@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **_REPEATABLE)
+@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **REPEATABLE)
 def list_seed_evals(
     session: SessionHandle,
     *,
@@ -313,7 +291,7 @@ def list_seed_evals(
         )
 
 
-@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **_REPEATABLE)
+@task(name="list-seed-evals", task_run_name="seed evals of {session.session_id}", **REPEATABLE)
 async def alist_seed_evals(
     session: SessionHandle,
     *,

@@ -214,7 +214,7 @@ class Leases:
                 temperature=config.policy.temperature,
                 max_completion_tokens=config.policy.max_completion_tokens,
             ),
-            messages=applied.messages if applied else None,
+            messages=applied.messages if applied else (),
             unapplied_reason=applied.reason if applied else "",
         )
 
