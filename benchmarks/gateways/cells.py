@@ -1,0 +1,218 @@
+"""What is measured: the cells of the benchmark, and one measurement of one system in one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import httpx
+
+from benchmarks.gateways.load import Job, Outcome
+from benchmarks.gateways.processes import cpu_seconds, machine_cpu_seconds, memory_mb
+from benchmarks.gateways.systems import Gateway
+
+WARM_UP_SECONDS = 0.3
+# Work put off until after the answer counts: a system is at rest when it uses less than this.
+REST_SHARE = 0.1
+REST_SECONDS = 0.1
+LONGEST_WAIT_FOR_REST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """So many connections, so slow an upstream, whole answers or streams."""
+
+    name: str
+    connections: int
+    delay_ms: float = 0.0
+    stream: bool = False
+    gap_ms: float = 0.0
+
+
+CELLS = {
+    cell.name: cell
+    for cell in (
+        Cell("c32", 32),
+        Cell("c128", 128),
+        Cell("c1", 1),
+        Cell("c16", 16),
+        Cell("c1-50ms", 1, delay_ms=50),
+        Cell("c16-50ms", 16, delay_ms=50),
+        # One stream after the other is fast; sixteen at once write as a quick model does.
+        Cell("stream1", 1, stream=True, gap_ms=1),
+        Cell("stream16", 16, stream=True, gap_ms=5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One system in one cell of one round.
+
+    `cpu_seconds` is that of the system until it is at rest, for all its answers; `foreign_cores` the
+    mean number of cores that neither it nor the instruments kept busy meanwhile.
+    """
+
+    round: int
+    cell: str
+    system: str
+    outcome: Outcome
+    cpu_seconds: float
+    foreign_cores: float
+
+    @property
+    def calls_per_second(self) -> float:
+        return self.outcome.calls / self.outcome.seconds
+
+    @property
+    def cpu_microseconds(self) -> float:
+        """Per call."""
+        return 1e6 * self.cpu_seconds / max(self.outcome.answered, 1)
+
+
+@dataclass
+class Subject:
+    """A running system, and what was asked of it so far."""
+
+    name: str
+    gateway: Gateway
+    sent: int = 0
+    answered: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def roots(self) -> tuple[int, ...]:
+        """Its processes, those of its database among them."""
+        return self.gateway.processes + self.gateway.database_processes
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+
+class Instruments:
+    """The mock and the load generator."""
+
+    def __init__(self, mock: subprocess.Popen[str], load: subprocess.Popen[str]) -> None:
+        self._load = load
+        self._processes = (mock.pid, load.pid, os.getpid())
+        self.upstream_url = _line(mock)
+        self._control = httpx.Client(base_url=self.upstream_url.removesuffix("/v1"))
+
+    def measure(self, subject: Subject, cell: Cell, *, round: int, seconds: float) -> Measurement:
+        """Calls for so long."""
+        self._at_rest(subject)
+        self._control.get(f"/pace/{cell.delay_ms}/{cell.gap_ms}")
+        machine, instruments, own = self._cpu(subject)
+        began = time.monotonic()
+        outcome = self._send(
+            subject,
+            connections=cell.connections,
+            stream=cell.stream,
+            warm_up_seconds=WARM_UP_SECONDS,
+            seconds=seconds,
+        )
+        self._at_rest(subject)
+        passed = time.monotonic() - began
+        machine_after, instruments_after, own_after = self._cpu(subject)
+        foreign = (machine_after - machine) - (instruments_after - instruments) - (own_after - own)
+        return Measurement(
+            round=round,
+            cell=cell.name,
+            system=subject.name,
+            outcome=outcome,
+            cpu_seconds=own_after - own,
+            foreign_cores=max(foreign, 0.0) / passed,
+        )
+
+    def memory(self, subject: Subject, *, calls: int, step: int) -> Iterator[tuple[int, float]]:
+        """Resident megabytes after each `step` calls at 32 connections, from the start on."""
+        self._control.get("/pace/0/0")
+        yield 0, memory_mb(subject.gateway.processes)
+        for done in range(step, calls + 1, step):
+            self._send(subject, connections=32, stream=False, calls=step)
+            yield done, memory_mb(subject.gateway.processes)
+
+    def _send(
+        self,
+        subject: Subject,
+        *,
+        connections: int,
+        stream: bool,
+        warm_up_seconds: float = 0.0,
+        seconds: float | None = None,
+        calls: int | None = None,
+    ) -> Outcome:
+        gateway = subject.gateway
+        job = Job(
+            url=gateway.url,
+            headers=gateway.headers,
+            body=gateway.body(stream=stream).decode(),
+            connections=connections,
+            stream=stream,
+            wanted_header=gateway.wanted_header,
+            same_bytes=gateway.same_bytes,
+            first_call=subject.sent,
+            warm_up_seconds=warm_up_seconds,
+            seconds=seconds,
+            calls=calls,
+        )
+        assert self._load.stdin
+        self._load.stdin.write(json.dumps(asdict(job)) + "\n")
+        self._load.stdin.flush()
+        outcome = Outcome.parse(_line(self._load))
+        failed = sum(outcome.failures.values())
+        subject.sent += outcome.answered + failed + connections
+        subject.answered += outcome.answered
+        subject.failures.update(outcome.failures)
+        return outcome
+
+    def _cpu(self, subject: Subject) -> tuple[float, float, float]:
+        return machine_cpu_seconds(), cpu_seconds(self._processes[:2]), cpu_seconds(subject.roots)
+
+    def _at_rest(self, subject: Subject) -> None:
+        """Wait until the system has done what it put off."""
+        deadline = time.monotonic() + LONGEST_WAIT_FOR_REST_SECONDS
+        used = cpu_seconds(subject.roots)
+        while time.monotonic() < deadline:
+            time.sleep(REST_SECONDS)
+            before, used = used, cpu_seconds(subject.roots)
+            if used - before <= REST_SHARE * REST_SECONDS:
+                return
+
+
+@contextmanager
+def instruments() -> Iterator[Instruments]:
+    """The mock and the load generator as processes, for the length of a `with` block."""
+    with _module("benchmarks.gateways.mock") as mock, _module("benchmarks.gateways.load") as load:
+        yield Instruments(mock, load)
+
+
+@contextmanager
+def _module(name: str) -> Iterator[subprocess.Popen[str]]:
+    """It ends with its standard input, and so with this process, however that ends."""
+    command = [sys.executable, "-m", name]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    line = process.stdout.readline().strip()
+    if not line:
+        raise RuntimeError(f"{process.args!r} ended with exit code {process.wait()}")
+    return line
+
+
+def median(values: Sequence[float]) -> float:
+    """NaN without any."""
+    return statistics.median(values) if values else float("nan")
