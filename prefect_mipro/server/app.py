@@ -35,7 +35,8 @@ from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.upstream.interface import Upstream
-from prefect_mipro.server.upstream.openai import OpenAIUpstream, Timeouts
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.server.upstream.patience import Timeouts
 from prefect_mipro.server.upstream.registry import DEFAULT, Upstreams
 
 PROXY_GUIDE = """

@@ -25,10 +25,11 @@ from prefect_mipro.errors import InputInvalid, ModelMissing, Overloaded
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.model_file import INSTALL, MODEL_NAME, find, verify
-from prefect_mipro.server.upstream.openai import OpenAIUpstream, Timeouts
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.server.upstream.patience import Timeouts
 
 # Computing may well be slow; what is stuck ends all the same.
-TIMEOUTS = Timeouts(silence_seconds=600.0, total_seconds=600.0)
+TIMEOUTS = Timeouts(first_byte_seconds=600.0, silence_seconds=600.0, total_seconds=600.0)
 RETRY_AFTER_SECONDS = 5.0
 # A batch is not interrupted: this many prompt tokens may still be computed for a caller who left.
 TOKENS_PER_BATCH = 128
@@ -81,8 +82,13 @@ class EmbeddedUpstream:
         self._http: OpenAIUpstream | None = None
 
     @asynccontextmanager
-    async def chat(self, body: ChatBody) -> AsyncIterator[Reply]:
-        """Raises ModelMissing, Overloaded, and InputInvalid for what is not text."""
+    async def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AsyncIterator[Reply]:
+        """Raises ModelMissing, Overloaded, and InputInvalid for what is not text.
+
+        It takes no keys; a caller's is left unread.
+        """
         _require_text(body)
         with self._place():
             http = await self._started()

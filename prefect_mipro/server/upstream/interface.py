@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+
+from pydantic import SecretStr
 
 from prefect_mipro.models.chat import ChatBody
 
@@ -12,12 +14,22 @@ from prefect_mipro.models.chat import ChatBody
 class Reply(Protocol):
     """One answer of a model: status and headers at once, the body when asked.
 
-    `content_type` is as the model's server sent it, parameters included.
+    `content_type` is as the model's server sent it, parameters included. `model` names the model
+    that answered in place of the one that was asked, after a fallback; otherwise it is `None`.
     """
 
     status: int
     content_type: str
     retry_after_seconds: float | None
+    model: str | None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers worth passing on, by their names in lower case, all in ASCII.
+
+        Those are `retry-after`, `x-request-id`, `x-ratelimit-*` and `openai-*`.
+        """
+        ...
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -34,12 +46,15 @@ class Reply(Protocol):
 class Upstream(Protocol):
     """A model that answers chat completions."""
 
-    def chat(self, body: ChatBody) -> AbstractAsyncContextManager[Reply]:
+    def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AbstractAsyncContextManager[Reply]:
         """One call; leaving the context cancels it when it is unfinished.
 
-        An answer that the model's server refuses is a reply with that status, not an error.
-        Entering raises UpstreamUnreachable, UpstreamTimedOut, Overloaded or ModelMissing; so may
-        reading the body.
+        `api_key` is the caller's own key for this one call, in place of the provider's. An answer
+        that the model's server refuses is a reply with that status, not an error. Entering raises
+        UpstreamUnreachable, UpstreamTimedOut, Overloaded, ModelMissing or KeyRejected; the first
+        two may also come from reading the body.
         """
         ...
 

@@ -5,220 +5,321 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import random
-import re
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
+from yarl import URL
 
-from prefect_mipro.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
+from prefect_mipro.errors import (
+    KeyMissing,
+    KeyRejected,
+    UpstreamFailed,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
 from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.server.upstream.addresses import environment_proxy
 from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.limits import Gate, Limits
+from prefect_mipro.server.upstream.patience import (
+    REPEATED_STATUSES,
+    BackOff,
+    Timeouts,
+    retry_after_seconds,
+)
+from prefect_mipro.server.upstream.waits import Watch
 
 CHAT_PATH = "/chat/completions"
+CALLER_KEY_HEADER = "x-provider-key"
 MOST_CONNECTIONS = 1_000
-# Some servers answer 500 to input that they cannot process; they would do so each time.
-REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+KEEP_ALIVE_SECONDS = 60.0
+DNS_SECONDS = 60
 # aiohttp writes a larger body in one piece, and warns, unless it is given as a file.
 LARGEST_BODY_IN_ONE_PIECE = 1_000_000
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
+PASSED_ON = ("openai-", "x-ratelimit-", "x-request-id", "retry-after")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """How long to wait for the connection, for the first byte and each next one, for it all."""
-
-    connect_seconds: float = 5.0
-    silence_seconds: float = 120.0
-    total_seconds: float = 600.0
-
-
-@dataclass(frozen=True)
-class BackOff:
-    """How often a call is repeated before its first byte, and after which waits.
-
-    Waits double from `first_wait_seconds` and lose up to half of themselves by chance. A server
-    that asks for more than `longest_wait_seconds` has refused: its answer is passed on.
-    """
-
-    repeats: int = 2
-    first_wait_seconds: float = 0.4
-    longest_wait_seconds: float = 10.0
-    chance: Callable[[], float] = random.random
-
-    def seconds(self, repeat: int) -> float:
-        """The wait before that repeat, counted from 0."""
-        wait_seconds = min(self.first_wait_seconds * 2.0**repeat, self.longest_wait_seconds)
-        return wait_seconds * (1.0 - self.chance() / 2)
-
-
 class OpenAIUpstream:
-    """One base URL, for example `https://api.openai.com/v1`, with its key and connections."""
+    """One base URL, for example `https://api.openai.com/v1`, with its key and connections.
+
+    With `caller_key_required` each call must bring its own key. `proxied` takes the proxy that the
+    environment names (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), except to this machine itself. Names
+    of hosts are looked up by the `resolver`, else by the system.
+    """
 
     def __init__(
         self,
         base_url: str,
         *,
         api_key: SecretStr | None = None,
+        caller_key_required: bool = False,
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         back_off: BackOff | None = None,
+        limits: Limits | None = None,
+        proxied: bool = False,
+        resolver: AbstractResolver | None = None,
     ) -> None:
-        self._url = _chat_url(base_url)
+        self.url = _chat_url(base_url)
         # What logs and errors show; some servers take their key in the query.
-        self._name = base_url.partition("?")[0]
+        self.name = base_url.partition("?")[0]
+        self.caller_key_required = caller_key_required
+        self.timeouts = timeouts or Timeouts()
+        self.back_off = back_off or BackOff()
+        self.gate = Gate(limits or Limits(), name=self.name)
+        self.watch = Watch(tick_seconds=self.timeouts.tick_seconds)
+        self.calls = 0  # under way
+        self.closed = False
         self._headers = {
             "accept-encoding": "identity",
             "content-type": "application/json",
-            **({"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}),
+            **({"authorization": _bearer(api_key)} if api_key else {}),
             **{name.lower(): value for name, value in (headers or {}).items()},
         }
-        self._timeouts = timeouts or Timeouts()
-        self._back_off = back_off or BackOff()
+        self._proxy = environment_proxy(self.url) if proxied else None
+        self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
-        return f"OpenAIUpstream({self._name!r})"
+        return f"OpenAIUpstream({self.name!r})"
 
-    @asynccontextmanager
-    async def chat(self, body: ChatBody) -> AsyncIterator[Reply]:
-        """Send the body unchanged. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamFailed."""
-        response = await self._send(orjson.dumps(body))
-        try:
-            yield _OpenAIReply(response, self._name)
-        finally:
-            response.close()
+    def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Send the body unchanged.
+
+        Entering raises UpstreamUnreachable, UpstreamTimedOut, UpstreamFailed, Overloaded, and
+        KeyRejected for a key that is missing or that no header can carry.
+        """
+        return _Call(self, orjson.dumps(body), api_key)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good."""
+        self.closed = True
+        self.watch.stop()
         if self._session is not None:
             await self._session.close()
 
-    async def _send(self, payload: bytes) -> aiohttp.ClientResponse:
-        """The first answer that is final, or that is still not so after the last repeat."""
-        for repeat in range(self._back_off.repeats):
-            try:
-                response = await self._post(payload)
-            except UpstreamUnreachable:
-                # Mostly a kept-alive connection that had ended: the first repeat needs no wait.
-                wait_seconds = self._back_off.seconds(repeat) if repeat else 0.0
-                outcome = "unreachable"
-            else:
-                asked_seconds = _retry_after_seconds(response) or 0.0
-                if (
-                    response.status not in REPEATED_STATUSES
-                    or asked_seconds > self._back_off.longest_wait_seconds
-                ):
-                    return response
-                response.close()
-                wait_seconds = max(asked_seconds, self._back_off.seconds(repeat))
-                outcome = str(response.status)
-            logger.info(
-                "upstream call repeated",
-                extra={"upstream": self._name, "outcome": outcome, "wait_seconds": wait_seconds},
-            )
-            await asyncio.sleep(wait_seconds)
-        return await self._post(payload)
-
-    async def _post(self, payload: bytes) -> aiohttp.ClientResponse:
+    async def post(self, payload: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """One request. Raises UpstreamFailed, and what aiohttp raises."""
         data = payload if len(payload) <= LARGEST_BODY_IN_ONE_PIECE else io.BytesIO(payload)
-        with _named_failures(self._name):
-            response = await self._connected().post(self._url, data=data, allow_redirects=False)
+        response = await self._connected().post(
+            self.url, data=data, headers=headers, allow_redirects=False
+        )
         if 300 <= response.status < 400:
             response.close()
             raise UpstreamFailed(
-                f"{self._name} redirects with status {response.status}; "
+                f"{self.name} redirects with status {response.status}; "
                 "set the provider's base URL to the place it redirects to"
             )
         return response
 
+    def failure(self, error: Exception, *, answering: bool) -> UpstreamFailed:
+        """A failure of aiohttp as an error of ours, which names the server and no key."""
+        if self.closed:
+            return UpstreamUnreachable(f"{self.name} was closed: this server is stopping")
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return UpstreamUnreachable(f"{self.name} does not accept connections in time")
+        if isinstance(error, aiohttp.ClientPayloadError) or (
+            answering and isinstance(error, aiohttp.ClientConnectionError)
+        ):
+            return UpstreamUnreachable(f"{self.name} broke off in the middle of its answer")
+        if isinstance(error, aiohttp.ClientConnectionError):
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            return UpstreamUnreachable(f"cannot reach {self.name}: {reason}")
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return UpstreamUnreachable(
+                f"the proxy on the way to {self.name} answered {error.status}"
+            )
+        return UpstreamFailed(
+            f"{self.name} answered something that is not HTTP: {type(error).__name__}"
+        )
+
     def _connected(self) -> aiohttp.ClientSession:
+        if self.closed:
+            raise UpstreamUnreachable(f"{self.name} is closed: this server is stopping")
         # aiohttp asks for a running loop, which the composition root need not have.
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=MOST_CONNECTIONS, keepalive_timeout=60.0, ttl_dns_cache=60
+                    limit=MOST_CONNECTIONS,
+                    keepalive_timeout=KEEP_ALIVE_SECONDS,
+                    ttl_dns_cache=DNS_SECONDS,
+                    resolver=self._resolver,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
+                proxy=self._proxy,
                 timeout=aiohttp.ClientTimeout(
-                    total=self._timeouts.total_seconds,
-                    sock_connect=self._timeouts.connect_seconds,
-                    sock_read=self._timeouts.silence_seconds,
+                    total=None, sock_connect=self.timeouts.connect_seconds
                 ),
             )
         return self._session
 
 
-class _OpenAIReply:
-    """An answer under way."""
+class _Call:
+    """One call from its sending to the end of its answer, and that answer."""
 
-    def __init__(self, response: aiohttp.ClientResponse, name: str) -> None:
+    def __init__(self, upstream: OpenAIUpstream, payload: bytes, key: SecretStr | None) -> None:
+        self.model: str | None = None
+        self._upstream = upstream
+        self._payload = payload
+        self._key = key
+        self._wait = upstream.watch.wait()
+        self._deadline = 0.0
+
+    async def __aenter__(self) -> Self:
+        upstream = self._upstream
+        headers = self._own_headers()
+        await upstream.gate.enter()
+        upstream.calls += 1
+        try:
+            self._response = response = await self._final(headers)
+        except BaseException:
+            self._leave()
+            raise
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
-        self.retry_after_seconds = _retry_after_seconds(response)
-        self._response = response
-        self._name = name
+        self.retry_after_seconds = retry_after_seconds(response.headers.get("retry-after"))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._response.close()
+        self._leave()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        named = ((name.lower(), value) for name, value in self._response.headers.items())
+        return {
+            name: value
+            for name, value in named
+            if name.startswith(PASSED_ON) and value.isascii() and value.isprintable()
+        }
 
     async def read(self) -> bytes:
-        with _named_failures(self._name):
+        if self._response.content.is_eof():  # it came with the head, as short answers do
             return await self._response.read()
+        return b"".join([chunk async for chunk in self.chunks()])
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+        content, wait, upstream = self._response.content, self._wait, self._upstream
         while True:
-            with _named_failures(self._name):
-                chunk = await content.readany()
+            silent_until = wait.now + upstream.timeouts.silence_seconds
+            try:
+                with wait.until(min(silent_until, self._deadline)):
+                    chunk = await content.readany()
+            except aiohttp.ClientError as error:
+                raise upstream.failure(error, answering=True) from None
+            except TimeoutError:
+                raise self._too_slow(_SILENCE) from None
             if not chunk:
                 return
             yield chunk
 
+    def _own_headers(self) -> dict[str, str]:
+        """Those of this call only."""
+        if self._key is not None:
+            return {"authorization": _bearer(self._key)}
+        if self._upstream.caller_key_required:
+            raise KeyMissing(
+                f"calls to {self._upstream.name} go with the caller's own key; "
+                f"send yours as header '{CALLER_KEY_HEADER}'"
+            )
+        return {}
 
-def _chat_url(base_url: str) -> str:
+    async def _final(self, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """The first answer that is final, or that is still not so after the last repeat."""
+        back_off, name = self._upstream.back_off, self._upstream.name
+        for repeat in range(back_off.repeats):
+            try:
+                response = await self._head(headers)
+            except UpstreamUnreachable:
+                if self._upstream.closed:
+                    raise
+                # Mostly a kept-alive connection that had ended: the first repeat needs no wait.
+                wait_seconds = back_off.seconds(repeat) if repeat else 0.0
+                outcome = "unreachable"
+            else:
+                if response.status not in REPEATED_STATUSES:
+                    return response
+                asked_seconds = retry_after_seconds(response.headers.get("retry-after")) or 0.0
+                if asked_seconds > back_off.longest_wait_seconds:
+                    return response
+                response.close()
+                wait_seconds = max(asked_seconds, back_off.seconds(repeat))
+                outcome = str(response.status)
+            logger.info(
+                "upstream call repeated",
+                extra={"upstream": name, "outcome": outcome, "wait_seconds": wait_seconds},
+            )
+            await asyncio.sleep(wait_seconds)
+        return await self._head(headers)
+
+    async def _head(self, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """One request and the head of its answer."""
+        upstream, wait = self._upstream, self._wait
+        await upstream.gate.turn()
+        start, timeouts = wait.now, upstream.timeouts
+        self._deadline = start + timeouts.total_seconds
+        try:
+            with wait.until(min(start + timeouts.first_byte_seconds, self._deadline)):
+                return await upstream.post(self._payload, headers)
+        except aiohttp.ClientError as error:
+            raise upstream.failure(error, answering=False) from None
+        except TimeoutError:
+            raise self._too_slow(_FIRST_BYTE) from None
+
+    def _too_slow(self, reason: str) -> UpstreamTimedOut:
+        timeouts = self._upstream.timeouts
+        if self._wait.due >= self._deadline:
+            reason = _TOTAL
+        seconds = getattr(timeouts, f"{reason}_seconds")
+        option = f"--upstream-{reason.replace('_', '-')}-timeout-seconds"
+        return UpstreamTimedOut(
+            f"{self._upstream.name} {_TOO_SLOW[reason]} {seconds:g} seconds; give it more time "
+            f"with {option}, or with timeouts.{reason}_seconds of its provider"
+        )
+
+    def _leave(self) -> None:
+        self._upstream.calls -= 1
+        self._upstream.gate.leave()
+
+
+_FIRST_BYTE, _SILENCE, _TOTAL = "first_byte", "silence", "total"
+_TOO_SLOW = {
+    _FIRST_BYTE: "did not begin its answer within",
+    _SILENCE: "fell silent in the middle of its answer for",
+    _TOTAL: "took longer to answer than",
+}
+
+
+def _chat_url(base_url: str) -> URL:
     """The base URL with the chat path after its own and its query kept."""
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix(CHAT_PATH) + CHAT_PATH
-    return parts._replace(path=path, fragment="").geturl()
+    return URL(parts._replace(path=path, fragment="").geturl())
 
 
-@contextmanager
-def _named_failures(name: str) -> Iterator[None]:
-    """Failures of aiohttp as errors of ours, which name the server and no key."""
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError:
-        raise UpstreamUnreachable(f"{name} does not accept connections in time") from None
-    except TimeoutError:
-        raise UpstreamTimedOut(
-            f"{name} took too long to answer; give it more time with "
-            "--upstream-silence-timeout-seconds or --upstream-total-timeout-seconds"
-        ) from None
-    except aiohttp.ClientPayloadError:
-        raise UpstreamUnreachable(f"{name} broke off in the middle of its answer") from None
-    except aiohttp.ClientConnectionError as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UpstreamUnreachable(f"cannot reach {name}: {reason}") from None
-    except aiohttp.ClientError as error:
-        raise UpstreamFailed(
-            f"{name} answered something that is not HTTP: {type(error).__name__}"
-        ) from None
-
-
-def _retry_after_seconds(response: aiohttp.ClientResponse) -> float | None:
-    """The header as seconds from now; it may hold seconds or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("retry-after", "").strip()
-    if _SECONDS.fullmatch(text):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+def _bearer(key: SecretStr) -> str:
+    """The value of the header. Raises KeyRejected for what no header can carry."""
+    text = key.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise KeyRejected(
+            "the model provider's key holds something else than printable ASCII characters "
+            "without spaces; check where it comes from"
+        )
+    return f"Bearer {text}"

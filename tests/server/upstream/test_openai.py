@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.upstream.openai import BackOff, OpenAIUpstream, Timeouts
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.server.upstream.patience import BackOff, Timeouts
 from tests.server.scripted_upstream import (
     COMPLETION,
     DONE,
@@ -202,7 +203,7 @@ async def test_a_server_that_stays_silent_times_out_and_is_not_asked_again(
     server: ScriptedUpstream,
 ) -> None:
     server.script.append(hang)
-    async with upstream_at(server.url, timeouts=Timeouts(silence_seconds=0.05)) as upstream:
+    async with upstream_at(server.url, timeouts=Timeouts(first_byte_seconds=0.05)) as upstream:
         with pytest.raises(UpstreamTimedOut, match=server.url):
             await read(upstream)
     assert len(server.received) == 1

@@ -1,0 +1,105 @@
+"""What a provider bears: calls at a time, calls a minute, and how many may wait for their turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from prefect_mipro.errors import Overloaded
+
+MINUTE_SECONDS = 60.0
+# Who would have to wait longer for the next minute is told to come back instead.
+LONGEST_WAIT_SECONDS = 10.0
+RETRY_AFTER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """At most so many calls at a time and in any minute; unset means as many as come."""
+
+    max_concurrent_calls: int | None = None
+    calls_per_minute: int | None = None
+    max_waiting_calls: int = 100
+
+
+class Rate:
+    """When calls may start, so that no `window_seconds` ever see more than `calls` of them."""
+
+    def __init__(self, calls: int, *, window_seconds: float = MINUTE_SECONDS) -> None:
+        self._starts: deque[float] = deque(maxlen=calls)
+        self._window_seconds = window_seconds
+
+    def wait_seconds(self, now: float) -> float:
+        """How long a call that comes now would have to wait."""
+        if len(self._starts) < (self._starts.maxlen or 0):
+            return 0.0
+        return max(0.0, self._starts[0] + self._window_seconds - now)
+
+    def start(self, at: float) -> None:
+        """A call starts then. In the order of the starts."""
+        self._starts.append(at)
+
+
+class Gate:
+    """Lets the calls to one provider pass within its limits."""
+
+    def __init__(self, limits: Limits, *, name: str) -> None:
+        self._limits = limits
+        self._name = name
+        at_once, a_minute = limits.max_concurrent_calls, limits.calls_per_minute
+        self._places = asyncio.Semaphore(at_once) if at_once else None
+        self._rate = Rate(a_minute) if a_minute else None
+        self._waiting = 0
+
+    async def enter(self) -> None:
+        """Take a place among the calls under way. Raises Overloaded when too many wait for one."""
+        if self._places is None:
+            return
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        self._queue(RETRY_AFTER_SECONDS)
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        if self._places is not None:
+            self._places.release()
+
+    async def turn(self) -> None:
+        """Wait until another request may start. Raises Overloaded when that is too far off."""
+        if self._rate is None:
+            return
+        now = asyncio.get_running_loop().time()
+        wait_seconds = self._rate.wait_seconds(now)
+        if wait_seconds > LONGEST_WAIT_SECONDS:
+            raise self._overloaded(
+                f"{self._limits.calls_per_minute} calls went to {self._name} within a minute",
+                wait_seconds,
+            )
+        if wait_seconds:
+            self._queue(wait_seconds)
+        self._rate.start(now + wait_seconds)
+        if wait_seconds:
+            try:
+                await asyncio.sleep(wait_seconds)
+            finally:
+                self._waiting -= 1
+
+    def _queue(self, retry_after_seconds: float) -> None:
+        if self._waiting >= self._limits.max_waiting_calls:
+            raise self._overloaded(
+                f"{self._waiting} calls wait for {self._name} already", retry_after_seconds
+            )
+        self._waiting += 1
+
+    def _overloaded(self, what: str, retry_after_seconds: float) -> Overloaded:
+        return Overloaded(
+            f"{what}, the limit that this server has for it; send fewer at a time, or raise the "
+            "provider's max_concurrent_calls, calls_per_minute or max_waiting_calls",
+            retry_after_seconds=retry_after_seconds,
+        )
