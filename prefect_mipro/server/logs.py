@@ -1,39 +1,94 @@
-"""How logs are written: one line per event on standard error, its fields as key=value."""
+"""How logs are written: one line per event on standard error, its fields as key=value or JSON.
+
+What is logged are events and their ids, never a prompt, an answer, a key or the path of a proxied
+call, which holds a secret of its session.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import secrets
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+REQUEST_ID_HEADER = b"x-request-id"
+LONGEST_REQUEST_ID = 128
 
 _OWN_ATTRIBUTES = frozenset(
     {*vars(logging.makeLogRecord({})), "asctime", "color_message", "message", "taskName"}
 )
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+# Unlike any other process's, and cheap.
+_process = secrets.token_hex(4)
+_numbers = itertools.count(1)
 
 
-def log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
     """Our events from that level on, and what libraries find worth a warning."""
     stream = logging.StreamHandler()
-    stream.setFormatter(EventFormatter())
+    stream.setFormatter(JsonFormatter() if log_format == "json" else EventFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[stream], force=True)
     logging.getLogger("prefect_mipro").setLevel(level.upper())
+
+
+def begin_request(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The request's id, which all lines that are logged on its behalf carry from now on.
+
+    It is the caller's `x-request-id` where that is short and plain, else a new one.
+    """
+    request_id = next((value for name, value in headers if name == REQUEST_ID_HEADER), b"")
+    text = request_id.decode("latin-1")
+    if not (0 < len(text) <= LONGEST_REQUEST_ID and text.isascii() and text.isprintable()):
+        text = f"{_process}-{next(_numbers)}"
+    _request_id.set(text)
+    return text
 
 
 class EventFormatter(logging.Formatter):
     """`2026-11-22T18:03:07.123+00:00 info prefect_mipro.server server started port=8000`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = (
-            f" {name}={_shown(value)}"
-            for name, value in vars(record).items()
-            if name not in _OWN_ATTRIBUTES
-        )
+        fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record))
         level = record.levelname.lower()
-        line = f"{moment} {level} {record.name} {record.getMessage()}{''.join(fields)}"
+        line = f"{_moment(record)} {level} {record.name} {record.getMessage()}{fields}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"time": "2026-…", "level": "info", "logger": "…", "event": "server started", …}`.
+
+    A field that has the name of one of these is left out.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _moment(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({**dict(_fields(record)), **line}, default=str, ensure_ascii=False)
+
+
+def _moment(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
+    for name, value in vars(record).items():
+        if name not in _OWN_ATTRIBUTES:
+            yield name, value
+    if request_id := _request_id.get():
+        yield "request_id", request_id
 
 
 def _shown(value: object) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from contextvars import copy_context
 
 import pytest
 
-from prefect_mipro.server.logs import EventFormatter
+from prefect_mipro.server.logs import EventFormatter, JsonFormatter, begin_request
 
 
 def line(**fields: object) -> str:
@@ -35,3 +37,50 @@ def test_an_event_is_one_line_with_its_fields() -> None:
 )
 def test_a_value_stays_one_word(value: object, shown: str) -> None:
     assert line(field=value).endswith(f" field={shown}")
+
+
+def json_line(**fields: object) -> dict[str, object]:
+    record = logging.makeLogRecord(
+        {"name": "n", "levelname": "INFO", "msg": "it happened", "created": 0.0} | fields
+    )
+    line: dict[str, object] = json.loads(JsonFormatter().format(record))
+    return line
+
+
+def test_an_event_as_json_is_one_object_with_its_fields() -> None:
+    assert json_line(port=8000, text="two\nlines") == {
+        "time": "1970-01-01T00:00:00.000+00:00",
+        "level": "info",
+        "logger": "n",
+        "event": "it happened",
+        "port": 8000,
+        "text": "two\nlines",
+    }
+
+
+def test_no_field_takes_the_place_of_the_event() -> None:
+    assert json_line(event="another")["event"] == "it happened"
+
+
+def test_a_fault_as_json_has_its_traceback_in_the_same_line() -> None:
+    fault = ValueError("wrong")
+    assert "ValueError: wrong" in str(json_line(exc_info=(ValueError, fault, None))["traceback"])
+
+
+def test_what_a_request_logs_carries_the_callers_request_id() -> None:
+    def within_a_request() -> str:
+        begin_request([(b"accept", b"*/*"), (b"x-request-id", b"req-7")])
+        return line()
+
+    assert copy_context().run(within_a_request).endswith(" request_id=req-7")
+    assert "request_id" not in line()
+
+
+@pytest.mark.parametrize("told", [b"", b"x" * 200, b"two\nlines", "größer".encode()])
+def test_a_request_id_that_is_not_short_and_plain_is_replaced(told: bytes) -> None:
+    def two_requests() -> set[str]:
+        return {begin_request([(b"x-request-id", told)]) for _ in range(2)}
+
+    made = copy_context().run(two_requests)
+    assert len(made) == 2
+    assert told.decode("latin-1") not in made
