@@ -317,5 +317,5 @@ def _said(text: str) -> str:
 
 
 def _content(trace: Trace) -> JsonObject:
-    """What two traces of one id must have in common: all but when they came, and the price."""
-    return trace.model_dump(exclude={"created_at", "cost_usd"})
+    """What two traces of one id must have in common: what was posted, not what followed from it."""
+    return trace.model_dump(exclude={"created_at", "cost_usd", "input", "output"})
