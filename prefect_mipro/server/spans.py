@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,7 @@ SERVICE = "prefect-mipro"
 OPERATION = "chat"
 UPSTREAM_CALL = "POST /chat/completions"
 LONGEST_NAME = 120
+LONGEST_FLUSH_SECONDS = 3.0
 # Not the propagators of `OTEL_PROPAGATORS`: baggage is nobody's business at a model's vendor.
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -43,11 +45,12 @@ log = logging.getLogger(__name__)
 
 
 class Spans(Tracing):
-    """Tracing through a tracer provider. One that is `owned` is shut down at the end."""
+    """Tracing through a tracer provider; `end` is called at the end, where the provider is ours."""
 
-    def __init__(self, provider: TracerProvider, *, owned: bool = False) -> None:
-        self._provider = provider
-        self._owned = owned
+    def __init__(
+        self, provider: TracerProvider, *, end: Callable[[], object] | None = None
+    ) -> None:
+        self._end = end
         self._tracer = provider.get_tracer(SERVICE, __version__)
 
     @property
@@ -85,8 +88,11 @@ class Spans(Tracing):
                 raise
 
     def close(self) -> None:
-        if self._owned:
-            self._provider.shutdown()  # type: ignore[attr-defined]
+        """Send what has not been sent yet, unless its receiver is out of reach."""
+        if self._end is not None:
+            ending = threading.Thread(target=self._end, name="last-spans", daemon=True)
+            ending.start()
+            ending.join(LONGEST_FLUSH_SECONDS)
 
 
 class TracedCall(MeteredCall):
@@ -189,12 +195,12 @@ def tracing(exporter: str) -> Tracing:
     if exporter not in (OTLP, CONSOLE):
         log.warning("no such exporter of spans here", extra={"exporter": exporter})
         return Tracing()
-    return Spans(_provider(exporter), owned=True)
+    return _exported(exporter)
 
 
-def _provider(exporter: str) -> TracerProvider:
+def _exported(exporter: str) -> Spans:
+    from opentelemetry.sdk import trace as sdk
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
     spans_to: SpanExporter
@@ -206,9 +212,10 @@ def _provider(exporter: str) -> TracerProvider:
         spans_to = OTLPSpanExporter()
     ours = Resource.create({"service.name": SERVICE, "service.version": __version__})
     # What the environment says of the service counts more.
-    provider = SdkTracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    resource = ours.merge(OTELResourceDetector().detect())
+    provider = sdk.TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(spans_to))
-    return provider
+    return Spans(provider, end=provider.shutdown)
 
 
 def _headers_of_current_span() -> Mapping[str, str]:
