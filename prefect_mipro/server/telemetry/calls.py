@@ -22,7 +22,7 @@ from prefect_mipro.errors import (
     UpstreamUnreachable,
 )
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.server.counts import STREAMING, Distribution, Tally
+from prefect_mipro.server.telemetry.counts import STREAMING, Distribution, Tally
 
 Timer = Callable[[], float]
 

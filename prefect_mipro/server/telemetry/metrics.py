@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 from prefect_mipro import __version__
 from prefect_mipro.errors import MiproError
 from prefect_mipro.models.levers import LeverName
-from prefect_mipro.server.call_meter import CallMeter, Timer
-from prefect_mipro.server.counts import Tally
 from prefect_mipro.server.store.interface import Overview
+from prefect_mipro.server.telemetry.calls import CallMeter, Timer
+from prefect_mipro.server.telemetry.counts import Tally
 
 OVERVIEW_FRESH_SECONDS = 5.0
 OVERVIEW_TIMEOUT_SECONDS = 5.0

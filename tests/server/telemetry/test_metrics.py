@@ -10,8 +10,8 @@ from prometheus_client import generate_latest
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.metrics import OVERVIEW_FRESH_SECONDS, Meters, RewardOutcome
 from prefect_mipro.server.store.interface import Overview, StateTotals
+from prefect_mipro.server.telemetry.metrics import OVERVIEW_FRESH_SECONDS, Meters, RewardOutcome
 
 
 class Clock:

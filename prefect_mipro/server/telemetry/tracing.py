@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from prefect_mipro.server.call_meter import CallMeter, MeteredCall
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall
 
 EXTRA = "prefect-mipro[otel]"
 # The exporters that `OTEL_TRACES_EXPORTER` may name here.
@@ -67,7 +67,7 @@ def tracing_of(environment: Mapping[str, str]) -> Tracing:
     if exporter == NONE and "opentelemetry.trace" not in sys.modules:
         return Tracing()
     try:
-        from prefect_mipro.server import spans
+        from prefect_mipro.server.telemetry import spans
 
         return spans.tracing(exporter)
     except ModuleNotFoundError as missing:

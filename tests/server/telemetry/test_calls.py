@@ -20,7 +20,7 @@ from prefect_mipro.errors import (
     UpstreamUnreachable,
 )
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.server.call_meter import CallMeter, MeteredCall, Outcome
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall, Outcome
 
 
 class Clock:

@@ -17,9 +17,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from prefect_mipro.errors import RewardInvalid, UpstreamTimedOut
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.server.call_meter import CallMeter, MeteredCall
-from prefect_mipro.server.spans import Spans
-from prefect_mipro.server.tracing import Tracing, tracing_of
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall
+from prefect_mipro.server.telemetry.spans import Spans
+from prefect_mipro.server.telemetry.tracing import Tracing, tracing_of
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
@@ -186,7 +186,7 @@ def test_it_stays_off_unless_the_environment_says_where_to(environment: dict[str
 
 def test_nothing_of_opentelemetry_is_loaded_for_nothing() -> None:
     program = (
-        "import sys, prefect_mipro.server.tracing as t; "
+        "import sys, prefect_mipro.server.telemetry.tracing as t; "
         "t.tracing_of({}).call; assert not [m for m in sys.modules if 'opentelemetry' in m]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -194,8 +194,8 @@ def test_nothing_of_opentelemetry_is_loaded_for_nothing() -> None:
 
 def test_spans_go_where_the_environment_says() -> None:
     program = (
-        "import os; from prefect_mipro.server.tracing import tracing_of; "
-        "from prefect_mipro.server.call_meter import CallMeter; "
+        "import os; from prefect_mipro.server.telemetry.tracing import tracing_of; "
+        "from prefect_mipro.server.telemetry.calls import CallMeter; "
         "tracing = tracing_of(os.environ)\n"
         "with tracing.call(CallMeter(), {}) as call: call.finished()\n"
         "tracing.close()"

@@ -30,8 +30,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from prefect_mipro import __version__
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.server.call_meter import CallMeter, MeteredCall, Outcome
-from prefect_mipro.server.tracing import CONSOLE, NONE, OTLP, CallHeaders, Tell, Tracing
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall, Outcome
+from prefect_mipro.server.telemetry.tracing import CONSOLE, NONE, OTLP, CallHeaders, Tell, Tracing
 
 SERVICE = "prefect-mipro"
 OPERATION = "chat"
