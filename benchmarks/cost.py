@@ -28,10 +28,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydantic import SecretStr
 
 from benchmarks.long_session import CANDIDATES, EXAMPLES, SESSION_ID, SYSTEM_PROMPT, make
 from prefect_mipro.config import MiproConfig
@@ -65,6 +66,8 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     retry_after_seconds: float | None = None
+    model: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def read(self) -> bytes:
         return b'{"choices": [{"message": {"role": "assistant", "content": "class 1"}}]}'
@@ -80,7 +83,9 @@ class Model:
     asked_at: float = 0.0
 
     @asynccontextmanager
-    async def chat(self, body: ChatBody) -> AsyncIterator[Reply]:
+    async def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AsyncIterator[Reply]:
         self.asked_at = time.perf_counter()
         yield Reply()
 

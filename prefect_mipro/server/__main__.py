@@ -19,7 +19,8 @@ import uvicorn
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.logs import log_to_stderr
-from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings, is_loopback
+from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
+from prefect_mipro.server.upstream.addresses import is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

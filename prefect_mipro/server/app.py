@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from threadpoolctl import threadpool_limits
 
@@ -34,10 +33,8 @@ from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.upstream.interface import Upstream
-from prefect_mipro.server.upstream.openai import OpenAIUpstream
-from prefect_mipro.server.upstream.patience import Timeouts
-from prefect_mipro.server.upstream.registry import DEFAULT, Upstreams
+from prefect_mipro.server.upstream.registry import Upstreams
+from prefect_mipro.server.upstreams import upstreams_of
 
 PROXY_GUIDE = """
 The proxy is not in the list below: it takes the chat completions of any OpenAI client.
@@ -103,28 +100,6 @@ def create_app(
     ):
         app.include_router(router)
     return app
-
-
-def upstreams_of(settings: ServerSettings) -> Upstreams:
-    """An upstream for each provider, and the default one."""
-    table: dict[str, Upstream] = {
-        name: _upstream(settings, provider.base_url, provider.api_key, provider.headers)
-        for name, provider in settings.providers.items()
-    }
-    if settings.upstream_url is not None:
-        table[DEFAULT] = _upstream(settings, settings.upstream_url, settings.upstream_api_key, {})
-    return Upstreams(table)
-
-
-def _upstream(
-    settings: ServerSettings, base_url: str, api_key: SecretStr | None, headers: dict[str, str]
-) -> OpenAIUpstream:
-    timeouts = Timeouts(
-        connect_seconds=settings.upstream_connect_timeout_seconds,
-        silence_seconds=settings.upstream_silence_timeout_seconds,
-        total_seconds=settings.upstream_total_timeout_seconds,
-    )
-    return OpenAIUpstream(base_url, api_key=api_key, headers=headers, timeouts=timeouts)
 
 
 def _backend(

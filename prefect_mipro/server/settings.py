@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import ipaddress
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from prefect_mipro.server.providers import CallerKey, HeaderKey, HttpUrl, Provider
+from prefect_mipro.server.upstream.addresses import AllowedHost, is_loopback
+from prefect_mipro.server.upstream.interface import DEFAULT
 
 ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
 DESCRIPTION = """\
@@ -42,21 +41,6 @@ examples:
 """
 
 
-def _http_url(value: str) -> str:
-    """An absolute http(s) URL without slashes at its end."""
-    malformed = "not an http(s) URL; write it like http://127.0.0.1:11434/v1"
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        raise ValueError(malformed) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(malformed)
-    if "@" in parts.netloc:
-        raise ValueError("holds a user name, and URLs are shown; give the key on its own")
-    return value.rstrip("/")
-
-
 def _comma_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -72,13 +56,19 @@ def _json_object(value: Any) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
+def _allowed_hosts(value: Any) -> Any:
+    words = _comma_list(value)
+    if not isinstance(words, list):
+        return value
+    return [AllowedHost.parse(word) if isinstance(word, str) else word for word in words]
+
+
 def _with_driver(value: str) -> str:
     """The database URL with the driver that is used here, where it names none."""
     scheme, separator, rest = value.partition("://")
     return f"{_DRIVERS.get(scheme, scheme)}{separator}{rest}"
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
 HIDDEN: Mapping[str, Any] = {"hidden": True}
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -90,40 +80,16 @@ _SHOWN = frozenset(
     {
         "host",
         "port",
+        "allowed_inference_hosts",
+        "max_body_bytes",
+        "max_calls_in_flight",
         "upstream_connect_timeout_seconds",
+        "upstream_first_byte_timeout_seconds",
         "upstream_silence_timeout_seconds",
         "upstream_total_timeout_seconds",
-        "max_body_bytes",
         "log_level",
     }
 )
-
-
-class Provider(BaseModel):
-    """One entry of `providers`: where its models are and which key they ask for.
-
-    `api_key_env` names an environment variable, whose value becomes the key.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base_url: HttpUrl
-    api_key: SecretStr | None = None
-    api_key_env: str | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _key_from_environment(cls, value: Any) -> Any:
-        name = value.get("api_key_env") if isinstance(value, dict) else None
-        if not name:
-            return value
-        if value.get("api_key"):
-            raise ValueError("has both api_key and api_key_env; keep one of them")
-        key = os.environ.get(str(name))
-        if not key:
-            raise ValueError(f"takes its key from the environment variable {name}, which is unset")
-        return value | {"api_key": key}
 
 
 class ServerSettings(BaseSettings):
@@ -159,7 +125,7 @@ class ServerSettings(BaseSettings):
         description="Where all state is kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
         " It is created and upgraded as needed.",
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+    api_keys: Annotated[tuple[HeaderKey, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
         default=(),
         description="Keys that callers may use, separated by commas. "
         "Without any, every program on this machine may call.",
@@ -169,23 +135,46 @@ class ServerSettings(BaseSettings):
         description="OpenAI-compatible base URL of the provider 'default', "
         "which also answers for names that are not among --providers.",
     )
-    upstream_api_key: SecretStr | None = Field(default=None, description="Key for --upstream-url.")
+    upstream_api_key: HeaderKey | None = Field(default=None, description="Key for --upstream-url.")
     providers: Annotated[dict[str, Provider], NoDecode, BeforeValidator(_json_object)] = Field(
         default={},
         description="More providers as JSON, by the name that session configs use: "
-        '{"groq": {"base_url": "https://api.groq.com/openai/v1", "api_key_env": "GROQ_API_KEY"}}; '
-        "'headers' adds HTTP headers.",
+        '{"groq": {"base_url": "https://api.groq.com/openai/v1", "api_key_env": "GROQ_API_KEY"}}. '
+        "Each may also have caller_key (optional, required), headers, timeouts, repeats, "
+        "max_concurrent_calls, max_waiting_calls, calls_per_minute and fallback: see "
+        "docs/upstreams.md.",
+    )
+    allowed_inference_hosts: Annotated[
+        tuple[AllowedHost, ...], NoDecode, BeforeValidator(_allowed_hosts)
+    ] = Field(
+        default=(),
+        description="Hosts that the inference_url of a session config may lead to, separated by "
+        "commas: api.example.com, *.example.com (public addresses only), localhost:8000. "
+        "They get no key of this server, only the caller's own.",
+    )
+    upstream_use_environment_proxy: bool = Field(
+        default=False,
+        description="Reach upstreams through the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY "
+        "name. This machine's own addresses are always reached without.",
     )
     upstream_connect_timeout_seconds: float = Field(
         default=5.0, gt=0, description="Longest wait for an upstream connection."
     )
-    upstream_silence_timeout_seconds: float = Field(
-        default=120.0,
+    upstream_first_byte_timeout_seconds: float = Field(
+        default=300.0,
         gt=0,
-        description="Longest wait for an upstream's first byte, and between two of its bytes.",
+        description="Longest wait for the first byte of an upstream's answer, connecting included.",
+    )
+    upstream_silence_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Longest wait between two bytes of an upstream's answer."
     )
     upstream_total_timeout_seconds: float = Field(
         default=600.0, gt=0, description="Longest time for one whole upstream answer."
+    )
+    max_calls_in_flight: int = Field(
+        default=1_000,
+        ge=1,
+        description="Model calls that may be under way at once; one more is refused with 429.",
     )
     max_body_bytes: int = Field(
         default=10_000_000, ge=1_000, description="Largest request that is read."
@@ -205,19 +194,41 @@ class ServerSettings(BaseSettings):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    @property
+    def every_provider(self) -> Mapping[str, Provider]:
+        """Those of `providers`, and the default one that `upstream_url` makes."""
+        if self.upstream_url is None:
+            return self.providers
+        default = Provider(base_url=self.upstream_url, api_key=self.upstream_api_key)
+        return {**self.providers, DEFAULT: default}
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("api_keys")
-    @classmethod
-    def _fit_for_a_header(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for key in keys:
-            text = key.get_secret_value()
-            if not text.isascii() or not text.isprintable() or " " in text:
-                raise ValueError("a key may hold printable ASCII characters only, and no spaces")
-        return keys
+    @model_validator(mode="after")
+    def _providers_fit_together(self) -> Self:
+        if self.upstream_url is not None and DEFAULT in self.providers:
+            raise ValueError(
+                "--upstream-url and --providers both define the provider 'default'; keep one"
+            )
+        known = self.every_provider
+        for name, provider in self.providers.items():
+            target = provider.fallback.provider if provider.fallback else None
+            if target is None or target == name:
+                continue
+            if target not in known:
+                raise ValueError(
+                    f"--providers, {name}: its fallback names the provider {target!r}, which is "
+                    f"not among them ({', '.join(sorted(known))})"
+                )
+            if known[target].caller_key is CallerKey.REQUIRED:
+                raise ValueError(
+                    f"--providers, {name}: it cannot fall back to {target!r}, which takes callers' "
+                    "own keys only; those go to no second provider"
+                )
+        return self
 
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
@@ -296,14 +307,6 @@ def _help_text(name: str, field: FieldInfo) -> str:
 def environment_variable(name: str) -> str:
     """The variable that sets the field."""
     return f"{ENVIRONMENT_PREFIX}{name.upper()}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _misspelt_variables(names: Iterable[str]) -> list[str]:

@@ -10,14 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.app import create_app, upstreams_of
-from prefect_mipro.server.settings import Provider, ServerSettings
+from prefect_mipro.server.app import create_app
+from prefect_mipro.server.providers import Provider
+from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import SessionFilter
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.registry import Upstreams
+from prefect_mipro.server.upstreams import upstreams_of
 from tests.server.live import LiveServer
 
 CONFIG = {"prompt_learning": {"algorithm": "mipro"}}
@@ -30,7 +33,9 @@ class Faulty:
     closed = False
 
     @asynccontextmanager
-    async def chat(self, body: ChatBody) -> AsyncIterator[Reply]:
+    async def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AsyncIterator[Reply]:
         raise RuntimeError("an internal secret")
         yield
 

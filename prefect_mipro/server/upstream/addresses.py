@@ -4,10 +4,53 @@ from __future__ import annotations
 
 import ipaddress
 import urllib.request
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
 
 from yarl import URL
 
 from prefect_mipro.errors import ConfigInvalid
+
+
+@dataclass(frozen=True)
+class AllowedHost:
+    """One entry of the list: `api.example.com`, `*.example.com`, either with `:port`.
+
+    What stands behind a name with a `*` must have public addresses; a host that is named in full
+    may be anywhere.
+    """
+
+    name: str
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError."""
+        try:
+            parts = urlsplit(f"//{text}")
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"{text!r} is not a host or host:port") from None
+        name = parts.hostname or ""
+        plain = name.removeprefix("*.")
+        if not plain or "*" in plain or "@" in text or parts.path or parts.query:
+            raise ValueError(
+                f"{text!r} is not a host; write them like api.example.com, *.example.com or "
+                "localhost:8000, without scheme and path"
+            )
+        return cls(name=name, port=port)
+
+    @property
+    def literal(self) -> bool:
+        """Whether it names one host in full."""
+        return not self.name.startswith("*.")
+
+    def covers(self, host: str, port: int) -> bool:
+        """Whether URLs of that host and port are allowed by it."""
+        if self.port not in (None, port):
+            return False
+        return host == self.name if self.literal else host.endswith(self.name[1:])
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,9 @@ from pydantic import SecretStr
 
 from prefect_mipro.models.chat import ChatBody
 
+# The provider that is meant where none is named, and that stands in for unknown names.
+DEFAULT = "default"
+
 
 class Reply(Protocol):
     """One answer of a model: status and headers at once, the body when asked.

@@ -126,7 +126,7 @@ class OpenAIUpstream:
     def failure(self, error: Exception, *, answering: bool) -> UpstreamFailed:
         """A failure of aiohttp as an error of ours, which names the server and no key."""
         if self.closed:
-            return UpstreamUnreachable(f"{self.name} was closed: this server is stopping")
+            return UpstreamUnreachable(f"{self.name} was closed before its answer was complete")
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamUnreachable(f"{self.name} does not accept connections in time")
         if isinstance(error, aiohttp.ClientPayloadError) or (
@@ -146,7 +146,7 @@ class OpenAIUpstream:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self.closed:
-            raise UpstreamUnreachable(f"{self.name} is closed: this server is stopping")
+            raise UpstreamUnreachable(f"{self.name} is closed and takes no more calls")
         # aiohttp asks for a running loop, which the composition root need not have.
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -154,7 +154,8 @@ class OpenAIUpstream:
                     limit=MOST_CONNECTIONS,
                     keepalive_timeout=KEEP_ALIVE_SECONDS,
                     ttl_dns_cache=DNS_SECONDS,
-                    resolver=self._resolver,
+                    # A proxy looks the names up by itself.
+                    resolver=None if self._proxy else self._resolver,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
@@ -180,12 +181,16 @@ class _Call:
     async def __aenter__(self) -> Self:
         upstream = self._upstream
         headers = self._own_headers()
-        await upstream.gate.enter()
         upstream.calls += 1
         try:
-            self._response = response = await self._final(headers)
+            await upstream.gate.enter()
+            try:
+                self._response = response = await self._final(headers)
+            except BaseException:
+                upstream.gate.leave()
+                raise
         except BaseException:
-            self._leave()
+            upstream.calls -= 1
             raise
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
@@ -199,7 +204,8 @@ class _Call:
         traceback: TracebackType | None,
     ) -> None:
         self._response.close()
-        self._leave()
+        self._upstream.gate.leave()
+        self._upstream.calls -= 1
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -293,10 +299,6 @@ class _Call:
             f"{self._upstream.name} {_TOO_SLOW[reason]} {seconds:g} seconds; give it more time "
             f"with {option}, or with timeouts.{reason}_seconds of its provider"
         )
-
-    def _leave(self) -> None:
-        self._upstream.calls -= 1
-        self._upstream.gate.leave()
 
 
 _FIRST_BYTE, _SILENCE, _TOTAL = "first_byte", "silence", "total"

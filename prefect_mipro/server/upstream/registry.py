@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from prefect_mipro.errors import ConfigInvalid
 from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
 from prefect_mipro.server.upstream.embedded import check as check_embedded
+from prefect_mipro.server.upstream.inference import InferenceUrls, normal
+from prefect_mipro.server.upstream.interface import DEFAULT as DEFAULT
 from prefect_mipro.server.upstream.interface import Upstream
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
 
-DEFAULT = "default"
 EMBEDDED = "embedded"
 
 
@@ -18,14 +20,33 @@ class Upstreams:
     """The upstreams that a server knows.
 
     A name it does not know, such as `openai` in a config made for another backend, means the
-    default one where there is one.
+    default one where there is one. `base_urls` says which provider a URL belongs to, and
+    `caller_keyed` which providers take no call without a key of the caller's own.
     """
 
-    def __init__(self, table: Mapping[str, Upstream]) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Upstream],
+        *,
+        base_urls: Mapping[str, str] | None = None,
+        caller_keyed: frozenset[str] = frozenset(),
+        inference: InferenceUrls | None = None,
+    ) -> None:
         self._table = dict(table)
+        self._base_urls = dict(base_urls or {})
+        self._caller_keyed = caller_keyed
+        self._inference = inference or InferenceUrls((), lambda url, _: OpenAIUpstream(url))
 
-    def named(self, provider: str) -> Upstream:
-        """The upstream of that provider. Raises ConfigInvalid, or ModelMissing for the embedded."""
+    def named(self, provider: str, *, inference_url: str | None = None) -> Upstream:
+        """The upstream of that provider, or of the URL in its place.
+
+        Raises ConfigInvalid, or ModelMissing for the embedded one.
+        """
+        if inference_url:
+            known = self._base_urls.get(normal(inference_url))
+            if known is None:
+                return self._inference.at(inference_url)
+            provider = known
         self.check(provider)
         if provider == EMBEDDED and EMBEDDED not in self._table:
             self._table[EMBEDDED] = EmbeddedUpstream()
@@ -46,6 +67,21 @@ class Upstreams:
                 'or set prompt_learning.policy.provider = "embedded"'
             )
 
+    async def check_url(self, inference_url: str) -> None:
+        """Raise ConfigInvalid if calls to that URL are not allowed."""
+        if normal(inference_url) not in self._base_urls:
+            await self._inference.check(inference_url)
+
+    def takes_caller_keys_only(self, provider: str, *, inference_url: str | None = None) -> bool:
+        """Whether a call of the server's own, which nobody sends a key with, would be refused."""
+        if inference_url:
+            provider = self._base_urls.get(normal(inference_url), "")
+        elif provider not in self._table:
+            provider = DEFAULT
+        return provider in self._caller_keyed
+
     async def close(self) -> None:
         """Close all of them."""
-        await asyncio.gather(*(upstream.close() for upstream in self._table.values()))
+        await asyncio.gather(
+            *(upstream.close() for upstream in self._table.values()), self._inference.close()
+        )

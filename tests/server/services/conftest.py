@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
@@ -38,6 +39,8 @@ class Answer:
     status: int = 200
     content_type: str = "application/json"
     retry_after_seconds: float | None = None
+    model: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def read(self) -> bytes:
         return self.body
@@ -53,10 +56,14 @@ class Model:
 
     answer: Callable[[ChatBody], str | Answer | Exception] = say_ok
     bodies: list[ChatBody] = field(default_factory=list)
+    keys: list[SecretStr | None] = field(default_factory=list)
 
     @asynccontextmanager
-    async def chat(self, body: ChatBody) -> AsyncIterator[Answer]:
+    async def chat(
+        self, body: ChatBody, *, api_key: SecretStr | None = None
+    ) -> AsyncIterator[Answer]:
         self.bodies.append(body)
+        self.keys.append(api_key)
         told = self.answer(body)
         if isinstance(told, Exception):
             raise told
