@@ -216,8 +216,8 @@ class Lease(SessionUrls):
     @property
     def system(self) -> str:
         """The text of the system messages, for APIs that take it apart from the others."""
-        texts = (m.get("content") for m in self._rendered if m.get("role") in SYSTEM_ROLES)
-        return "\n\n".join(text for text in texts if isinstance(text, str))
+        texts = (_text(m) for m in self._rendered if m.get("role") in SYSTEM_ROLES)
+        return "\n\n".join(filter(None, texts))
 
     @property
     def turns(self) -> tuple[ChatMessage, ...]:
@@ -231,6 +231,13 @@ class Lease(SessionUrls):
                 "this lease has no messages; lease with inputs or messages, or with render=True"
             )
         return self.messages
+
+
+def _text(message: ChatMessage) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content or () if isinstance(part.get("text"), str))
 
 
 class TraceUsage(Record):
