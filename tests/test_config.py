@@ -147,10 +147,6 @@ def test_an_example_belongs_to_the_pool_of_its_seed(
         (with_mipro(onlin_pool=[1]), "did you mean 'online_pool'?"),
         (with_mipro(proposer={"modle": "m"}), "proposer.modle is not known"),
         (with_mipro(**{"1": 2}), "prompt_learning.mipro.1 is not known"),
-        (
-            {"prompt_learning": {"algorithm": "mipro", "termination_config": {"max_cost_usd": 1}}},
-            "termination_config.max_cost_usd has no effect",
-        ),
     ],
 )
 def test_a_key_without_effect_is_named(body: dict[str, Any], warning: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
@@ -39,9 +39,9 @@ def check_path(path: object) -> None:
     if not isinstance(path, str):
         raise ConfigInvalid(f"override {path!r} is no path; give text with dots between the keys")
     known = set(_known_paths())
-    free = "prompt_learning.initial_prompt.wildcards."
+    free = ("prompt_learning.initial_prompt.wildcards.", "prompt_learning.prices.")
     inert_tables = tuple(f"{table}.{key}." for table, keys in INERT.items() for key in keys)
-    if path in known or path.startswith((free, *inert_tables)):
+    if path in known or path.startswith((*free, *inert_tables)):
         return
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         f"prompt_learning.mipro.{path}", known, n=1, cutoff=0.5
@@ -71,6 +71,8 @@ def _fields(section: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
         if field.exclude:
             continue
         types = (field.annotation, *get_args(field.annotation))
+        if get_origin(field.annotation) is dict:
+            types = ()  # its keys are the user's own words
         inner = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
         alias = field.validation_alias
         names = alias.choices if isinstance(alias, AliasChoices) else [name]

@@ -62,14 +62,9 @@ class Section(BaseModel):
     )
 
 
-class PolicySettings(Section):
-    """The policy model: it answers the user's program. A caller's own values go first."""
+class Priced(Section):
+    """What a model's tokens cost; of two prices, one that is not told counts as nothing."""
 
-    model: str | None = None
-    provider: str = "default"
-    inference_url: str | None = None
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    max_completion_tokens: int | None = Field(default=None, gt=0)
     prompt_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
     completion_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
 
@@ -90,7 +85,29 @@ class PolicySettings(Section):
         return spent / 1e6
 
 
-class ProposerSettings(Section):
+class ModelPrice(Priced):
+    """One entry of `prices`: both prices of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt_usd_per_million_tokens: float = Field(ge=0.0)
+    completion_usd_per_million_tokens: float = Field(ge=0.0)
+
+
+class PolicySettings(Priced):
+    """The policy model: it answers the user's program. A caller's own values go first.
+
+    `inference_url` takes the place of the provider, where the backend allows its host.
+    """
+
+    model: str | None = None
+    provider: str = "default"
+    inference_url: str | None = None
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    max_completion_tokens: int | None = Field(default=None, gt=0)
+
+
+class ProposerSettings(Priced):
     """The proposer model: it writes new instructions. Unset, it is the policy model.
 
     Its tokens cost what the policy's cost, unless it has prices of its own.
@@ -102,8 +119,6 @@ class ProposerSettings(Section):
     inference_url: str | None = None
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
     max_tokens: int = Field(default=512, gt=0)
-    prompt_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
-    completion_usd_per_million_tokens: float | None = Field(default=None, ge=0.0)
     generate_at_iterations: list[int] | None = None
     instructions_per_batch: int = Field(default=2, ge=0)
 
@@ -282,6 +297,7 @@ class PromptLearning(Section):
     )
     initial_prompt: InitialPrompt | None = None
     policy: PolicySettings = PolicySettings()
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
     mipro: MiproSettings = MiproSettings()
     termination_config: TerminationSettings = TerminationSettings()
     task_app_id: str | None = None

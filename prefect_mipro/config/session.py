@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +12,20 @@ import tomli
 from pydantic import Field, ValidationError
 
 from prefect_mipro.config import keys
-from prefect_mipro.config.sections import MiproSettings, PolicySettings, PromptLearning, Section
+from prefect_mipro.config.sections import (
+    MiproSettings,
+    ModelPrice,
+    PolicySettings,
+    Priced,
+    PromptLearning,
+    Section,
+)
 from prefect_mipro.errors import ConfigInvalid, ConfigNotFound
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.chat import InitialPrompt
+from prefect_mipro.models.chat import InitialPrompt, Usage
 
 LARGEST_CONFIG_BYTES = 1_000_000
+_DATE = re.compile(r"[-@]20\d\d-?\d\d-?\d\d$")
 
 # A proposer as small as the policy model writes instructions that are on average a little worse
 # than the caller's own.
@@ -52,16 +61,55 @@ class MiproConfig(Section):
         """Whether the policy model writes the proposals itself."""
         proposer, policy = self.mipro.proposer, self.policy
         same_model = proposer.model in (None, policy.model)
-        return same_model and proposer.provider in (None, policy.provider)
+        return same_model and self.proposer_endpoint == (policy.provider, policy.inference_url)
+
+    @property
+    def proposer_endpoint(self) -> tuple[str, str | None]:
+        """The proposer model's provider, and the URL that takes its place, if one does."""
+        proposer, policy = self.mipro.proposer, self.policy
+        if proposer.provider or proposer.inference_url:
+            return proposer.provider or policy.provider, proposer.inference_url
+        return policy.provider, policy.inference_url
+
+    @property
+    def policy_is_priced(self) -> bool:
+        """Whether the cost of the policy model's calls can be known."""
+        return self.policy.priced or self._price_of(self.policy.model) is not None
+
+    def call_cost_usd(
+        self, model: str | None, usage: Usage, *, asked_model: str | None = None
+    ) -> float | None:
+        """What one call cost; `None` where no price is known for it.
+
+        `model` is the one that the answer names, `asked_model` the one that the request named:
+        servers often answer with a longer name. A price of either is used, that of `prices` first,
+        then the policy's own, which is the price of every model where the policy names none.
+        """
+        names = [name for name in (model, asked_model) if name]
+        price: Priced | None = next(filter(None, map(self._price_of, names)), None)
+        if price is None and (
+            not names
+            or self.policy.model is None
+            or self.policy.model in {*names, *map(_undated, names)}
+        ):
+            price = self._price_of(self.policy.model) or self.policy
+        if price is None:
+            return None
+        return price.cost_usd(
+            prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        )
 
     def proposer_cost_usd(self, *, prompt_tokens: int, completion_tokens: int) -> float | None:
         """What the proposer model's tokens cost; `None` without a price."""
-        priced = PolicySettings(
-            prompt_usd_per_million_tokens=self.mipro.proposer.prompt_usd_per_million_tokens,
-            completion_usd_per_million_tokens=self.mipro.proposer.completion_usd_per_million_tokens,
-        )
-        prices = priced if priced.priced else self.policy
+        proposer = self.mipro.proposer
+        own: Priced | None = proposer if proposer.priced else self._price_of(proposer.model)
+        prices = own or self._price_of(self.policy.model) or self.policy
         return prices.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def _price_of(self, model: str | None) -> ModelPrice | None:
+        """The price in `prices` of that model, or of the same one without its date."""
+        prices = self.prompt_learning.prices
+        return prices.get(model or "") or prices.get(_undated(model or ""))
 
     @property
     def initial_prompt(self) -> InitialPrompt | None:
@@ -89,8 +137,7 @@ class MiproConfig(Section):
             config = cls.model_validate({"prompt_learning": merged["prompt_learning"]})
         except ValidationError as error:
             raise ConfigInvalid(_sentences(error)) from None
-        warnings = [*keys.warnings(merged), *_unpriced(config)]
-        return config.model_copy(update={"warnings": warnings})
+        return config.model_copy(update={"warnings": list(keys.warnings(merged))})
 
 
 def parse_toml(text: str, *, source: str = "the config") -> JsonObject:
@@ -144,13 +191,9 @@ def override(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> JsonObjec
     return merged
 
 
-def _unpriced(config: MiproConfig) -> Iterator[str]:
-    if config.prompt_learning.termination_config.max_cost_usd and not config.policy.priced:
-        yield (
-            "prompt_learning.termination_config.max_cost_usd has no effect without a price; set "
-            "prompt_learning.policy.prompt_usd_per_million_tokens and "
-            "completion_usd_per_million_tokens"
-        )
+def _undated(model: str) -> str:
+    """The model's name without the date at its end: `-2025-04-14`, `-20250414`, `@20250414`."""
+    return _DATE.sub("", model)
 
 
 def _sentences(error: ValidationError) -> str:

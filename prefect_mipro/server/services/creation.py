@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from prefect_mipro.config import MiproConfig
+from prefect_mipro.config import MiproConfig, ProposalTrigger, ProposerMode
 from prefect_mipro.errors import ConfigInvalid, InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
 from prefect_mipro.models.candidates import Candidate
@@ -24,6 +24,7 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
 from prefect_mipro.optimizer.prompts import wildcard_fault
 from prefect_mipro.server.services.identity import new_secret
+from prefect_mipro.server.upstream.registry import Upstreams
 
 
 def config_body(request: CreateSession) -> JsonObject:
@@ -52,6 +53,50 @@ def config_body(request: CreateSession) -> JsonObject:
         )
     (body,) = sent.values()
     return dict(body) if isinstance(body, dict) else {}
+
+
+async def admit_models(config: MiproConfig, upstreams: Upstreams) -> None:
+    """Raise ConfigInvalid if the session's models cannot be called, or its budget not be kept.
+
+    ModelMissing where it is the embedded model that is not installed.
+    """
+    if config.prompt_learning.termination_config.max_cost_usd and not config.policy_is_priced:
+        model = config.policy.model or "your model"
+        raise ConfigInvalid(
+            f"prompt_learning.termination_config.max_cost_usd needs the price of {model}; set it "
+            f'as prompt_learning.prices."{model}", with prompt_usd_per_million_tokens and '
+            "completion_usd_per_million_tokens (0 for a model that costs nothing)"
+        )
+    endpoints = {
+        "prompt_learning.policy": (config.policy.provider, config.policy.inference_url),
+        "prompt_learning.mipro.proposer": config.proposer_endpoint,
+    }
+    for place, (provider, url) in endpoints.items():
+        if url is None:
+            upstreams.check(provider)
+            continue
+        try:
+            await upstreams.check_url(url)
+        except ConfigInvalid as error:
+            raise ConfigInvalid(f"{place}.{error.message}") from None
+    provider, url = config.proposer_endpoint
+    if _asks_model(config) and upstreams.takes_caller_keys_only(provider, inference_url=url):
+        raise ConfigInvalid(
+            f"the provider {provider!r} takes callers' own keys only, and the proposer has none; "
+            "set prompt_learning.mipro.proposer.provider to another one, or "
+            'prompt_learning.mipro.proposer.mode = "demonstrations_only"'
+        )
+
+
+def _asks_model(config: MiproConfig) -> bool:
+    """Whether the proposer model will ever be asked."""
+    proposer = config.mipro.proposer
+    return (
+        config.mipro.online_proposer_mode is not ProposalTrigger.OFF
+        and proposer.mode is not ProposerMode.DEMONSTRATIONS_ONLY
+        and proposer.instructions_per_batch > 0
+        and config.initial_prompt is not None
+    )
 
 
 def session_id_of(request: CreateSession, config: MiproConfig) -> str:

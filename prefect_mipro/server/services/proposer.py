@@ -102,8 +102,8 @@ class Proposer:
             "max_tokens": settings.max_tokens,
             "model": settings.model or config.policy.model or "default",
         }
-        provider = settings.provider or config.policy.provider
-        async with self._upstreams.named(provider).chat(body) as reply:
+        provider, url = config.proposer_endpoint
+        async with self._upstreams.named(provider, inference_url=url).chat(body) as reply:
             answer = await reply.read()
             if reply.status != 200:
                 raise UpstreamFailed(f"the proposer model answered {reply.status}")

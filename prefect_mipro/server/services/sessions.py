@@ -23,6 +23,7 @@ from prefect_mipro.models.sessions import (
 )
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.creation import (
+    admit_models,
     config_body,
     first_facts,
     human_levers,
@@ -80,9 +81,7 @@ class Sessions:
         body = override(config_body(request), request.overrides)
         config = MiproConfig.parse(body)
         body["prompt_learning"].pop("task_app_api_key", None)  # never needed, so never stored
-        self._upstreams.check(config.policy.provider)
-        if config.mipro.proposer.provider:
-            self._upstreams.check(config.mipro.proposer.provider)
+        await admit_models(config, self._upstreams)
         session_id = session_id_of(request, config)
         session, levers, baseline = first_facts(
             session_id,
@@ -301,23 +300,6 @@ class Sessions:
         )
 
     def _warnings(self, config: MiproConfig) -> list[str]:
-        unheard = [
-            f"{name}.inference_url has no effect: this backend calls its own provider "
-            f"{provider!r}; ask its operator to add the URL as a provider"
-            for name, provider, url in (
-                (
-                    "prompt_learning.policy",
-                    config.policy.provider,
-                    config.policy.inference_url,
-                ),
-                (
-                    "prompt_learning.mipro.proposer",
-                    config.mipro.proposer.provider or config.policy.provider,
-                    config.mipro.proposer.inference_url,
-                ),
-            )
-            if url
-        ]
         no_prompt = (
             []
             if config.initial_prompt
@@ -326,7 +308,7 @@ class Sessions:
                 "add [prompt_learning.initial_prompt] to let the instruction be improved too"
             ]
         )
-        return [*config.warnings, *unheard, *no_prompt]
+        return [*config.warnings, *no_prompt]
 
 
 def _resource(facts: Facts, report: CandidateReport) -> JsonObject:

@@ -233,12 +233,6 @@ async def test_a_budget_of_money_ends_the_session(backend: Backend) -> None:
     assert status.candidates[status.baseline_candidate_id].cost_usd == spent.cost_usd
 
 
-async def test_a_budget_of_money_without_a_price_is_warned_about(backend: Backend) -> None:
-    status = await backend.create(termination={"max_cost_usd": 1.0})
-    assert any("max_cost_usd has no effect without a price" in w for w in status.warnings)
-    assert status.spending.cost_usd is None
-
-
 async def test_a_humans_prompt_may_bring_demonstrations(backend: Backend) -> None:
     await backend.create(online_proposer_mode="off", selection={"strategy": "uniform"})
     shown = [Demonstration(input="Query: where is it", output="delivery")]
