@@ -11,8 +11,9 @@ A mock upstream and a load generator, each a process of its own, drive these sys
 * ours: `python -m prefect_mipro.server` with a key, a session of five candidates made over HTTP, a
   fresh rollout for each call, its pin, trace and sensors in SQLite on disk
 * litellm: the LiteLLM proxy with one worker and a key, and no database
-* tensorzero: its gateway with adaptive experimentation over as many variants, on a PostgreSQL of
-  its own
+* tensorzero: its gateway with adaptive experimentation over as many variants, each episode's
+  variant and each inference kept in a PostgreSQL of its own; the gateway in its wheel takes no
+  feedback, so it tries the variants in turn
 
 The peers' dependencies clash with ours, so they live in a virtual environment of their own:
 
@@ -62,7 +63,7 @@ QUICK_CELLS = ("c32", "c1", "stream1")
 ROUNDS, QUICK_ROUNDS = 5, 2
 SECONDS, QUICK_SECONDS = 4.0, 1.5
 MEMORY_CALLS = 200_000
-MEMORY_STEP = 10_000
+MEMORY_SAMPLES = 20
 
 
 def main() -> int:
@@ -76,12 +77,11 @@ def main() -> int:
         # The user that PostgreSQL runs as must get through.
         os.chmod(folder, 0o711)
         tools = running.enter_context(instruments())
-        subjects = _start(
-            options, Site(tools.upstream_url, Path(folder), options.peers_venv), running
-        )
+        site = Site(tools.upstream_url, Path(folder), options.peers_venv)
+        subjects, found = _start(options.systems, site, running)
         rows, peak_mb = _measure(tools, subjects, options)
         print("\n" + tables(rows, peak_mb) + "\n")
-        found = list(bars(rows))
+        found += bars(rows)
         if options.memory_calls:
             found += _memory(tools, subjects, options.memory_calls)
         for subject in subjects:
@@ -132,25 +132,28 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _start(options: argparse.Namespace, site: Site, running: ExitStack) -> list[Subject]:
-    """The systems that can be had here, each started."""
-    subjects = []
-    for name in options.systems:
+def _start(names: Sequence[str], site: Site, running: ExitStack) -> tuple[list[Subject], list[Bar]]:
+    """The systems that can be had here, each started, and those that should have and did not."""
+    subjects, failed = [], []
+    for name in names:
         try:
             gateway = running.enter_context(SYSTEMS[name](site))
         except NotInstalled as reason:
             print(f"{name} is left out: {reason}")
         except NotStarted as reason:
-            print(f"{name} is left out, it did not start: {reason}")
+            failed.append(Bar(False, f"{name} runs", str(reason)))
         else:
             subjects.append(Subject(name, gateway))
-    return subjects
+            print(f"{name} {gateway.version}".strip(), "runs", flush=True)
+    return subjects, failed
 
 
 def _measure(
     tools: Instruments, subjects: Sequence[Subject], options: argparse.Namespace
 ) -> tuple[Rows, dict[str, float]]:
     rows: list[Measurement] = []
+    for subject in subjects:
+        tools.warm_up(subject)
     for number in range(1, options.rounds + 1):
         for cell in options.cells:
             for subject in subjects:
@@ -172,7 +175,9 @@ def _memory(tools: Instruments, subjects: Sequence[Subject], calls: int) -> list
     for subject in subjects:
         if subject.name == "ours":
             samples = []
-            for done, megabytes in tools.memory(subject, calls=calls, step=MEMORY_STEP):
+            for done, megabytes in tools.memory(
+                subject, calls=calls, step=max(calls // MEMORY_SAMPLES, 1)
+            ):
                 samples.append((done, megabytes))
                 print(f"memory: {done:,} calls, {megabytes:.1f} MB", flush=True)
             found.append(memory_bar(samples))
@@ -187,15 +192,20 @@ def _complaints(subject: Subject) -> list[Bar]:
             not subject.failed,
             f"all answers of {subject.name} are right",
             failures or f"{subject.answered:,}",
-        )
+        ),
+        Bar(
+            subject.upstream_calls >= subject.answered,
+            f"each answer of {subject.name} came from the upstream",
+            f"{subject.upstream_calls:,} calls there for {subject.answered:,} answers",
+        ),
     ]
-    if subject.name == "ours":
+    if subject.gateway.kept:
         lost = "; ".join(subject.gateway.kept(subject.answered, subject.failed))
         found.append(
             Bar(
                 not lost,
-                "the database of the killed server holds every call",
-                lost or f"{subject.answered:,} calls, each with rollout, trace and frame",
+                f"the database of {subject.name} holds every call that was answered",
+                lost or f"{subject.answered:,}",
             )
         )
     return found

@@ -50,8 +50,15 @@ def pass_through(upstream: str) -> Starlette:
             _pieces(answer), status_code=answer.status, headers={"content-type": media_type}
         )
 
+    async def health(request: Request) -> Response:
+        return Response()
+
     return Starlette(
-        routes=[Route("/v1/chat/completions", chat, methods=["POST"])], lifespan=lifespan
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/health", health),
+        ],
+        lifespan=lifespan,
     )
 
 

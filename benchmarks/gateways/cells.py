@@ -1,4 +1,4 @@
-"""What is measured: the cells of the benchmark, and one measurement of one system in one of them."""
+"""What is measured: the cells of the benchmark, and one system in one of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from benchmarks.gateways.processes import cpu_seconds, machine_cpu_seconds, memo
 from benchmarks.gateways.systems import Gateway
 
 WARM_UP_SECONDS = 0.3
+WARM_UP_CALLS = 64
 # Work put off until after the answer counts: a system is at rest when it uses less than this.
 REST_SHARE = 0.1
 REST_SECONDS = 0.1
@@ -57,8 +58,8 @@ CELLS = {
 class Measurement:
     """One system in one cell of one round.
 
-    `cpu_seconds` is that of the system until it is at rest, for all its answers; `foreign_cores` the
-    mean number of cores that neither it nor the instruments kept busy meanwhile.
+    `cpu_seconds` is that of the system until it is at rest, for all its answers; `foreign_cores`
+    the mean number of cores that neither it nor the instruments kept busy meanwhile.
     """
 
     round: int
@@ -86,6 +87,7 @@ class Subject:
     gateway: Gateway
     sent: int = 0
     answered: int = 0
+    upstream_calls: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -106,6 +108,12 @@ class Instruments:
         self._processes = (mock.pid, load.pid, os.getpid())
         self.upstream_url = _line(mock)
         self._control = httpx.Client(base_url=self.upstream_url.removesuffix("/v1"))
+
+    def warm_up(self, subject: Subject) -> None:
+        """A few calls of both kinds: some systems load their parts when the first calls come."""
+        self._control.get("/pace/0/0")
+        for stream in (False, True):
+            self._send(subject, connections=8, stream=stream, calls=WARM_UP_CALLS)
 
     def measure(self, subject: Subject, cell: Cell, *, round: int, seconds: float) -> Measurement:
         """Calls for so long."""
@@ -165,15 +173,20 @@ class Instruments:
             seconds=seconds,
             calls=calls,
         )
+        before = self._upstream_calls()
         assert self._load.stdin
         self._load.stdin.write(json.dumps(asdict(job)) + "\n")
         self._load.stdin.flush()
         outcome = Outcome.parse(_line(self._load))
+        subject.upstream_calls += self._upstream_calls() - before
         failed = sum(outcome.failures.values())
         subject.sent += outcome.answered + failed + connections
         subject.answered += outcome.answered
         subject.failures.update(outcome.failures)
         return outcome
+
+    def _upstream_calls(self) -> int:
+        return int(self._control.get("/calls").text)
 
     def _cpu(self, subject: Subject) -> tuple[float, float, float]:
         return machine_cpu_seconds(), cpu_seconds(self._processes[:2]), cpu_seconds(subject.roots)

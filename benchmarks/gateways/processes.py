@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 TAIL_LINES = 15
+LOOPBACK = "http://127.0.0.1:"
 
 
 class NotStarted(Exception):
@@ -34,30 +35,46 @@ class Child:
         self._log = log
 
     def announced_url(self) -> str:
-        """The first URL in its output. Raises NotStarted."""
-        for _ in self._while_it_lives("told no URL"):
-            for word in self._log.read_text(errors="replace").split():
-                if word.startswith("http://127.0.0.1"):
-                    return word
-        raise AssertionError
+        """The first URL of this machine in its output. Raises NotStarted."""
+
+        def urls() -> list[str]:
+            return [word for word in self.output().split() if word.startswith(LOOPBACK)]
+
+        self.wait_until(lambda: bool(urls()), "told no URL")
+        return urls()[0]
 
     def wait_for(self, url: str) -> None:
         """Until a GET of that URL answers with success. Raises NotStarted."""
-        with httpx.Client(trust_env=False, timeout=5.0) as http:
-            for _ in self._while_it_lives(f"did not answer at {url}"):
-                with suppress(httpx.TransportError):
-                    if http.get(url).is_success:
-                        return
 
-    def wait_for_port(self, port: int) -> None:
-        """Until it accepts connections there. Raises NotStarted."""
-        for _ in self._while_it_lives(f"does not listen on port {port}"):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0):
-                return
+        def answers() -> bool:
+            try:
+                return http.get(url).is_success
+            except httpx.TransportError:
+                return False
+
+        with httpx.Client(trust_env=False, timeout=5.0) as http:
+            self.wait_until(answers, f"did not answer at {url}")
+
+    def wait_until(self, ready: Callable[[], bool], complaint: str) -> None:
+        """Ask again and again. Raises NotStarted when it has ended, or never becomes ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if time.monotonic() > deadline or self._popen.poll() is not None:
+                raise NotStarted(f"{complaint}; the end of its output:\n{self.tail()}")
+            time.sleep(0.05)
+
+    def wait(self) -> None:
+        """Until it has ended by itself, with success. Raises NotStarted."""
+        if self._popen.wait(START_SECONDS):
+            raise NotStarted(f"exit code {self._popen.returncode}:\n{self.tail()}")
+
+    def output(self) -> str:
+        """All that it has printed so far."""
+        return self._log.read_text(errors="replace")
 
     def tail(self) -> str:
         """The end of its output."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.output().splitlines()
         return "\n".join(line[:300] for line in lines[-TAIL_LINES:])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -68,13 +85,6 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 self._popen.wait(STOP_SECONDS)
 
-    def _while_it_lives(self, complaint: str) -> Iterator[None]:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._popen.poll() is None:
-            yield
-            time.sleep(0.05)
-        raise NotStarted(f"{complaint}; the end of its output:\n{self.tail()}")
-
 
 @contextmanager
 def child(
@@ -83,6 +93,7 @@ def child(
     log: Path,
     environment: Mapping[str, str] | None = None,
     user: str | None = None,
+    cwd: Path | None = None,
     stop_with: signal.Signals = signal.SIGTERM,
 ) -> Iterator[Child]:
     """Run a command for the length of a `with` block, as that user where one is named."""
@@ -95,6 +106,7 @@ def child(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
             user=user,
+            cwd=cwd,
         )
     running = Child(popen, log)
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.gateways.payloads import SYSTEM_PROMPT, request_body
-from benchmarks.gateways.processes import Child, child, free_port
+from benchmarks.gateways.processes import Child, NotStarted, child, free_port
 from prefect_mipro.models.base import JsonObject
 
 # Written within 50 ms of the answer, as the server promises; the rest is for a slow machine.
@@ -68,8 +68,9 @@ class Site:
 class Gateway:
     """A running system.
 
-    `url` is that of chat completions; `{n}` in it is the number of the call. `kept` takes the
-    number of good and of failed answers and returns what is wrong with the records of them.
+    `url` is that of chat completions; `{n}` in it is the number of the call. `kept`, of a system
+    that keeps records of its calls, takes the number of good and of failed answers and returns what
+    is wrong with the records; the system may be of no more use after it.
     """
 
     url: str
@@ -80,7 +81,8 @@ class Gateway:
     system_prompt: bool = True
     wanted_header: str = "content-type"
     same_bytes: bool = True
-    kept: Callable[[int, int], Sequence[str]] = lambda answered, failed: ()
+    version: str = ""
+    kept: Callable[[int, int], Sequence[str]] | None = None
 
     def body(self, *, stream: bool) -> bytes:
         """The call for this system."""
@@ -107,7 +109,7 @@ def bare(site: Site) -> Iterator[Gateway]:
     module = (sys.executable, "-m", "benchmarks.gateways.bare")
     options = ("--upstream", site.upstream_url, "--port", str(port))
     with child([*module, *options], log=site.log("bare")) as server:
-        server.wait_for_port(port)
+        server.wait_for(f"http://127.0.0.1:{port}/health")
         yield Gateway(
             f"http://127.0.0.1:{port}/v1/chat/completions", processes=(server.process_id,)
         )
@@ -131,7 +133,10 @@ def ours(site: Site) -> Iterator[Gateway]:
         server.wait_for(f"{url}/health")
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
-            session_id = _prepared_session(http)
+            try:
+                session_id = _prepared_session(http)
+            except httpx.HTTPError as error:
+                raise NotStarted(f"{error}; the end of its log:\n{server.tail()}") from None
         yield Gateway(
             f"{url}/api/mipro/v1/{session_id}/call_{{n}}/chat/completions",
             processes=(server.process_id,),
