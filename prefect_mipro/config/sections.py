@@ -170,7 +170,7 @@ class PromotionSettings(Section):
     trigger_probability: float = Field(default=0.9, gt=0.5, lt=1.0)
     min_rewards: int = Field(default=60, ge=1)
     min_lift: float = Field(default=0.0, ge=0.0, lt=1.0)
-    traffic_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    traffic_share: float = Field(default=0.75, gt=0.0, le=1.0)
     max_rollouts: int = Field(default=1_000, ge=1)
     cool_down_rollouts: int = Field(default=60, ge=0)
 

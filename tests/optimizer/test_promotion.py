@@ -120,10 +120,10 @@ def test_a_dethroned_champion_may_challenge_back_at_once() -> None:
 
 @pytest.mark.parametrize("state", [DuelState.LOST, DuelState.ABANDONED, DuelState.EXPIRED])
 def test_a_challenger_that_did_not_win_rests(state: DuelState) -> None:
-    lost = duel("1.1", "1.2", state=state, rollouts_before=100, rollouts=100)
-    ended = 100 + 100 / SETTINGS.traffic_share
-    assert nominate(CLEAR, newest=lost, rollouts_now=int(ended) + 59) is None
-    assert nominate(CLEAR, newest=lost, rollouts_now=int(ended) + 60) == "1.2"
+    lost = duel("1.1", "1.2", state=state, rollouts_before=100, rollouts=90)
+    ended = 100 + round(90 / SETTINGS.traffic_share)
+    assert nominate(CLEAR, newest=lost, rollouts_now=ended + 59) is None
+    assert nominate(CLEAR, newest=lost, rollouts_now=ended + 60) == "1.2"
 
 
 def test_a_better_one_need_not_wait_for_the_rest_of_another() -> None:
