@@ -39,6 +39,13 @@ class RewardOutcome(StrEnum):
     WAITING = "waiting"
     DUPLICATE = "duplicate"
     REFUSED = "refused"
+    FAILED = "failed"
+
+    @classmethod
+    def of_error(cls, error: Exception) -> RewardOutcome:
+        """Whether the caller, or this server, is to look at it."""
+        refused = isinstance(error, MiproError) and error.status < 500
+        return cls.REFUSED if refused else cls.FAILED
 
 
 class RoundOutcome(StrEnum):
