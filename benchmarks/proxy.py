@@ -157,7 +157,7 @@ def _measure(
     for number in range(1, options.rounds + 1):
         for cell in options.cells:
             for subject in subjects:
-                row = tools.measure(subject, CELLS[cell], round=number, seconds=options.seconds)
+                row = tools.measure(subject, CELLS[cell], number=number, seconds=options.seconds)
                 rows.append(row)
             print(f"round {number}: {cell}: {_short(rows[-len(subjects) :])}", flush=True)
     return Rows(rows), {s.name: peak_memory_mb(s.gateway.processes) for s in subjects if s.roots}

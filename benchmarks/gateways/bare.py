@@ -40,7 +40,7 @@ def pass_through(upstream: str) -> Starlette:
 
     async def chat(request: Request) -> Response:
         session: aiohttp.ClientSession = request.state.session
-        answer = await session.post(url, data=await request.body())
+        answer = await session.post(url, data=await request.body(), allow_redirects=False)
         media_type = answer.headers["content-type"]
         if not media_type.startswith(EVENT_STREAM):
             async with answer:

@@ -115,7 +115,7 @@ class Instruments:
         for stream in (False, True):
             self._send(subject, connections=8, stream=stream, calls=WARM_UP_CALLS)
 
-    def measure(self, subject: Subject, cell: Cell, *, round: int, seconds: float) -> Measurement:
+    def measure(self, subject: Subject, cell: Cell, *, number: int, seconds: float) -> Measurement:
         """Calls for so long."""
         self._at_rest(subject)
         self._control.get(f"/pace/{cell.delay_ms}/{cell.gap_ms}")
@@ -133,7 +133,7 @@ class Instruments:
         machine_after, instruments_after, own_after = self._cpu(subject)
         foreign = (machine_after - machine) - (instruments_after - instruments) - (own_after - own)
         return Measurement(
-            round=round,
+            round=number,
             cell=cell.name,
             system=subject.name,
             outcome=outcome,

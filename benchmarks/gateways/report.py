@@ -56,6 +56,10 @@ class Rows:
         """In the order in which they took turns."""
         return list(dict.fromkeys(row.system for row in self.rows))
 
+    @property
+    def cells(self) -> set[str]:
+        return {row.cell for row in self.rows}
+
     def has(self, cell: str, *systems: str) -> bool:
         """Whether each of them was measured there."""
         return {*systems} <= {row.system for row in self.rows if row.cell == cell}
@@ -85,33 +89,33 @@ class Rows:
 
 def tables(rows: Rows, peak_mb: Mapping[str, float]) -> str:
     """All tables."""
-    return "\n\n".join(
-        "\n".join(table)
-        for table in (_speed(rows, peak_mb), _latency(rows), _first_byte(rows), _noise(rows))
-    )
+    made = (_speed(rows, peak_mb), _latency(rows), _first_byte(rows), _noise(rows))
+    return "\n\n".join("\n".join(lines) for table in made if (lines := list(table)))
 
 
 def _speed(rows: Rows, peak_mb: Mapping[str, float]) -> Iterator[str]:
     others = [name for name in ("litellm", "tensorzero", "bare") if rows.has("c32", name)]
+    cells = [cell for cell in ("c32", "c128") if cell in rows.cells]
+    if not cells:
+        return
     yield "Throughput, calls/s: median over rounds (smallest to largest); CPU us per call at c32"
     heads = [*(f"x {name}" for name in others), "CPU us", "peak MB"]
-    yield f"{'':{NAME_WIDTH}}{'c32':>28}{'c128':>28}{_columns(heads, 13)}"
+    yield f"{'':{NAME_WIDTH}}{_columns(cells, 28)}{_columns(heads, 13)}"
     for name in rows.systems:
-        cells = "".join(
-            f"{_spread(rows.values(cell, name, calls_per_second), '.0f'):>28}"
-            for cell in ("c32", "c128")
-        )
+        speeds = [_spread(rows.values(cell, name, calls_per_second), ".0f") for cell in cells]
         ratios = [median(rows.ratios("c32", name, other, calls_per_second)) for other in others]
         figures = [
             *(_number(ratio, ".2f") for ratio in ratios),
             _number(median(rows.values("c32", name, cpu_microseconds)), ".0f"),
             _number(peak_mb.get(name, math.nan), ".0f"),
         ]
-        yield f"{name:{NAME_WIDTH}}{cells}{_columns(figures, 13)}"
+        yield f"{name:{NAME_WIDTH}}{_columns(speeds, 28)}{_columns(figures, 13)}"
 
 
 def _latency(rows: Rows) -> Iterator[str]:
     cells = [cell for cell in ("c1", "c16", "c1-50ms", "c16-50ms") if rows.has(cell, "direct")]
+    if not cells:
+        return
     yield "Latency added to direct, ms: p50 / p99, median over rounds of the difference within one"
     yield f"{'':{NAME_WIDTH}}{_columns(cells, 22)}"
     for name in rows.systems:
@@ -136,6 +140,8 @@ def _latency(rows: Rows) -> Iterator[str]:
 
 def _first_byte(rows: Rows) -> Iterator[str]:
     cells = [cell for cell in ("stream1", "stream16") if rows.has(cell, "direct")]
+    if not cells:
+        return
     yield "Time to the first byte of a stream, ms: p50 / p99; minus direct; minus bare (p50)"
     heads = [f"{cell}{what}" for cell in cells for what in ("", " - direct", " - bare")]
     yield f"{'':{NAME_WIDTH}}{_columns(heads, 20)}"
