@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from prefect_mipro.errors import UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
-from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.errors import Overloaded, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
+from prefect_mipro.server.upstream.limits import Limits
 from prefect_mipro.server.upstream.patience import BackOff, Timeouts
 from tests.server.scripted_upstream import (
     COMPLETION,
@@ -30,35 +28,7 @@ from tests.server.scripted_upstream import (
     hang,
     speak_no_http,
 )
-
-BODY: ChatBody = {
-    "model": "m",
-    "messages": [{"role": "user", "content": "größer \u2028 🙂"}],
-    "temperature": 0.0,
-    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-    "unknown_to_us": {"a": [1, 2.5, None, True]},
-}
-AT_ONCE = BackOff(first_wait_seconds=0.0)
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream() as server:
-        yield server
-
-
-@contextlib.asynccontextmanager
-async def upstream_at(url: str, **options: Any) -> AsyncIterator[OpenAIUpstream]:
-    upstream = OpenAIUpstream(url, **{"back_off": AT_ONCE, **options})
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
-
-
-async def read(upstream: OpenAIUpstream, body: ChatBody = BODY) -> tuple[int, bytes]:
-    async with upstream.chat(body) as reply:
-        return reply.status, await reply.read()
+from tests.server.upstream.calls import BODY, read, upstream_at
 
 
 async def test_the_body_arrives_unchanged_and_the_answer_comes_back(
@@ -199,38 +169,6 @@ async def test_a_host_without_an_address_is_unreachable() -> None:
             await read(upstream)
 
 
-async def test_a_server_that_stays_silent_times_out_and_is_not_asked_again(
-    server: ScriptedUpstream,
-) -> None:
-    server.script.append(hang)
-    async with upstream_at(server.url, timeouts=Timeouts(first_byte_seconds=0.05)) as upstream:
-        with pytest.raises(UpstreamTimedOut, match=server.url):
-            await read(upstream)
-    assert len(server.received) == 1
-
-
-async def test_silence_in_the_middle_of_a_stream_times_out(server: ScriptedUpstream) -> None:
-    server.script.append(server.stream(event("a"), then=hang))
-    async with (
-        upstream_at(server.url, timeouts=Timeouts(silence_seconds=0.2)) as upstream,
-        upstream.chat(BODY) as reply,
-    ):
-        chunks = reply.chunks()
-        assert await anext(chunks) == event("a")
-        with pytest.raises(UpstreamTimedOut):
-            await anext(chunks)
-
-
-async def test_an_answer_that_takes_too_long_in_all_times_out(server: ScriptedUpstream) -> None:
-    server.script.append(server.stream(event("a"), then=hang))
-    async with (
-        upstream_at(server.url, timeouts=Timeouts(total_seconds=0.3)) as upstream,
-        upstream.chat(BODY) as reply,
-    ):
-        with pytest.raises(UpstreamTimedOut):
-            await reply.read()
-
-
 async def test_an_answer_that_breaks_off_is_unreachable(server: ScriptedUpstream) -> None:
     server.script.append(break_off)
     async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
@@ -294,6 +232,77 @@ async def test_cancelling_a_call_closes_its_connection(server: ScriptedUpstream)
         assert await asyncio.to_thread(server.gone.wait, 10)
 
 
+async def test_a_call_after_closing_is_refused(server: ScriptedUpstream) -> None:
+    async with upstream_at(server.url) as upstream:
+        await read(upstream)
+    with pytest.raises(UpstreamUnreachable, match="is closed"):
+        await read(upstream)
+
+
+async def test_closing_breaks_off_calls_under_way_and_repeats_none(
+    server: ScriptedUpstream,
+) -> None:
+    server.script.append(hang)
+    async with upstream_at(server.url, back_off=BackOff(first_wait_seconds=60.0)) as upstream:
+        call = asyncio.create_task(read(upstream))
+        await asyncio.to_thread(server.arrived.wait, 10)
+    with pytest.raises(UpstreamUnreachable, match="was closed"):
+        await call
+    assert len(server.received) == 1
+
+
+async def test_at_most_so_many_calls_are_under_way(server: ScriptedUpstream) -> None:
+    server.script.extend([server.stream(event("a"), event("b"))] * 2)
+    limits = Limits(max_concurrent_calls=2)
+    async with upstream_at(server.url, limits=limits) as upstream:
+        async with upstream.chat(BODY), upstream.chat(BODY):
+            third = asyncio.create_task(read(upstream))
+            await asyncio.sleep(0)
+            assert upstream.calls == 3
+            assert len(server.received) == 2
+            server.gate.set()
+        assert (await third)[0] == 200
+        assert upstream.calls == 0
+
+
+async def test_a_place_is_given_back_after_each_kind_of_end(server: ScriptedUpstream) -> None:
+    limits = Limits(max_concurrent_calls=1, max_waiting_calls=0)
+    timeouts = Timeouts(first_byte_seconds=0.1)
+    async with upstream_at(
+        server.url, limits=limits, timeouts=timeouts, back_off=BackOff(repeats=0)
+    ) as upstream:
+        server.script.extend([drop, hang, answers(400), break_off])
+        for expected in (UpstreamUnreachable, UpstreamTimedOut, None, UpstreamUnreachable, None):
+            with pytest.raises(expected) if expected else contextlib.nullcontext():
+                await read(upstream)
+        assert upstream.calls == 0
+
+
+async def test_repeats_count_as_calls_of_their_minute(server: ScriptedUpstream) -> None:
+    server.script.extend([answers(503)] * 2)
+    async with upstream_at(server.url, limits=Limits(calls_per_minute=2)) as upstream:
+        with pytest.raises(Overloaded):
+            await read(upstream)
+    assert len(server.received) == 2
+
+
+async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedUpstream) -> None:
+    told = {
+        "X-Request-Id": "req-1",
+        "OpenAI-Processing-Ms": "5",
+        "X-RateLimit-Remaining-Requests": "9",
+        "Set-Cookie": "a=b",
+        "Server-Timing": "x",
+    }
+    server.script.append(lambda connection: connection.answer(b"{}", headers=told))
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert dict(reply.headers) == {
+            "x-request-id": "req-1",
+            "openai-processing-ms": "5",
+            "x-ratelimit-remaining-requests": "9",
+        }
+
+
 async def test_connections_are_kept_for_the_next_call(server: ScriptedUpstream) -> None:
     ports = []
 
@@ -306,10 +315,3 @@ async def test_connections_are_kept_for_the_next_call(server: ScriptedUpstream) 
         for _ in range(3):
             await read(upstream)
     assert len(set(ports)) == 1
-
-
-def test_waits_double_and_lose_up_to_half_by_chance() -> None:
-    longest = BackOff(first_wait_seconds=1.0, longest_wait_seconds=3.0, chance=lambda: 0.0)
-    shortest = BackOff(first_wait_seconds=1.0, longest_wait_seconds=3.0, chance=lambda: 1.0)
-    assert [longest.seconds(repeat) for repeat in range(3)] == [1.0, 2.0, 3.0]
-    assert [shortest.seconds(repeat) for repeat in range(3)] == [0.5, 1.0, 1.5]
