@@ -112,7 +112,7 @@ def lease(
     session_id: str,
     rollout_id: str | None = None,
     *,
-    inputs: Mapping[str, str | float] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     messages: Sequence[ChatMessage] | None = None,
     render: bool = False,
     example_id: str | None = None,

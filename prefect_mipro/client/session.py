@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -204,7 +204,7 @@ class MiproOnlineSession:
         self,
         rollout_id: str | None = None,
         *,
-        inputs: Mapping[str, str | float] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         messages: Sequence[ChatMessage] | None = None,
         render: bool = False,
         example_id: str | None = None,

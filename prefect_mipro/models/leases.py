@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -67,17 +68,20 @@ def _fault(sentence: str) -> PydanticCustomError:
 Word = Annotated[str, StringConstraints(max_length=ID_CHARACTERS), AfterValidator(_printable)]
 TraceId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
 Messages = Annotated[tuple[ChatMessage, ...], AfterValidator(_chat)]
-InputText = Annotated[str, Field(coerce_numbers_to_str=True)]
 Seconds = Annotated[float, Field(ge=0.0, le=LONGEST_CALL_SECONDS, allow_inf_nan=False)]
-Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+# Google's client tells no count of an answer that was blocked.
+Tokens = Annotated[
+    int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(lambda count: 0 if count is None else count)
+]
 
 
 class LeaseRequest(Record):
     """Body of a call that leases a rollout's candidate and renders its prompt.
 
-    Send `inputs`, the text of each placeholder of the session's prompt (others are ignored, so a
-    whole row may be sent), or `messages`, the ones that the program would send with its own prompt.
-    `candidate_id` asks for that candidate outside of learning: nothing is pinned or counted.
+    Send `inputs`, a text or number for each placeholder of the session's prompt (other keys are
+    ignored, so a whole row may be sent), or `messages`, those that the program would send with its
+    own prompt. `candidate_id` asks for that candidate outside of learning: nothing is pinned or
+    counted.
     """
 
     model_config = ConfigDict(
@@ -93,7 +97,7 @@ class LeaseRequest(Record):
     )
 
     rollout_id: RolloutId
-    inputs: dict[str, InputText] | None = None
+    inputs: JsonObject | None = None
     messages: Messages | None = None
     example_id: Word | None = None
     correlation_id: Word | None = None

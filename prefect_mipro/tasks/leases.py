@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 from uuid import uuid4
 
 from prefect import task
@@ -22,7 +22,7 @@ def lease_prompt(
     session: SessionHandle,
     rollout_id: str,
     *,
-    inputs: Mapping[str, str | float] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     messages: Sequence[ChatMessage] | None = None,
     render: bool = False,
     example_id: str | None = None,
@@ -50,7 +50,7 @@ async def alease_prompt(
     session: SessionHandle,
     rollout_id: str,
     *,
-    inputs: Mapping[str, str | float] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     messages: Sequence[ChatMessage] | None = None,
     render: bool = False,
     example_id: str | None = None,

@@ -91,7 +91,7 @@ class _Live:
 
     def _lease(
         self,
-        inputs: Mapping[str, str | float] | None,
+        inputs: Mapping[str, Any] | None,
         messages: Sequence[ChatMessage] | None,
     ) -> Operation[Lease]:
         return operations.lease(
@@ -148,7 +148,7 @@ class LiveRollout(_Live):
 
     def lease(
         self,
-        inputs: Mapping[str, str | float] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         *,
         messages: Sequence[ChatMessage] | None = None,
     ) -> Lease:
@@ -193,7 +193,7 @@ class AsyncLiveRollout(_Live):
 
     async def lease(
         self,
-        inputs: Mapping[str, str | float] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         *,
         messages: Sequence[ChatMessage] | None = None,
     ) -> Lease:

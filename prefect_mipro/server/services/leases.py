@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prefect_mipro.errors import CandidateNotFound, Conflict, InputInvalid, UpstreamFailed
 from prefect_mipro.models.base import JsonObject
@@ -267,23 +268,28 @@ def _placeholders(prompt: InitialPrompt | None) -> tuple[Placeholder, ...]:
     )
 
 
-def _texts(prompt: InitialPrompt | None, inputs: Mapping[str, str]) -> dict[str, str]:
+def _texts(prompt: InitialPrompt | None, inputs: Mapping[str, Any]) -> dict[str, str]:
     """The text of each placeholder; empty where an optional one has none."""
     if prompt is None:
         raise InputInvalid(
             "the session's config has no initial_prompt, so there are no placeholders to fill; "
             "send your program's messages instead of inputs"
         )
+    texts = {}
     for placeholder in _placeholders(prompt):
         name = placeholder.name
-        if placeholder.required and name not in inputs:
+        if name not in inputs and placeholder.required:
             raise InputInvalid(
                 f"inputs lack the prompt's placeholder {name!r} (they have: "
                 f"{', '.join(sorted(inputs)) or 'none'}); send a text for it"
             )
-        if prompt.wildcards.get(name) == "REQUIRED" and not inputs[name].strip():
+        value = inputs.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise InputInvalid(f"inputs.{name} is {value!r:.80}; send a text or a number")
+        texts[name] = str(value)
+        if prompt.wildcards.get(name) == "REQUIRED" and not texts[name].strip():
             raise InputInvalid(f"inputs.{name} is blank, and the prompt requires a text there")
-    return {p.name: inputs.get(p.name, "") for p in _placeholders(prompt)}
+    return texts
 
 
 def _filled(prompt: InitialPrompt | None, texts: Mapping[str, str], leased: _Leased) -> Applied:

@@ -249,7 +249,7 @@ class TestInputs:
         )
         session = caller.session(config_body=body)
         promoted(caller, session, "Speak {language} and be brief.")
-        row = {"language": "French", "query": "a {language} card Context: x", "label": "unused"}
+        row = {"language": "French", "query": "a {language} card Context: x", "tags": [None]}
         leased = rendered(caller, session, inputs=row).json()
         assert leased["messages"] == [
             {"role": "system", "content": "Speak French and be brief."},
@@ -270,6 +270,7 @@ class TestInputs:
             ({"inputs": {"query": " \n"}}, "inputs.query is blank"),
             ({"inputs": {"query": None}}, "inputs.query is None"),
             ({"inputs": {"query": ["x"]}}, "inputs.query is ['x']"),
+            ({"inputs": {"query": True}}, "inputs.query is True"),
             ({"inputs": "x"}, "inputs is 'x'"),
             ({"messages": []}, "send at least one message"),
             ({"messages": [{"content": "x"}]}, "message 0 has no role"),

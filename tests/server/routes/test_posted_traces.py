@@ -143,6 +143,11 @@ class TestCounting:
         report = baseline(caller, session)
         assert (report["prompt_tokens"], report["completion_tokens"]) == (7, 2)
 
+    def test_a_count_that_is_null_is_zero(self, caller: Caller, session: Json) -> None:
+        post(caller, session, usage={"prompt_token_count": 7, "candidates_token_count": None})
+        report = baseline(caller, session)
+        assert (report["prompt_tokens"], report["completion_tokens"]) == (7, 0)
+
     def test_several_calls_of_a_rollout_count_each(self, caller: Caller, session: Json) -> None:
         for text in ("one", "two", "three"):
             assert post(caller, session, output=text).json()["duplicate"] is False
