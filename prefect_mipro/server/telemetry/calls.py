@@ -200,6 +200,7 @@ class MeteredCall:
 
     def finished(self) -> None:
         """The last byte has gone to the caller."""
+        self.ended_at = self._meter.timer()
         self._whole = True
 
     def used(self, usage: Usage, model: str | None) -> None:
@@ -218,8 +219,9 @@ class MeteredCall:
         traceback: TracebackType | None,
     ) -> None:
         meter = self._meter
-        self.ended_at = meter.timer()
         meter.in_flight -= 1
+        if not self._whole:
+            self.ended_at = meter.timer()
         if error is not None:
             self.outcome = Outcome.of_error(error)
             if not self.started_at:
