@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from prefect_mipro.server.settings import ServerSettings, environment_variable
+from prefect_mipro.server.upstream.addresses import AllowedHost
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,46 @@ def test_providers_are_json_and_take_keys_from_the_environment(
     assert groq.headers == {"X-Team": "a"}
 
 
+def test_a_providers_table_says_limits_timeouts_and_fallback() -> None:
+    provider = {
+        "base_url": "http://h/v1",
+        "caller_key": "required",
+        "timeouts": {"connect_seconds": 1},
+        "repeats": 0,
+        "max_concurrent_calls": 8,
+        "max_waiting_calls": 16,
+        "calls_per_minute": 60,
+        "fallback": {"model": "smaller"},
+    }
+    told = read("--providers", json.dumps({"a": provider})).providers["a"]
+    assert told.model_dump(exclude_unset=True, exclude={"timeouts"}) == {
+        name: value for name, value in provider.items() if name != "timeouts"
+    }
+    assert told.timeouts.told == {"connect_seconds": 1.0}
+
+
+def test_an_upstream_url_is_the_provider_default() -> None:
+    settings = read("--upstream-url", "http://h/v1", "--upstream-api-key", "k")
+    default = settings.every_provider["default"]
+    assert default.base_url == "http://h/v1"
+    assert default.api_key is not None
+    assert default.api_key.get_secret_value() == "k"
+
+
+def test_no_key_of_a_provider_is_shown() -> None:
+    provider = {"base_url": "http://h", "api_key": "sk-1", "headers": {"api-key": "sk-2"}}
+    settings = read("--providers", json.dumps({"a": provider}))
+    assert "sk-" not in f"{settings!r} {settings.providers['a']!r} {settings.every_provider!r}"
+
+
+def test_allowed_hosts_are_a_comma_list() -> None:
+    hosts = read("--allowed-inference-hosts", "*.example.com, localhost:8000")
+    assert hosts.allowed_inference_hosts == (
+        AllowedHost("*.example.com"),
+        AllowedHost("localhost", port=8000),
+    )
+
+
 @pytest.mark.parametrize("given", [["--stop-with-stdin"], ["--stop-with-stdin", "true"]])
 def test_the_child_switch_works_with_and_without_a_value(given: list[str]) -> None:
     assert read(*given).stop_with_stdin is True
@@ -140,6 +182,41 @@ def test_beyond_loopback_keys_are_demanded(capsys: pytest.CaptureFixture[str], h
             ["keep one"],
         ),
         (["--api-keys", "with space"], ["--api-keys", "no spaces"]),
+        (["--upstream-api-key", "with space"], ["--upstream-api-key", "no spaces"]),
+        (["--max-calls-in-flight", "0"], ["--max-calls-in-flight", "'0'"]),
+        (["--allowed-inference-hosts", "https://a.com"], ["'https://a.com' is not a host"]),
+        (["--allowed-inference-hosts", "*"], ["'*' is not a host", "*.example.com"]),
+        (
+            ["--providers", '{"a": {"base_url": "http://h", "calls_per_minute": 0}}'],
+            ["a, calls_per_minute", "greater than or equal to 1"],
+        ),
+        (
+            ["--providers", '{"a": {"base_url": "http://h", "caller_key": "never"}}'],
+            ["a, caller_key", "'optional' or 'required'"],
+        ),
+        (
+            ["--providers", '{"a": {"base_url": "http://h", "timeouts": {"conect_seconds": 1}}}'],
+            ["a, timeouts, conect_seconds"],
+        ),
+        (
+            [
+                "--providers",
+                '{"a": {"base_url": "http://h", "fallback": {"provider": "b", "model": "m"}}}',
+            ],
+            ["a: its fallback names the provider 'b'", "not among them (a)"],
+        ),
+        (
+            [
+                "--providers",
+                '{"a": {"base_url": "http://h", "fallback": {"provider": "b", "model": "m"}},'
+                ' "b": {"base_url": "http://h", "caller_key": "required"}}',
+            ],
+            ["a: it cannot fall back to 'b'"],
+        ),
+        (
+            ["--upstream-url", "http://h", "--providers", '{"default": {"base_url": "http://h"}}'],
+            ["--upstream-url and --providers both define"],
+        ),
         (["--prot", "8000"], ["--prot"]),
     ],
 )
@@ -162,6 +239,9 @@ def test_every_problem_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
         ("--api-keys", "hidden key"),
         ("--upstream-url", "http://user:hidden@host"),
         ("--providers", '{"a": {"api_key": "hidden"}}'),
+        ("--providers", '{"a": {"base_url": "http://h", "api_key": "hidden key"}}'),
+        ("--providers", '{"a": {"base_url": "http://h", "headers": {"api-key": ["hidden"]}}}'),
+        ("--upstream-api-key", "hidden key"),
         ("--providers", '{"a": {"base_url": "http://u:hidden@h", "api_key": "hidden"}}'),
     ],
 )

@@ -35,7 +35,7 @@ class PublicAddresses(AbstractResolver):
     ) -> list[ResolveResult]:
         """Raises OSError."""
         found = await self._inner.resolve(host, port, family)
-        if not all(is_public(address["host"]) for address in found):
+        if not found or not all(is_public(address["host"]) for address in found):
             raise OSError(f"{host} has a private address, and only its wildcard is allowed")
         return found
 
