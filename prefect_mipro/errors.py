@@ -24,6 +24,7 @@ MiproError                      everything of ours; `HTTPError` is its name in t
 ├── UpstreamFailed              the policy or proposer model broke
 │   ├── UpstreamUnreachable
 │   ├── UpstreamTimedOut
+│   ├── CompletionInvalid       it answers what is no chat completion
 │   └── ModelMissing            install the embedded model
 └── ProgramFailed               the program being optimized raises; fix it
 """
@@ -186,6 +187,10 @@ class UpstreamTimedOut(UpstreamFailed):
     """The model's server took too long."""
 
     default_status = 504
+
+
+class CompletionInvalid(UpstreamFailed):
+    """The model's server answered what is no chat completion. The message may quote it."""
 
 
 class ModelMissing(UpstreamFailed):

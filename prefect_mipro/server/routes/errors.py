@@ -13,7 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from prefect_mipro.errors import BackendFailed, InputInvalid, MiproError, NotFound
+from prefect_mipro.errors import (
+    BackendFailed,
+    CompletionInvalid,
+    InputInvalid,
+    MiproError,
+    NotFound,
+)
 from prefect_mipro.models.base import JsonObject
 
 PROXY_PREFIX = "/api/mipro/v1/"
@@ -89,7 +95,9 @@ async def on_unknown_error(request: Request, error: Exception) -> Response:
 
 def log_failure(error: MiproError) -> None:
     """Say which part failed. Not where: the paths of the proxy hold secrets."""
-    fields = {"error": type(error).__name__, "status": error.status, "reason": error.message}
+    fields: JsonObject = {"error": type(error).__name__, "status": error.status}
+    if not isinstance(error, CompletionInvalid):  # it quotes what the model said
+        fields["reason"] = error.message
     logger.warning("request failed", extra=fields)
 
 
