@@ -11,7 +11,7 @@ import pytest
 from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
 
-from prefect_mipro import tasks
+from prefect_mipro import optimize_prompt, tasks
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import InputInvalid, RolloutNotFound
 from prefect_mipro.models.leases import Lease, TraceReceipt
@@ -171,3 +171,21 @@ def test_the_example_of_a_rollout_goes_with_its_lease(
     call("run_rollout", ROW, session=session, program=program, reward=exact)
     (item,) = tasks.list_seed_evals.fn(session)["items"]
     assert (item["seed"], item["reward"]) == (7, 1.0)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("prefect_server")
+def test_the_whole_loop_runs_such_a_program(backend: EmbeddedBackend) -> None:
+    rows = [{"id": str(n), "request": f"jazz number {n}", "label": "music"} for n in range(6)]
+    summary = optimize_prompt(
+        config(),
+        rows,
+        classify,
+        exact,
+        rollouts=6,
+        held_out=[ROW],
+        session_id=new_id(),
+        backend_url=backend.url,
+    )
+    assert (summary.rewarded, summary.failed) == (6, 0)
+    assert [evaluation.mean_reward for evaluation in summary.evaluations] == [1.0]
