@@ -18,7 +18,8 @@ SCORE_KEYS = ("score", "outcome_reward", "reward")
 class Rollout(Record):
     """One run of the user's program. Its candidate is pinned by its first call and never changes.
 
-    `propensity` is the probability with which selection chose the candidate. A rollout of a duel
+    `position` counts a session's rollouts in the order of their pins, from 1. `propensity` is the
+    probability with which selection chose the candidate. A rollout of a duel
     also carries the reward predicted before it ran (`optimizer.promotion`).
     """
 
@@ -31,6 +32,7 @@ class Rollout(Record):
     duel_number: int | None = None
     predicted_reward: float | None = None
     pinned_at: datetime
+    position: int | None = None
     reward: float | None = None
 
 

@@ -7,19 +7,32 @@ planned when enough new rewards have come; choosing only draws.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
 from prefect_mipro.config import PromotionSettings, SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Duel, DuelState
 from prefect_mipro.optimizer.evidence import Evidence, Vector
-from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, Scales, posterior
+from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.strategies import STRATEGIES, Situation
 
 # A bet on a reward that is thought impossible could lose everything.
 SMALLEST_PREDICTION = 0.02
+
+
+class Chance(Protocol):
+    """What a choice needs of a random number generator."""
+
+    def random(self) -> float:
+        """A number from 0 up to, but not including, 1."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +44,21 @@ class Plan:
 
     ids: tuple[str, ...]
     propensities: Vector
+
+    @cached_property
+    def of(self) -> Mapping[str, float]:
+        """The propensity of each candidate."""
+        return MappingProxyType(dict(zip(self.ids, self.propensities.tolist(), strict=True)))
+
+    @cached_property
+    def _bounds(self) -> list[float]:
+        """Up to where in [0, 1] a number stands for each candidate."""
+        sums = list(accumulate(self.of.values()))
+        return [bound / sums[-1] for bound in sums]
+
+    def draw(self, rng: Chance) -> str:
+        """One of the candidates, with its propensity."""
+        return self.ids[bisect_right(self._bounds, rng.random())]
 
 
 @dataclass(frozen=True)
@@ -51,22 +79,16 @@ class Choice:
 def plan(
     evidence: Evidence,
     *,
-    belief: Posterior | None = None,
+    belief: Posterior,
     active: Sequence[str],
     champion_id: str,
     settings: SelectionSettings,
     rng: np.random.Generator,
-    scales: Scales = DEFAULT_SCALES,
 ) -> Plan:
     """Share the next rollouts out among the active candidates, of which the champion is one.
 
-    `belief` is the posterior of the evidence, where it is at hand. A caution that the settings
-    state goes before that of the scales.
+    `belief` is the posterior of the evidence.
     """
-    if belief is None:
-        if settings.caution is not None:
-            scales = replace(scales, caution=settings.caution)
-        belief = posterior(evidence, scales=scales)
     rows = [belief.index(candidate_id) for candidate_id in active]
     situation = Situation(
         belief=belief.among(active),
@@ -88,7 +110,7 @@ def choose(
     expected_deviation: float,
     settings: SelectionSettings,
     promotion: PromotionSettings,
-    rng: np.random.Generator,
+    rng: Chance,
 ) -> Choice:
     """Draw a rollout's candidate.
 
@@ -96,18 +118,19 @@ def choose(
     two; the other rollouts go on exploring. The reported propensity is that over both ways.
     `expected_deviation` is that of the rollout's example (`optimizer.examples`).
     """
-    usual = plan.propensities
+    usual = plan.of
     if duel is None or not _runs(duel, plan, settings):
-        return _drawn(plan, usual, propensities=usual, rng=rng)
-    coin = np.array([0.5 * (i in (duel.champion_id, duel.challenger_id)) for i in plan.ids])
-    both = promotion.traffic_share * coin + (1.0 - promotion.traffic_share) * usual
-    if rng.random() >= promotion.traffic_share:
-        return _drawn(plan, usual, propensities=both, rng=rng)
-    return replace(
-        _drawn(plan, coin, propensities=both, rng=rng),
-        duel_number=duel.number,
-        predicted_reward=predicted_reward(duel, expected_deviation),
-    )
+        chosen = plan.draw(rng)
+        return Choice(chosen, usual[chosen], usual)
+    share = promotion.traffic_share
+    pair = [i for i in plan.ids if i in (duel.champion_id, duel.challenger_id)]
+    both = {i: share * 0.5 * (i in pair) + (1.0 - share) * usual[i] for i in plan.ids}
+    if rng.random() >= share:
+        chosen = plan.draw(rng)
+        return Choice(chosen, both[chosen], both)
+    chosen = pair[rng.random() >= 0.5]
+    predicted = predicted_reward(duel, expected_deviation)
+    return Choice(chosen, both[chosen], both, duel.number, predicted)
 
 
 def predicted_reward(duel: Duel, expected_deviation: float) -> float:
@@ -124,13 +147,4 @@ def _runs(duel: Duel, plan: Plan, settings: SelectionSettings) -> bool:
         duel.state is DuelState.RUNNING
         and settings.strategy is not Strategy.FIXED
         and {duel.champion_id, duel.challenger_id} <= set(plan.ids)
-    )
-
-
-def _drawn(plan: Plan, vector: Vector, *, propensities: Vector, rng: np.random.Generator) -> Choice:
-    chosen = int(rng.choice(len(plan.ids), p=vector))
-    return Choice(
-        candidate_id=plan.ids[chosen],
-        propensity=float(propensities[chosen]),
-        propensities=dict(zip(plan.ids, propensities.tolist(), strict=True)),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
 from prefect_mipro import __version__
@@ -17,14 +19,16 @@ from prefect_mipro.server.routes import (
     errors,
     health,
     prompt_learning,
-    proxy,
     sessions,
 )
 from prefect_mipro.server.routes.dependencies import Backend, Keys
+from prefect_mipro.server.routes.proxy import Proxy
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.identity import new_id, utc_now
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.leases import Leases
+from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
@@ -75,14 +79,12 @@ def create_app(
             app.state.backend = _backend(settings, kept, reached, opened)
             yield
 
-    app = FastAPI(
+    app = _Server(
         title="prefect-mipro",
         summary="Online prompt optimization: sessions, rewards and the chat-completions proxy.",
         description=PROXY_GUIDE,
         version=__version__,
         lifespan=lifespan,
-        # The proxy comes first: routes are tried in order, and nearly all calls are its.
-        routes=[*proxy.routes],
         redirect_slashes=False,
         exception_handlers={
             MiproError: errors.on_mipro_error,
@@ -102,22 +104,43 @@ def create_app(
     return app
 
 
+class _Server(FastAPI):
+    """The API, and before its middleware and routes the proxy: nearly all calls are its."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if Proxy.serves(scope):
+            await self._proxy(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    @cached_property
+    def _proxy(self) -> Proxy:
+        return Proxy(lambda: self.state.backend)
+
+
 def _backend(
     settings: ServerSettings, store: Store, upstreams: Upstreams, opened: AsyncExitStack
 ) -> Backend:
     knowledge = Knowledge(store)
+    live = Live(store, knowledge)
+    opened.push_async_callback(live.close)
+    journal = Journal(store)
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
-    proposals = Proposals(store, upstreams, knowledge, beliefs, clock=utc_now, new_id=new_id)
+    proposals = Proposals(
+        store, upstreams, knowledge, beliefs, journal, clock=utc_now, new_id=new_id
+    )
     opened.push_async_callback(proposals.close)
-    recorder = Recorder(store, clock=utc_now, new_id=new_id)
+    recorder = Recorder(store, journal, clock=utc_now, new_id=new_id)
     rollouts = Rollouts(
         store,
         upstreams,
         knowledge,
+        live,
         beliefs,
         promotion,
         proposals,
+        journal,
         recorder,
         clock=utc_now,
         new_id=new_id,
@@ -127,9 +150,11 @@ def _backend(
         store,
         upstreams,
         knowledge,
+        live,
         beliefs,
         promotion,
         proposals,
+        journal,
         public_url=settings.public_url or settings.own_url,
         clock=utc_now,
         new_id=new_id,

@@ -16,8 +16,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, SecretStr, StringConstraints
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
@@ -134,7 +135,11 @@ class _ApiRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             backend = backend_of(request)
             backend.keys.require(request.headers)
-            body = await read_body(request, limit_bytes=backend.max_body_bytes)
+            body = await read_body(
+                request.headers.get("content-length"),
+                request.receive,
+                limit_bytes=backend.max_body_bytes,
+            )
             return await respond(_ReadRequest(request, body))
 
         return guarded
@@ -157,20 +162,27 @@ class _ReadRequest(Request):
         return self._value
 
 
-async def read_body(request: Request, *, limit_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as that is known."""
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or len(announced) > 18 or int(announced) > limit_bytes:
+async def read_body(announced: str | None, receive: Receive, *, limit_bytes: int) -> bytes:
+    """The whole body, of which the Content-Length is `announced`.
+
+    Raises BodyTooLarge as soon as that is known.
+    """
+    length = announced or "0"
+    if not length.isdecimal() or len(length) > 18 or int(length) > limit_bytes:
         raise BodyTooLarge(_too_large(limit_bytes))
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit_bytes:
-                raise BodyTooLarge(_too_large(limit_bytes))
-    except ClientDisconnect:
-        raise InputInvalid("the connection ended before the body did", status=400) from None
-    return bytes(body)
+    pieces: list[bytes] = []
+    left = limit_bytes
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InputInvalid("the connection ended before the body did", status=400)
+        pieces.append(message.get("body", b""))
+        left -= len(pieces[-1])
+        if left < 0:
+            raise BodyTooLarge(_too_large(limit_bytes))
+        more = message.get("more_body", False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def parse_json(body: bytes) -> Any:

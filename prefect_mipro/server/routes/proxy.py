@@ -1,29 +1,30 @@
 """The chat-completions proxy: any OpenAI client calls here, and a candidate answers.
 
-Bare ASGI endpoints, because every call of every program passes through: the body is parsed once
-and an event stream is handed on as it arrives.
+Bare ASGI, reached before the routes of the API, because every call of every program passes through:
+the body is parsed once and an event stream is handed on as it arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
+from pydantic import SecretStr
+from starlette.datastructures import Headers, QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import InputInvalid, MiproError
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.routes.dependencies import (
-    backend_of,
+    Backend,
     identifier,
     parse_json,
     read_body,
@@ -33,46 +34,89 @@ from prefect_mipro.server.routes.errors import (
     CANDIDATE_HEADER,
     PROXY_PREFIX,
     ROLLOUT_HEADER,
+    error_response,
     log_failure,
+    on_http_exception,
+    on_unknown_error,
     openai_error,
     short,
 )
 from prefect_mipro.server.services.calls import Call, Served
 
-EVENT_STREAM = "text/event-stream"
+# A client that goes away sooner is not noticed: most answers are there by then, and to watch for
+# it costs as much as to choose.
+WATCHED_AFTER_SECONDS = 0.02
+
+_CANDIDATE = CANDIDATE_HEADER.encode()
+_ROLLOUT = ROLLOUT_HEADER.encode()
 
 
-class ChatCompletions:
-    """`POST {online_url}[/{rollout_id}]/chat/completions`."""
+class Proxy:
+    """`POST .../chat/completions` and `GET .../models` below `{online_url}[/{rollout_id}]`.
+
+    As an ASGI app: it answers errors itself, in OpenAI's shape.
+    """
+
+    def __init__(self, backend: Callable[[], Backend]) -> None:
+        self._backend = backend
+
+    @staticmethod
+    def serves(scope: Scope) -> bool:
+        """Whether the request is for the proxy."""
+        return scope["type"] == "http" and str(scope["path"]).startswith(PROXY_PREFIX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        backend = backend_of(request)
-        session = await _admitted(request)
-        body = await read_body(request, limit_bytes=backend.max_body_bytes)
-        call = _call(request, parse_chat(body))
+        try:
+            match scope["path"].removeprefix(PROXY_PREFIX).split("/"):
+                case [proxy_id, "chat", "completions"] if proxy_id:
+                    _require_method(scope, "POST")
+                    await self._complete(proxy_id, None, scope, receive, send)
+                case [proxy_id, rollout_id, "chat", "completions"] if proxy_id and rollout_id:
+                    _require_method(scope, "POST")
+                    await self._complete(proxy_id, rollout_id, scope, receive, send)
+                case [proxy_id, "models"] | [proxy_id, _, "models"] if proxy_id:
+                    _require_method(scope, "GET", "HEAD")
+                    await self._list_models(proxy_id, scope, receive, send)
+                case _:
+                    raise HTTPException(404)
+        except MiproError as error:
+            await error_response(Request(scope), error)(scope, receive, send)
+        except HTTPException as error:
+            answer = await on_http_exception(Request(scope), error)
+            await answer(scope, receive, send)
+        except Exception as error:
+            with suppress(Exception):  # the answer may have begun
+                answer = await on_unknown_error(Request(scope), error)
+                await answer(scope, receive, send)
+            raise
+
+    async def _complete(
+        self, proxy_id: str, rollout_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        backend = self._backend()
+        session = await _admitted(backend, proxy_id, scope)
+        given = _Given(scope)
+        body = await read_body(
+            given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes
+        )
+        call = _call(rollout_id, given, parse_chat(body))
         answer = _Answer(send)
         try:
-            async with (
-                _WhileConnected(receive) as connection,
-                backend.rollouts.serve(session, call) as served,
-            ):
-                if served.content_type.startswith(EVENT_STREAM):
-                    await answer.stream(served)
-                else:
-                    await answer.whole(served, await served.read())
-                connection.served()
+            with _WhileConnected(receive):
+                async with backend.rollouts.serve(session, call) as served:
+                    if served.is_stream:
+                        await answer.stream(served)
+                    else:
+                        await answer.whole(served, await served.read())
         except MiproError:
             if not answer.started:
                 raise
 
-
-class Models:
-    """`GET {online_url}[/{rollout_id}]/models`: the session's policy model."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = await _admitted(Request(scope, receive))
-        model = MiproConfig.parse(session.config).policy.model or session.session_id
+    async def _list_models(self, proxy_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The session's policy model."""
+        backend = self._backend()
+        session = await _admitted(backend, proxy_id, scope)
+        model = backend.sessions.policy_model(session)
         entry = {
             "id": model,
             "object": "model",
@@ -81,13 +125,6 @@ class Models:
         }
         body = orjson.dumps({"object": "list", "data": [entry]})
         await Response(body, media_type="application/json")(scope, receive, send)
-
-
-_PLACES = (PROXY_PREFIX + "{proxy_id}", PROXY_PREFIX + "{proxy_id}/{rollout_id}")
-routes = [
-    *(Route(f"{place}/chat/completions", ChatCompletions(), methods=["POST"]) for place in _PLACES),
-    *(Route(f"{place}/models", Models(), methods=["GET"]) for place in _PLACES),
-]
 
 
 def parse_chat(body: bytes) -> ChatBody:
@@ -120,29 +157,53 @@ def _malformed(message: str) -> InputInvalid:
     return InputInvalid(message, status=400)
 
 
-async def _admitted(request: Request) -> Session:
-    backend = backend_of(request)
-    proxy_id = request.path_params["proxy_id"]
+class _Given:
+    """What a request says in its headers and its query; of repeated headers the first counts."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        query = scope["query_string"]
+        self._query = QueryParams(query) if query else _NO_QUERY
+
+    def header(self, name: bytes) -> str | None:
+        """The header of that name, in lower case."""
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def either(self, header: bytes, parameter: str) -> str | None:
+        """The header, else the parameter of the query, if it is not empty."""
+        return self.header(header) or self._query.get(parameter) or None
+
+
+_NO_QUERY = QueryParams()
+
+
+def _require_method(scope: Scope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        raise HTTPException(405, headers={"Allow": ", ".join(methods)})
+
+
+async def _admitted(backend: Backend, proxy_id: str, scope: Scope) -> Session:
     return await backend.sessions.admit(
-        identifier("the session id", proxy_id), key_accepted=backend.keys.accept(request.headers)
+        identifier("the session id", proxy_id),
+        key_accepted=lambda: backend.keys.accept(Headers(scope=scope)),
     )
 
 
-def _call(request: Request, body: ChatBody) -> Call:
+def _call(rollout_id: str | None, given: _Given, body: ChatBody) -> Call:
     """The call with what path, headers and query say about it, in this order."""
-    headers, query = request.headers, request.query_params
-    rollout_id = (
-        request.path_params.get("rollout_id") or headers.get(ROLLOUT_HEADER) or query.get("cid")
-    )
-    candidate_id = headers.get(CANDIDATE_HEADER) or query.get("candidate_id")
-    correlation_id = headers.get("x-correlation-id") or query.get("correlation_id")
-    example_id = headers.get("x-mipro-example-id") or query.get("example_id")
+    rollout_id = rollout_id or given.either(_ROLLOUT, "cid")
+    candidate_id = given.either(_CANDIDATE, "candidate_id")
+    correlation_id = given.either(b"x-correlation-id", "correlation_id")
+    example_id = given.either(b"x-mipro-example-id", "example_id")
+    provider_key = given.header(b"x-provider-key")
     return Call(
         body=body,
         rollout_id=identifier("the rollout id", rollout_id) if rollout_id else None,
         candidate_id=identifier("the candidate id", candidate_id) if candidate_id else None,
         correlation_id=short_text("the correlation id", correlation_id) if correlation_id else None,
         example_id=short_text("the example id", example_id) if example_id else None,
+        provider_key=SecretStr(provider_key) if provider_key else None,
     )
 
 
@@ -155,12 +216,12 @@ class _Answer:
 
     async def whole(self, served: Served, body: bytes) -> None:
         """The body at once."""
-        await self._start(served, {"content-length": str(len(body))})
+        await self._start(served, (b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.body", "body": body})
 
     async def stream(self, served: Served) -> None:
         """Each piece as it comes. A failure on the way becomes the last event."""
-        await self._start(served, {"cache-control": "no-cache", "x-accel-buffering": "no"})
+        await self._start(served, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
         try:
             async for chunk in served.chunks():
                 await self._send_piece(chunk)
@@ -177,22 +238,17 @@ class _Answer:
     async def _end(self) -> None:
         await self._send({"type": "http.response.body"})
 
-    async def _start(self, served: Served, more: Mapping[str, str]) -> None:
-        headers = {
-            "content-type": served.content_type,
-            CANDIDATE_HEADER: served.candidate_id,
-            ROLLOUT_HEADER: served.rollout_id,
-            **more,
-        }
-        if served.retry_after_seconds is not None:
-            headers["retry-after"] = str(math.ceil(served.retry_after_seconds))
+    async def _start(self, served: Served, *more: tuple[bytes, bytes]) -> None:
+        headers = [
+            (b"content-type", served.content_type.encode("latin-1")),
+            (_CANDIDATE, served.candidate_id.encode()),
+            (_ROLLOUT, served.rollout_id.encode()),
+            *more,
+            *((name.encode(), value.encode("latin-1")) for name, value in served.headers.items()),
+        ]
         self.started = True
         await self._send(
-            {
-                "type": "http.response.start",
-                "status": served.status,
-                "headers": [(k.encode(), v.encode("latin-1")) for k, v in headers.items()],
-            }
+            {"type": "http.response.start", "status": served.status, "headers": headers}
         )
 
 
@@ -202,32 +258,34 @@ class _WhileConnected:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._gone = False
-        self._served = False
+        self._watch: asyncio.Task[None] | None = None
 
-    def served(self) -> None:
-        """The answer is out: the client may go, and what is left to do is done."""
-        self._served = True
-
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._cancel_when_gone())
+        loop = asyncio.get_running_loop()
+        self._begin = loop.call_later(WATCHED_AFTER_SECONDS, self._begin_to_watch)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._watch.cancel()
-        if self._gone and kind is asyncio.CancelledError and self._task is not None:
+        self._begin.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._gone and self._task is not None:
             self._task.uncancel()
-            return True
+            return kind is asyncio.CancelledError
         return False
+
+    def _begin_to_watch(self) -> None:
+        self._watch = asyncio.create_task(self._cancel_when_gone())
 
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._served and self._task is not None:
+        if self._task is not None:
             self._gone = True
             self._task.cancel()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.services.completions import Completion, read, require_completion
+from prefect_mipro.server.services.completions import (
+    EVENT_STREAM,
+    Completion,
+    Events,
+    read,
+    require_completion,
+)
 from prefect_mipro.server.upstream.interface import Reply
 
 
@@ -29,45 +36,79 @@ class Call:
     provider_key: SecretStr | None = None
 
 
-@dataclass
 class Served:
-    """An answer under way: the candidate that made it, the upstream's status, the body to come."""
+    """An answer under way: the candidate that made it, the upstream's status, the body to come.
 
-    candidate_id: str
-    rollout_id: str
-    reply: Reply
-    _seen: bytearray = field(default_factory=bytearray)
+    `started` is when the upstream was called, by the `timer`.
+    """
+
+    def __init__(
+        self,
+        candidate_id: str,
+        rollout_id: str,
+        reply: Reply,
+        *,
+        started: float,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.candidate_id = candidate_id
+        self.rollout_id = rollout_id
+        self.size_bytes = 0
+        self.first_byte_seconds: float | None = None
+        self._reply = reply
+        self._started = started
+        self._timer = timer
+        self._whole: Completion | None = None
+        self._events: Events | None = None
 
     @property
     def status(self) -> int:
         """The upstream's HTTP status."""
-        return self.reply.status
+        return self._reply.status
 
     @property
     def content_type(self) -> str:
         """The upstream's content type."""
-        return self.reply.content_type
+        return self._reply.content_type
 
     @property
-    def retry_after_seconds(self) -> float | None:
-        """When the upstream asks to come back."""
-        return self.reply.retry_after_seconds
+    def headers(self) -> Mapping[str, str]:
+        """The upstream's headers that are worth passing on."""
+        return self._reply.headers
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body comes as server-sent events."""
+        return self.content_type.startswith(EVENT_STREAM)
 
     async def read(self) -> bytes:
         """The whole body. A success that is not a chat completion raises UpstreamFailed."""
-        body = await self.reply.read()
-        self._seen += body
+        self.first_byte_seconds = self._timer() - self._started
+        body = await self._reply.read()
+        self.size_bytes = len(body)
+        self._whole = read(body, content_type=self.content_type)
         if self.status == 200:
-            require_completion(body)
+            require_completion(self._whole)
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives."""
-        async for chunk in self.reply.chunks():
-            self._seen += chunk
+        """The body as it arrives. The time of the first byte is that of the first token."""
+        events = self._events = Events()
+        async for chunk in self._reply.chunks():
+            self.size_bytes += len(chunk)
+            events.feed(chunk)
+            if self.first_byte_seconds is None and events.has_content:
+                self.first_byte_seconds = self._timer() - self._started
             yield chunk
 
     @property
     def completion(self) -> Completion:
         """What has arrived so far, read as a chat completion."""
-        return read(bytes(self._seen), content_type=self.content_type)
+        if self._events is not None:
+            return self._events.completion
+        return self._whole or Completion(error="the caller went away")
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered: the fallback, or the one that the answer names."""
+        return self._reply.model or self.completion.model

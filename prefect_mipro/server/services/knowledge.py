@@ -13,6 +13,7 @@ from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store.interface import Store
 
 REMEMBERED_SESSIONS = 256
+REMEMBERED_CANDIDATES = 4_096
 
 T = TypeVar("T")
 
@@ -29,6 +30,19 @@ class Knowledge:
         self._levers: Recent[dict[tuple[LeverName, int], LeverVersion]] = Recent(
             REMEMBERED_SESSIONS
         )
+        self._candidates: OrderedDict[str, Candidate] = OrderedDict()
+
+    async def candidate(self, candidate_id: str) -> Candidate:
+        """The candidate: its session, number and lever versions. Raises CandidateNotFound.
+
+        Its statistics, and whether it is retired, are as they were when it was first asked for.
+        """
+        known = self._candidates.get(candidate_id)
+        if known is None:
+            known = self._candidates[candidate_id] = await self._store.candidate(candidate_id)
+            if len(self._candidates) > REMEMBERED_CANDIDATES:
+                self._candidates.popitem(last=False)
+        return known
 
     def config(self, session: Session) -> MiproConfig:
         """The session's config, parsed once."""

@@ -243,9 +243,7 @@ class Leases:
             latency_seconds=posted.latency_seconds,
             first_byte_seconds=posted.first_byte_seconds,
             usage=told,
-            cost_usd=self._knowledge.config(session).policy.cost_usd(
-                prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
-            ),
+            cost_usd=self._knowledge.config(session).call_cost_usd(model, told),
             model=model,
             created_at=self._clock(),
         )

@@ -15,6 +15,7 @@ from prefect_mipro.optimizer.stopping import Progress, has_budget, has_goal, rea
 from prefect_mipro.server.services.beliefs import Beliefs, Snapshot, generator
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import LiveSession, Reserved
 from prefect_mipro.server.services.status import spending
 from prefect_mipro.server.store.interface import Store
 
@@ -33,15 +34,15 @@ class Promotion:
         self._beliefs = beliefs
         self._clock = clock
 
-    async def consider(self, session_id: str) -> None:
+    async def consider(self, live: LiveSession) -> None:
         """Look at the evidence after a reward: end the duel, begin one, or end the session."""
-        session = await self._store.session(session_id)
+        session, config = live.as_session(), live.config
         if session.rewards % GIVE_UP_EVERY == 0:
             await self.give_up(session)
-        config = self._knowledge.config(session)
         if config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
-            session = await self._judge(session, config, await self._beliefs.recent(session))
-        await self._end_if_done(session, config)
+            snapshot = await self._beliefs.recent(live)
+            session = await self._judge(session, config, snapshot, live.duel)
+        await self._end_if_done(session, live)
 
     async def give_up(self, session: Session) -> None:
         """Count the rewards that are overdue as missing."""
@@ -54,27 +55,42 @@ class Promotion:
             at=now,
         )
 
-    async def end_if_exhausted(self, session: Session) -> Session:
-        """The session, ended now if a budget of its config is used up."""
-        config = self._knowledge.config(session)
-        if not has_budget(config.prompt_learning):
-            return session
-        totals = await self._store.totals(session.session_id)
-        progress = self._progress(session, config, totals)
-        return await self._end(session, used_up(config.prompt_learning, progress))
+    async def has_room(self, live: LiveSession, own: Reserved) -> bool:
+        """Whether the budgets allow one more rollout to explore, beside the calls under way.
 
-    async def _end_if_done(self, session: Session, config: MiproConfig) -> None:
+        `own` is what it has reserved itself. The session ends where the budgets are used up. While
+        the calls under way may use them up, it goes on, but with its champion only.
+        """
+        rules = live.config.prompt_learning
+        if not has_budget(rules):
+            return True
+        session = live.as_session()
+        progress = self._progress(session, live.config, live.totals)
+        if reason := used_up(rules, progress):
+            await self._end(session, reason)
+            return False
+        others = live.reserved - own
+        at_most = replace(
+            progress,
+            rollouts=progress.rollouts + len(live.choosing) - 1,
+            tokens=progress.tokens + others.tokens,
+            cost_usd=None if progress.cost_usd is None else progress.cost_usd + others.cost_usd,
+        )
+        return not used_up(rules, at_most)
+
+    async def _end_if_done(self, session: Session, live: LiveSession) -> None:
         """End the session when it has reached a goal, or used a budget up with all rewards in."""
+        config = live.config
         rules = config.prompt_learning
         if session.state.final or not (has_budget(rules) or has_goal(rules)):
             return
         totals = await self._store.totals(session.session_id)
-        progress = self._progress(session, config, totals)
+        progress = self._progress(session, config, live.totals)
         reason = "" if totals.in_flight else used_up(rules, progress)
         if not reason and has_goal(rules):
             duel = await self._store.duel(session.session_id)
             if duel is None or duel.state is not DuelState.RUNNING:
-                value = await self._exploration_value(session, config)
+                value = await self._exploration_value(session, live)
                 reason = reached(rules, replace(progress, exploration_value=value))
         await self._end(session, reason)
 
@@ -85,10 +101,11 @@ class Promotion:
             session.session_id, SessionState.SUCCEEDED, at=self._clock(), stop_reason=reason
         )
 
-    async def _judge(self, session: Session, config: MiproConfig, snapshot: Snapshot) -> Session:
+    async def _judge(
+        self, session: Session, config: MiproConfig, snapshot: Snapshot, duel: Duel | None
+    ) -> Session:
         """End the running duel or begin one. Returns the session as it is then."""
         settings = config.mipro.promotion
-        duel = await self._store.duel(session.session_id)
         if duel and duel.state is DuelState.RUNNING:
             observations = await self._store.duel_observations(
                 session.session_id, duel.number, impute=config.mipro.imputed_reward
@@ -146,13 +163,14 @@ class Promotion:
             rollouts_since_promotion=session.rollouts - session.promoted_at,
         )
 
-    async def _exploration_value(self, session: Session, config: MiproConfig) -> float | None:
+    async def _exploration_value(self, session: Session, live: LiveSession) -> float | None:
         """`None` where no rule asks for it, and while there is too little to judge by."""
+        config = live.config
         if config.prompt_learning.termination_config.min_exploration_value is None:
             return None
         if session.rewards < config.mipro.promotion.min_rewards:
             return None
-        snapshot = await self._beliefs.recent(session)
+        snapshot = await self._beliefs.recent(live)
         if len(snapshot.active) < 2:
             return None
         rng = generator(config, session, session.rewards)

@@ -16,6 +16,7 @@ from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer import proposals
 from prefect_mipro.server.services.beliefs import Beliefs, generator
 from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
 from prefect_mipro.server.services.rounds import Round
@@ -36,6 +37,7 @@ class Proposals:
         upstreams: Upstreams,
         knowledge: Knowledge,
         beliefs: Beliefs,
+        journal: Journal,
         *,
         clock: Clock,
         new_id: NewId,
@@ -43,6 +45,7 @@ class Proposals:
         self._store = store
         self._knowledge = knowledge
         self._beliefs = beliefs
+        self._journal = journal
         self._proposer = Proposer(upstreams)
         self._clock = clock
         self._new_id = new_id
@@ -131,6 +134,7 @@ class Proposals:
         return written
 
     async def _look(self, session: Session) -> Round:
+        await self._journal.flush()
         snapshot = await self._beliefs.fresh(session)
         levers = await self._store.levers(session.session_id)
         traces = await self._store.example_traces(session.session_id, limit=TRACES_READ)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-
 from prefect_mipro.errors import MiproError
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Trace
-from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
+from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.services.calls import Served
 from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.store.interface import CallRecord, Store
 
 CALLER_WENT_AWAY = 499
 
@@ -22,63 +22,31 @@ CALLER_WENT_AWAY = 499
 class Recorder:
     """The traces and frames of all sessions."""
 
-    def __init__(self, store: Store, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(self, store: Store, journal: Journal, *, clock: Clock, new_id: NewId) -> None:
         self._store = store
+        self._journal = journal
         self._clock = clock
         self._new_id = new_id
-        self._under_way: set[asyncio.Task[None]] = set()
 
-    async def record(
+    def record(
         self,
+        live: LiveSession,
         candidate: Candidate,
         rollout_id: str,
         applied: Applied,
         served: Served | None,
         failure: MiproError | None,
+        *,
         latency_seconds: float,
+        asked_model: str | None,
     ) -> None:
-        """Write the trace and its frame, also when the caller has gone away by now."""
-        self.keep(
-            self._trace(candidate, rollout_id, applied, served, failure, latency_seconds),
-            candidate=candidate,
-        )
-        await asyncio.shield(asyncio.gather(*self._under_way))
-
-    def keep(self, trace: Trace, *, candidate: Candidate) -> None:
-        """Have the trace of that candidate, and its frame, written soon."""
-        frame = self._frame(trace, candidate)
-        recording = asyncio.create_task(self._store.record_call(trace, frame))
-        self._under_way.add(recording)
-        recording.add_done_callback(self._under_way.discard)
-
-    async def post(self, trace: Trace, *, candidate: Candidate) -> Trace:
-        """Write the trace of a call made elsewhere, once; the one that has its id is returned."""
-        return await self._store.post_trace(trace, self._frame(trace, candidate))
-
-    def _frame(self, trace: Trace, candidate: Candidate) -> SensorFrame:
-        return SensorFrame(
-            frame_id=self._new_id("frame"),
-            session_id=trace.session_id,
-            rollout_id=trace.rollout_id,
-            candidate_id=trace.candidate_id,
-            created_at=trace.created_at,
-            sensors=tuple(_sensors(trace)),
-            lever_versions=lever_versions(candidate),
-            trace_ids=(trace.trace_id, trace.rollout_id),
-        )
-
-    def _trace(
-        self,
-        candidate: Candidate,
-        rollout_id: str,
-        applied: Applied,
-        served: Served | None,
-        failure: MiproError | None,
-        latency_seconds: float,
-    ) -> Trace:
+        """Keep what the call was and what it cost, also when its caller has gone away by now."""
         completion = served.completion if served else Completion(error="the caller went away")
-        error = failure.message if failure else completion.error
-        return Trace(
+        usage = completion.usage
+        model = served.model if served else None
+        cost_usd = live.config.call_cost_usd(model, usage, asked_model=asked_model)
+        live.spend(usage, cost_usd)
+        trace = Trace(
             trace_id=self._new_id("trace"),
             session_id=candidate.session_id,
             rollout_id=rollout_id,
@@ -86,18 +54,36 @@ class Recorder:
             messages=applied.messages,
             response=completion.response,
             input=user_text(applied.messages),
-            output=answer_text(completion.response or {}),
+            output=answer_text(completion.response),
             unapplied_reason=applied.reason,
             status=failure.status if failure else served.status if served else CALLER_WENT_AWAY,
-            error=error,
+            error=failure.message if failure else completion.error,
             latency_seconds=latency_seconds,
-            usage=completion.usage,
+            first_byte_seconds=served.first_byte_seconds if served else None,
+            usage=usage,
+            cost_usd=cost_usd,
+            model=model,
             created_at=self._clock(),
         )
+        self.keep(trace, candidate=candidate, size_bytes=served.size_bytes if served else 0)
 
-    async def close(self) -> None:
-        """Wait until every call that has ended is recorded."""
-        await asyncio.gather(*self._under_way)
+    def keep(self, trace: Trace, *, candidate: Candidate, size_bytes: int = 0) -> None:
+        """Have the trace of that candidate, and its frame, written soon."""
+        size_bytes += sum(len(str(message.get("content"))) for message in trace.messages)
+        self._journal.record(self._call(trace, candidate), size_bytes=size_bytes)
+
+    async def post(self, trace: Trace, *, candidate: Candidate) -> Trace:
+        """Write the trace of a call made elsewhere, once; the one that has its id is returned."""
+        return await self._store.post_trace(self._call(trace, candidate))
+
+    def _call(self, trace: Trace, candidate: Candidate) -> CallRecord:
+        return CallRecord(
+            trace,
+            frame_id=self._new_id("frame"),
+            sensors=_sensors(trace),
+            lever_versions=lever_versions(candidate),
+            trace_ids=(trace.trace_id, trace.rollout_id),
+        )
 
 
 def lever_versions(candidate: Candidate) -> LeverVersions:
@@ -110,31 +96,38 @@ def lever_versions(candidate: Candidate) -> LeverVersions:
     }
 
 
-def _sensors(trace: Trace) -> Iterator[Sensor]:
-    yield Sensor(
-        name="latency", kind=SensorKind.TIMING, value=trace.latency_seconds, units="seconds"
-    )
-    yield Sensor(
-        name="prompt_tokens",
-        kind=SensorKind.RESOURCE,
-        value=trace.usage.prompt_tokens,
-        units="tokens",
-    )
-    yield Sensor(
-        name="completion_tokens",
-        kind=SensorKind.RESOURCE,
-        value=trace.usage.completion_tokens,
-        units="tokens",
-    )
-    yield Sensor(
-        name="prompt_applied",
-        kind=SensorKind.CONTEXT_APPLY,
-        value=not trace.unapplied_reason,
-        metadata={"reason": trace.unapplied_reason} if trace.unapplied_reason else {},
-    )
-    yield Sensor(
-        name="status",
-        kind=SensorKind.TRACE,
-        value=trace.status,
-        metadata={"error": trace.error} if trace.error else {},
-    )
+def _sensors(trace: Trace) -> list[JsonObject]:
+    usage = trace.usage
+    why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else {}
+    error = {"error": trace.error} if trace.error else {}
+    sensors = [
+        _sensor("latency", SensorKind.TIMING, trace.latency_seconds, "seconds"),
+        _sensor("prompt_tokens", SensorKind.RESOURCE, usage.prompt_tokens, "tokens"),
+        _sensor("completion_tokens", SensorKind.RESOURCE, usage.completion_tokens, "tokens"),
+        _sensor("prompt_applied", SensorKind.CONTEXT_APPLY, not why, metadata=why),
+        _sensor("status", SensorKind.TRACE, trace.status, metadata=error),
+    ]
+    if trace.first_byte_seconds is not None:
+        waited = trace.first_byte_seconds
+        sensors.append(_sensor("time_to_first_token", SensorKind.TIMING, waited, "seconds"))
+    if trace.cost_usd is not None:
+        sensors.append(_sensor("cost_usd", SensorKind.RESOURCE, trace.cost_usd, "USD"))
+    return sensors
+
+
+def _sensor(
+    name: str,
+    kind: SensorKind,
+    value: float,
+    units: str | None = None,
+    *,
+    metadata: JsonObject | None = None,
+) -> JsonObject:
+    """A `Sensor` as plain JSON: no call waits for records that nobody reads."""
+    return {
+        "name": name,
+        "kind": kind,
+        "value": value,
+        "units": units,
+        "metadata": metadata or {},
+    }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,11 +12,12 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import (
     CandidateNotFound,
     MiproError,
+    Overloaded,
     RewardInvalid,
     RolloutNotFound,
     SessionEnded,
 )
-from prefect_mipro.models.candidates import Candidate, DuelState
+from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.rollouts import (
     Reward,
@@ -29,18 +30,23 @@ from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.optimizer.prompts import Applied, apply
 from prefect_mipro.optimizer.selection import Choice, choose
-from prefect_mipro.server.services.beliefs import Beliefs, generator
+from prefect_mipro.server.services.beliefs import Beliefs, Chance
 from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import NOTHING, Live, LiveSession, Reserved
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
+from prefect_mipro.server.services.reservations import reserved, text_or_none
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
 EXPECTED_KEYS = ("expected", "expected_output")
 EXAMPLE_KEYS = ("example_id", "seed")
+
+MOST_CALLS_IN_FLIGHT = 1_000
 
 
 class Rollouts:
@@ -51,54 +57,73 @@ class Rollouts:
         store: Store,
         upstreams: Upstreams,
         knowledge: Knowledge,
+        live: Live,
         beliefs: Beliefs,
         promotion: Promotion,
         proposals: Proposals,
+        journal: Journal,
         recorder: Recorder,
         *,
         clock: Clock,
         new_id: NewId,
+        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
         self._knowledge = knowledge
+        self._live = live
         self._beliefs = beliefs
         self._promotion = promotion
         self._proposals = proposals
         self._clock = clock
         self._new_id = new_id
         self._timer = timer
+        self._journal = journal
         self._recorder = recorder
+        self._most_calls_in_flight = most_calls_in_flight
+        self._calls_in_flight = 0
 
     @asynccontextmanager
     async def serve(self, session: Session, call: Call) -> AsyncIterator[Served]:
         """Answer a call with its rollout's candidate. Leaving early cancels the upstream call.
 
-        Errors after the choice name the candidate and the rollout in their `detail`.
+        Raises Overloaded, before anything is chosen, while too many calls are under way or what
+        calls leave behind cannot be written. Errors after the choice name the candidate and the
+        rollout in their `detail`.
         """
-        config = self._knowledge.config(session)
+        self._require_room()
+        self._calls_in_flight += 1
+        try:
+            live = await self._live.of(session.session_id)
+            with reserved(live, call.body) as own:
+                async with self._served(live, call, own) as served:
+                    yield served
+        finally:
+            self._calls_in_flight -= 1
+
+    @asynccontextmanager
+    async def _served(self, live: LiveSession, call: Call, own: Reserved) -> AsyncIterator[Served]:
         rollout_id = call.rollout_id or self._new_id("rollout")
         if call.candidate_id is None:
-            candidate = await self.assign(
-                session,
-                rollout_id=rollout_id,
-                correlation_id=call.correlation_id,
-                example_id=call.example_id,
+            candidate = await self._assigned(
+                live, rollout_id, call.correlation_id, call.example_id, own
             )
         else:
-            candidate = await self._candidate_of(session, call.candidate_id)
-        applied = await self.prompt_of(
-            session, candidate, call.body["messages"], example_id=call.example_id
-        )
-        body = _with_policy_defaults(call.body, config) | {"messages": list(applied.messages)}
+            candidate = await self._candidate_of(live, call.candidate_id)
+        applied = await self._applied(live, candidate, call.body["messages"], call.example_id)
+        body = _with_policy_defaults(call.body, live.config)
+        body["messages"] = list(applied.messages)
+        policy = live.config.policy
         served: Served | None = None
         failure: MiproError | None = None
         started = self._timer()
         try:
-            upstream = self._upstreams.named(config.policy.provider)
-            async with upstream.chat(body) as reply:
-                served = Served(candidate.candidate_id, rollout_id, reply)
+            upstream = self._upstreams.named(policy.provider, inference_url=policy.inference_url)
+            async with upstream.chat(body, api_key=call.provider_key) as reply:
+                served = Served(
+                    candidate.candidate_id, rollout_id, reply, started=started, timer=self._timer
+                )
                 yield served
         except MiproError as error:
             failure = error
@@ -110,8 +135,16 @@ class Rollouts:
             raise
         finally:
             if call.candidate_id is None:
-                await self._recorder.record(
-                    candidate, rollout_id, applied, served, failure, self._timer() - started
+                took_seconds = self._timer() - started
+                self._recorder.record(
+                    live,
+                    candidate,
+                    rollout_id,
+                    applied,
+                    served,
+                    failure,
+                    latency_seconds=took_seconds,
+                    asked_model=text_or_none(body.get("model")),
                 )
 
     async def assign(
@@ -123,23 +156,8 @@ class Rollouts:
         example_id: str | None = None,
     ) -> Candidate:
         """The rollout's candidate: the pinned one, else one that is chosen and pinned now."""
-        known = await self._store.rollout(session.session_id, rollout_id)
-        if known is None:
-            choice = await self._choose(session, rollout_id, example_id)
-            known = await self._store.pin(
-                Rollout(
-                    session_id=session.session_id,
-                    rollout_id=rollout_id,
-                    candidate_id=choice.candidate_id,
-                    correlation_id=correlation_id or session.correlation_id,
-                    example_id=example_id,
-                    propensity=choice.propensity,
-                    duel_number=choice.duel_number,
-                    predicted_reward=choice.predicted_reward,
-                    pinned_at=self._clock(),
-                )
-            )
-        return await self._store.candidate(known.candidate_id)
+        live = await self._live.of(session.session_id)
+        return await self._assigned(live, rollout_id, correlation_id, example_id, NOTHING)
 
     async def prompt_of(
         self,
@@ -150,14 +168,8 @@ class Rollouts:
         example_id: str | None = None,
     ) -> Applied:
         """The caller's messages with the candidate's prompt in them."""
-        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
-        return apply(
-            messages,
-            prompt=self._knowledge.config(session).initial_prompt,
-            instruction=instruction.text,
-            demonstrations=demonstrations.demonstrations,
-            example_id=example_id,
-        )
+        live = await self._live.of(session.session_id)
+        return await self._applied(live, candidate, messages, example_id)
 
     async def find(self, session_id: str, rollout_id: str) -> Rollout:
         """A rollout that has been served. Raises SessionNotFound or RolloutNotFound."""
@@ -171,13 +183,13 @@ class Rollouts:
         self, session_id: str, request: RewardRequest, *, request_key: str | None = None
     ) -> RewardReceipt:
         """Count a reward, then let the optimizer look at it."""
-        session = await self._store.session(session_id)
+        live = await self._live.of(session_id)
+        session = live.session
         if session.state is SessionState.CANCELLED:
             raise SessionEnded(
                 f"session {session_id} is cancelled and takes no rewards; create another session"
             )
-        config = self._knowledge.config(session)
-        reward = self._reward_of(session, config, request)
+        reward = self._reward_of(session, live.config, request)
         attached = await self._store.add_reward(reward, request_key=request_key)
         if request.stop:
             await self._store.set_state(
@@ -187,7 +199,7 @@ class Rollouts:
                 stop_reason="stop was sent with a reward",
             )
         elif not attached.duplicate and not session.state.final:
-            await self._promotion.consider(session_id)
+            await self._promotion.consider(await self._live.of(session_id))
             self._proposals.consider(session_id)
         stored = attached.reward
         return RewardReceipt(
@@ -202,40 +214,115 @@ class Rollouts:
 
     async def close(self) -> None:
         """Wait until every call that has ended is recorded."""
-        await self._recorder.close()
+        await self._journal.close()
 
-    async def _choose(self, session: Session, rollout_id: str, example_id: str | None) -> Choice:
-        config = self._knowledge.config(session)
-        if not session.state.final:
-            session = await self._promotion.end_if_exhausted(session)
-        if session.state.final:
+    def _require_room(self) -> None:
+        if self._calls_in_flight >= self._most_calls_in_flight:
+            raise Overloaded(
+                f"{self._calls_in_flight} calls are under way, and this server takes no more at "
+                "once; repeat the call later, or start the server with a larger "
+                "--max-calls-in-flight",
+                retry_after_seconds=1.0,
+            )
+        self._journal.require_room()
+
+    async def _assigned(
+        self,
+        live: LiveSession,
+        rollout_id: str,
+        correlation_id: str | None,
+        example_id: str | None,
+        own: Reserved,
+    ) -> Candidate:
+        session_id = live.session_id
+        candidate_id = self._live.pinned(session_id, rollout_id)
+        while candidate_id is None:
+            # Of the calls of one rollout that come at once, one chooses.
+            chosen = live.choosing.get(rollout_id)
+            if chosen is None:
+                candidate_id = await self._pin(live, rollout_id, correlation_id, example_id, own)
+                self._live.remember_pin(session_id, rollout_id, candidate_id)
+            else:
+                await chosen.wait()
+                candidate_id = self._live.pinned(session_id, rollout_id)
+        return await self._knowledge.candidate(candidate_id)
+
+    async def _pin(
+        self,
+        live: LiveSession,
+        rollout_id: str,
+        correlation_id: str | None,
+        example_id: str | None,
+        own: Reserved,
+    ) -> str:
+        """Choose a candidate and pin it, unless the rollout was pinned before. Returns its own."""
+        chosen = live.choosing[rollout_id] = asyncio.Event()
+        try:
+            choice = await self._choose(live, rollout_id, example_id, own)
+            rollout = Rollout(
+                session_id=live.session_id,
+                rollout_id=rollout_id,
+                candidate_id=choice.candidate_id,
+                correlation_id=correlation_id or live.session.correlation_id,
+                example_id=example_id,
+                propensity=choice.propensity,
+                duel_number=choice.duel_number,
+                predicted_reward=choice.predicted_reward,
+                pinned_at=self._clock(),
+            )
+            live.serve(choice.candidate_id)
+            pinned = await self._journal.pin(rollout)
+            live.rollouts = max(live.rollouts, pinned.position or 0)
+            return pinned.candidate_id
+        finally:
+            del live.choosing[rollout_id]
+            chosen.set()
+
+    async def _choose(
+        self, live: LiveSession, rollout_id: str, example_id: str | None, own: Reserved
+    ) -> Choice:
+        session, config = live.session, live.config
+        if session.state.final or not await self._promotion.has_room(live, own):
             return _certain(session.champion_id)
-        duel = await self._store.duel(session.session_id)
-        running = duel if duel and duel.state is DuelState.RUNNING else None
+        duel = live.running_duel
         block = config.mipro.online_rollouts_per_candidate
-        if session.serving_candidate_id and running is None and session.serving_rollouts % block:
-            return _certain(session.serving_candidate_id)
+        if live.serving_candidate_id and duel is None and live.serving_rollouts % block:
+            return _certain(live.serving_candidate_id)
         deviation = 0.0
-        if running and example_id:
-            seen = await self._store.example_rewards(session.session_id, example_id)
+        if duel and example_id:
+            seen = await self._store.example_rewards(live.session_id, example_id)
             deviation = expected_deviation(*seen)
-        snapshot = await self._beliefs.recent(session)
+        snapshot = await self._beliefs.recent(live)
         return choose(
             snapshot.plan,
-            duel=running,
+            duel=duel,
             expected_deviation=deviation,
             settings=config.mipro.selection,
             promotion=config.mipro.promotion,
-            rng=generator(config, session, zlib.crc32(rollout_id.encode())),
+            rng=Chance(config, live.session_id, rollout_id),
         )
 
-    async def _candidate_of(self, session: Session, candidate_id: str) -> Candidate:
-        candidate = await self._store.candidate(candidate_id)
-        if candidate.session_id != session.session_id:
-            raise CandidateNotFound(
-                f"session {session.session_id} has no candidate {candidate_id!r}"
-            )
+    async def _candidate_of(self, live: LiveSession, candidate_id: str) -> Candidate:
+        candidate = await self._knowledge.candidate(candidate_id)
+        if candidate.session_id != live.session_id:
+            raise CandidateNotFound(f"session {live.session_id} has no candidate {candidate_id!r}")
         return candidate
+
+    async def _applied(
+        self,
+        live: LiveSession,
+        candidate: Candidate,
+        messages: Sequence[ChatMessage],
+        example_id: str | None,
+    ) -> Applied:
+        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        return apply(
+            messages,
+            prompt=live.config.initial_prompt,
+            instruction=instruction.text,
+            demonstrations=demonstrations.demonstrations,
+            example_id=example_id,
+        )
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
         told = RewardInfo.parse(request.reward_info)
@@ -270,16 +357,16 @@ def _certain(candidate_id: str) -> Choice:
 
 
 def _with_policy_defaults(body: ChatBody, config: MiproConfig) -> ChatBody:
-    """The body with the session's policy settings where the caller left them open."""
+    """A copy of the body with the session's policy settings where the caller left them open."""
     policy = config.policy
-    defaults: dict[str, Any] = {}
-    if "model" not in body and policy.model is not None:
-        defaults["model"] = policy.model
-    if "temperature" not in body and policy.temperature is not None:
-        defaults["temperature"] = policy.temperature
+    filled = dict(body)
+    if policy.model is not None:
+        filled.setdefault("model", policy.model)
+    if policy.temperature is not None:
+        filled.setdefault("temperature", policy.temperature)
     if not {"max_tokens", "max_completion_tokens"} & body.keys() and policy.max_completion_tokens:
-        defaults["max_completion_tokens"] = policy.max_completion_tokens
-    return body | defaults
+        filled["max_completion_tokens"] = policy.max_completion_tokens
+    return filled
 
 
 def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

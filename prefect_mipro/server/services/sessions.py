@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefect_mipro.config import MiproConfig, override
 from prefect_mipro.errors import InputInvalid, KeyRejected, SessionEnded, SessionNotFound
@@ -31,7 +31,9 @@ from prefect_mipro.server.services.creation import (
     session_id_of,
 )
 from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.status import (
@@ -47,6 +49,8 @@ from prefect_mipro.server.upstream.registry import Upstreams
 FRAMES_SHOWN = 50
 KINDS = frozenset({"mipro_online", "mipro"})
 
+_SECRET = re.compile(r"[0-9a-f]{32}")
+
 
 class Sessions:
     """All sessions of this backend."""
@@ -56,9 +60,11 @@ class Sessions:
         store: Store,
         upstreams: Upstreams,
         knowledge: Knowledge,
+        live: Live,
         beliefs: Beliefs,
         promotion: Promotion,
         proposals: Proposals,
+        journal: Journal,
         *,
         public_url: str,
         clock: Clock,
@@ -67,9 +73,11 @@ class Sessions:
         self._store = store
         self._upstreams = upstreams
         self._knowledge = knowledge
+        self._live = live
         self._beliefs = beliefs
         self._promotion = promotion
         self._proposals = proposals
+        self._journal = journal
         self._public_url = public_url.rstrip("/")
         self._clock = clock
         self._new_id = new_id
@@ -146,25 +154,29 @@ class Sessions:
         page = await self._store.sessions(wanted, limit=limit, cursor=cursor)
         return Page(tuple(_listed(session) for session in page.items), page.next_cursor)
 
-    async def admit(self, proxy_id: str, *, key_accepted: bool) -> Session:
+    async def admit(self, proxy_id: str, *, key_accepted: Callable[[], bool]) -> Session:
         """The session that a proxy URL names.
 
         `{session_id}.{secret}` needs no key; the plain session id needs one.
         """
         session_id, _, secret = proxy_id.rpartition(".")
-        if session_id and re.fullmatch(r"[0-9a-f]{32}", secret):
+        if session_id and _SECRET.fullmatch(secret):
             try:
-                session = await self._store.session(session_id)
+                session = (await self._live.of(session_id)).session
             except SessionNotFound:
                 session = None
             if session and hmac.compare_digest(session.proxy_secret, secret):
                 return session
-        if not key_accepted:
+        if not key_accepted():
             raise KeyRejected(
                 "this proxy URL is not one of a session's; use the session's online_url, "
                 "or send your key as 'Authorization: Bearer <key>'"
             )
-        return await self._store.session(proxy_id)
+        return (await self._live.of(proxy_id)).session
+
+    def policy_model(self, session: Session) -> str:
+        """What the session's model is called, which may be its own id."""
+        return self._knowledge.config(session).policy.model or session.session_id
 
     async def candidates(
         self,
@@ -270,6 +282,7 @@ class Sessions:
     async def _facts(self, session: Session) -> Facts:
         session_id = session.session_id
         config = self._knowledge.config(session)
+        await self._journal.flush()
         duel = await self._store.duel(session_id)
         snapshot = await self._beliefs.fresh(session)
         totals = await self._store.totals(session_id)

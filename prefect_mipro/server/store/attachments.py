@@ -107,8 +107,8 @@ def read_reward(connection: Connection, session_id: str, rollout_id: str) -> Rew
     return None if row is None else reward_record(row)
 
 
-def insert_rollout(change: Change, rollout: Rollout) -> None:
-    """Insert it and count it for its session, candidate and duel."""
+def insert_rollout(change: Change, rollout: Rollout) -> Rollout:
+    """Insert it and count it for its session, candidate and duel. Returns it with its position."""
     connection, of = change.connection, _of(rollout)
     counted = connection.execute(_COUNT_ROLLOUT, of)
     if not counted.rowcount:
@@ -120,6 +120,7 @@ def insert_rollout(change: Change, rollout: Rollout) -> None:
     if rollout.duel_number is not None:
         connection.execute(_COUNT_DUEL_ROLLOUT, of)
     make_room(change)
+    return rollout.model_copy(update={"position": position, "reward": None})
 
 
 def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:

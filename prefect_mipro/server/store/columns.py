@@ -15,6 +15,13 @@ def microseconds(at: datetime) -> int:
     return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _YEAR_1970) // _MICROSECOND
 
 
+def words(text: str) -> str:
+    """The text as every database holds it."""
+    if "\0" in text:
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An instant as microseconds since 1970: exact, sortable, the same in every database."""
 
@@ -35,9 +42,7 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None:
-            return None
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+        return None if value is None else words(value)
 
 
 # SQLite numbers rows by itself only under the exact type name INTEGER.

@@ -1,23 +1,21 @@
 """Transactions on a database: plain functions of a connection, run off the event loop.
 
-The same functions serve both databases. SQLite's driver blocks, so a transaction runs as a whole
-in a thread: one hop, where an async driver would take four for each statement. PostgreSQL's driver
-is async already, and SQLAlchemy lets plain functions run on it.
+The same functions serve both databases. SQLite's driver blocks, so transactions run in threads
+(`sqlite.py`). PostgreSQL's driver is async already, and SQLAlchemy lets plain functions run on it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Row, Table
+import orjson
+from sqlalchemy import Connection, Executable, Row, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -29,8 +27,6 @@ T = TypeVar("T")
 
 Work = Callable[Concatenate[Connection, P], T]
 
-READER_THREADS = 4
-
 # What SQLite says, and what to do then.
 _WAYS_OUT = (
     ("not a database", "it is a file of another kind: name another"),
@@ -39,9 +35,6 @@ _WAYS_OUT = (
     ("locked", "another program writes to it: end that, then repeat"),
     ("full", "make room on its disk, then repeat"),
 )
-
-# Marks the connections of transactions that write.
-WRITES = "mipro_writes"
 
 
 class Database(Protocol):
@@ -55,59 +48,11 @@ class Database(Protocol):
         """Run work whose changes are committed at its end, or undone when it raises."""
         ...
 
+    async def write_last(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write what nobody waits for: after all that was asked for with it."""
+        ...
+
     async def close(self) -> None: ...
-
-
-class SqliteDatabase:
-    """One writing thread, since SQLite has one writer, and some that read beside it.
-
-    With `in_memory` they all share the one connection that there is, so one thread does all.
-    `held` is let go after the last connection is closed.
-    """
-
-    def __init__(
-        self, engine: Engine, *, name: str, held: ExitStack, in_memory: bool = False
-    ) -> None:
-        self._engine = engine
-        self._writing_engine = engine.execution_options(**{WRITES: True})
-        self._name = name
-        self._held = held
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-        self._readers = (
-            self._writer
-            if in_memory
-            else ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
-        )
-
-    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(self._readers, self._engine, lambda c: work(c, *args, **kwargs))
-
-    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(
-            self._writer, self._writing_engine, lambda c: work(c, *args, **kwargs)
-        )
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._end)
-
-    def _end(self) -> None:
-        with self._held:
-            self._writer.shutdown()
-            self._readers.shutdown()
-            self._engine.dispose()
-
-    async def _run(self, threads: Executor, engine: Engine, work: Callable[[Connection], T]) -> T:
-        def transaction() -> T:
-            with translated(self._name), engine.begin() as connection:
-                return work(connection)
-
-        try:
-            running = threads.submit(transaction)
-        except RuntimeError:
-            raise StoreFailed(
-                f"the database {self._name} is closed; open the store again"
-            ) from None
-        return await asyncio.wrap_future(running)
 
 
 class PostgresDatabase:
@@ -125,6 +70,9 @@ class PostgresDatabase:
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work, *args, **kwargs)
 
+    async def write_last(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(work, *args, **kwargs)
+
     async def close(self) -> None:
         await self._engine.dispose()
 
@@ -141,7 +89,7 @@ def translated(name: str) -> Iterator[None]:
 def _translation(error: Exception, name: str) -> MiproError:
     # The driver's own words, without the statement that it was asked to run.
     said = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    if isinstance(error, IntegrityError):
+    if isinstance(error, IntegrityError | sqlite3.IntegrityError):
         return Conflict(
             f"another request changed the same rows first ({said}); read them again and repeat"
         )
@@ -181,7 +129,14 @@ def _addition(dialect: str, table: Table) -> Executable:
 
 
 def json_text(value: Any) -> str:
-    """JSON for a column. ASCII, for what no database encodes; numbers that JSON lacks are null."""
+    """JSON for a column; numbers that JSON lacks are null.
+
+    What no database encodes is escaped, and so is all that is not ASCII along with it.
+    """
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # lone surrogates, numbers beyond 64 bits
+        pass
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except ValueError:

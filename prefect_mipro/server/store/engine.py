@@ -19,8 +19,10 @@ from sqlalchemy.pool import StaticPool
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.store import lock
-from prefect_mipro.server.store.database import WRITES, PostgresDatabase, SqliteDatabase, json_text
+from prefect_mipro.server.store.bulk import driver_of
+from prefect_mipro.server.store.database import PostgresDatabase, json_text
 from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.sqlite import WRITES, SqliteDatabase
 from prefect_mipro.server.store.tables import VERSION_TABLE
 
 SQLITE = "sqlite+aiosqlite"
@@ -29,9 +31,12 @@ POSTGRESQL = "postgresql+asyncpg"
 # Errors and logs must not show what was stored.
 _OPTIONS: dict[str, Any] = {"hide_parameters": True, "json_serializer": json_text}
 
+# Statements that the driver keeps prepared.
+_KEPT = {"cached_statements": 512}
+_FILE: dict[str, Any] = {"connect_args": _KEPT}
 _ONE_CONNECTION: dict[str, Any] = {
     "poolclass": StaticPool,
-    "connect_args": {"check_same_thread": False},
+    "connect_args": {**_KEPT, "check_same_thread": False},
 }
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -81,7 +86,7 @@ def _name(url: URL) -> str:
 
 def _sqlite(url: URL) -> SqliteDatabase:
     path = _file(url)
-    options = {} if path else _ONE_CONNECTION
+    options = _FILE if path else _ONE_CONNECTION
     engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -128,7 +133,13 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     # The driver would begin by itself, late and without asking for the write lock.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        "foreign_keys = ON",
+        # No commit copies the log into the database: a thread of its own does.
+        "wal_autocheckpoint = 0",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -136,7 +147,7 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(WRITES)
     # A reader that turns writer half-way fails when another wrote meanwhile: ask at once.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver_of(connection).execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _postgres(url: URL) -> PostgresDatabase:

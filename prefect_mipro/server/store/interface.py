@@ -12,7 +12,7 @@ Contract, held by one conformance suite for every store:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -27,7 +27,7 @@ from prefect_mipro.models.candidates import (
     Statistics,
 )
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.models.levers import LeverVersion
+from prefect_mipro.models.levers import LeverVersion, LeverVersions
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
@@ -78,6 +78,29 @@ class Attached:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How a session stands: its newest duel, if any, and the statistics of all its candidates."""
+
+    session: Session
+    duel: Duel | None
+    totals: Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """A call as it is written: its trace, and the frame of its sensors as plain JSON.
+
+    `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata.
+    """
+
+    trace: Trace
+    frame_id: str
+    sensors: Sequence[JsonObject]
+    lever_versions: LeverVersions
+    trace_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
 class StateTotals:
     """Counts of all sessions in one state; `missing` rollouts were given up without a reward."""
 
@@ -100,6 +123,13 @@ class Overview:
 class Store(Protocol):
     """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
 
+    def watch(self, changed: Callable[[str], None]) -> None:
+        """Have it called with the id of each session that is changed here, when it has been.
+
+        Pins and recorded calls are no changes in this sense.
+        """
+        ...
+
     # sessions
 
     async def create_session(
@@ -109,6 +139,10 @@ class Store(Protocol):
         ...
 
     async def session(self, session_id: str) -> Session: ...
+
+    async def standing(self, session_id: str) -> Standing:
+        """All of it as of one moment."""
+        ...
 
     async def sessions(
         self, wanted: SessionFilter, *, limit: int, cursor: str | None = None
@@ -208,19 +242,22 @@ class Store(Protocol):
 
     async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None: ...
 
-    async def pin(self, rollout: Rollout) -> Rollout:
-        """Insert it, or return the rollout that another call pinned first.
+    async def pin(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+        """Insert all of them in their order; in the place of one that was pinned before, that one.
 
         Inserting counts it for its candidate and its duel, remembers the session's serving
         candidate, and attaches a reward that waits for it.
         """
         ...
 
-    async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
-        """Insert both and add the call to its candidate's statistics."""
+    async def record_calls(self, calls: Sequence[CallRecord]) -> None:
+        """Insert all traces and frames, and add the calls to the statistics of their candidates.
+
+        It gives way to what else is to be written.
+        """
         ...
 
-    async def post_trace(self, trace: Trace, frame: SensorFrame) -> Trace:
+    async def post_trace(self, call: CallRecord) -> Trace:
         """The same for a call that was made elsewhere, unless a trace has its id already.
 
         Returns the trace that has the id: this one, or the earlier one as it stands.

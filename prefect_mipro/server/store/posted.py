@@ -6,21 +6,22 @@ from sqlalchemy import Connection, RowMapping, bindparam, select
 
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Trace
-from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store.changes import changing
-from prefect_mipro.server.store.rollouts import record_call
+from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.rollouts import record_calls
 from prefect_mipro.server.store.tables import traces
 
 _TRACE = select(traces).where(traces.c.trace_id == bindparam("of_trace"))
 
 
-def post_trace(connection: Connection, trace: Trace, frame: SensorFrame) -> Trace:
+def post_trace(connection: Connection, call: CallRecord) -> Trace:
+    trace = call.trace
     # Of two that come at once, the one that locks the session later finds the other's trace.
     with changing(connection, trace.session_id):
         row = connection.execute(_TRACE, {"of_trace": trace.trace_id}).mappings().first()
         if row is not None:
             return _trace_record(row)
-        record_call(connection, trace, frame)
+        record_calls(connection, [call])
         return trace
 
 

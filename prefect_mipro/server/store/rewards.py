@@ -88,8 +88,7 @@ def _rollout_of(change: Change, reward: Reward) -> Rollout | None:
         example_id=reward.example_id,
         pinned_at=reward.received_at,
     )
-    insert_rollout(change, rollout)
-    return rollout
+    return insert_rollout(change, rollout)
 
 
 def _newest_unrewarded(connection: Connection, reward: Reward) -> Rollout:

@@ -20,6 +20,10 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session
+from prefect_mipro.server.store.columns import microseconds, words
+from prefect_mipro.server.store.database import json_text
+from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.tables import frames, rollouts, traces
 
 Values = dict[str, Any]
 RowValues = Mapping[str, Any] | RowMapping
@@ -96,10 +100,86 @@ def example_key(example_id: str) -> str:
     return hashlib.sha256(example_id.encode("utf-8", "replace")).hexdigest()
 
 
-def trace_values(trace: Trace) -> Values:
-    values = {**dict(trace), **dict(trace.usage)}
-    del values["usage"]
-    return values
+# Rows for statements that are given many at once: plain values in the order of these columns.
+
+_COLUMNS = rollouts.c
+ROLLOUT_COLUMNS = (
+    _COLUMNS.session_id,
+    _COLUMNS.rollout_id,
+    _COLUMNS.candidate_id,
+    _COLUMNS.correlation_id,
+    _COLUMNS.example_id,
+    _COLUMNS.seed,
+    _COLUMNS.propensity,
+    _COLUMNS.duel_number,
+    _COLUMNS.predicted_reward,
+    _COLUMNS.pinned_at,
+    _COLUMNS.position,
+    _COLUMNS.answered_calls,
+    _COLUMNS.epoch,
+)
+TRACE_COLUMNS = tuple(column for column in traces.c if column.name != "position")
+FRAME_COLUMNS = tuple(column for column in frames.c if column.name != "position")
+
+
+def rollout_row(rollout: Rollout, *, position: int, epoch: int) -> tuple[Any, ...]:
+    """A new rollout: its reward comes later."""
+    return (
+        rollout.session_id,
+        rollout.rollout_id,
+        rollout.candidate_id,
+        _words(rollout.correlation_id),
+        _words(rollout.example_id),
+        seed_of(rollout.example_id),
+        rollout.propensity,
+        rollout.duel_number,
+        rollout.predicted_reward,
+        microseconds(rollout.pinned_at),
+        position,
+        0,
+        epoch,
+    )
+
+
+def trace_row(trace: Trace) -> tuple[Any, ...]:
+    return (
+        trace.trace_id,
+        trace.session_id,
+        trace.rollout_id,
+        trace.candidate_id,
+        json_text(trace.messages),
+        None if trace.response is None else json_text(trace.response),
+        words(trace.input),
+        words(trace.output),
+        words(trace.unapplied_reason),
+        trace.status,
+        words(trace.error),
+        trace.latency_seconds,
+        trace.usage.prompt_tokens,
+        trace.usage.completion_tokens,
+        microseconds(trace.created_at),
+        trace.first_byte_seconds,
+        trace.cost_usd,
+        _words(trace.model),
+    )
+
+
+def frame_row(call: CallRecord) -> tuple[Any, ...]:
+    trace = call.trace
+    return (
+        call.frame_id,
+        trace.session_id,
+        trace.rollout_id,
+        trace.candidate_id,
+        microseconds(trace.created_at),
+        json_text(call.sensors),
+        json_text(call.lever_versions),
+        json_text(call.trace_ids),
+    )
+
+
+def _words(text: str | None) -> str | None:
+    return None if text is None else words(text)
 
 
 def frame_record(row: RowValues) -> SensorFrame:

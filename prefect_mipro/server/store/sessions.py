@@ -25,7 +25,8 @@ from prefect_mipro.server.store.changes import (
 )
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
-from prefect_mipro.server.store.interface import Page, SessionFilter
+from prefect_mipro.server.store.interface import Page, SessionFilter, Standing
+from prefect_mipro.server.store.lineage import totals
 from prefect_mipro.server.store.rows import (
     candidate_values,
     event_record,
@@ -56,6 +57,14 @@ def create(
         at=session.created_at,
     )
     return change.written_session(), True
+
+
+def standing(connection: Connection, session_id: str) -> Standing:
+    return Standing(
+        read_session(connection, session_id),
+        duels.newest(connection, session_id),
+        totals(connection, session_id),
+    )
 
 
 def page(

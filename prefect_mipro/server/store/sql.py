@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Concatenate
 
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import (
@@ -32,13 +33,15 @@ from prefect_mipro.server.store import (
     sessions,
 )
 from prefect_mipro.server.store.changes import read_session
-from prefect_mipro.server.store.database import Database
+from prefect_mipro.server.store.database import Database, P, T, Work
 from prefect_mipro.server.store.interface import (
     Attached,
+    CallRecord,
     Overview,
     Page,
     SeedEvalFilter,
     SessionFilter,
+    Standing,
 )
 
 
@@ -47,6 +50,10 @@ class SqlStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._watchers: list[Callable[[str], None]] = []
+
+    def watch(self, changed: Callable[[str], None]) -> None:
+        self._watchers.append(changed)
 
     async def create_session(
         self, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
@@ -55,6 +62,9 @@ class SqlStore:
 
     async def session(self, session_id: str) -> Session:
         return await self._database.read(read_session, session_id)
+
+    async def standing(self, session_id: str) -> Standing:
+        return await self._database.read(sessions.standing, session_id)
 
     async def sessions(
         self, wanted: SessionFilter, *, limit: int, cursor: str | None = None
@@ -69,19 +79,19 @@ class SqlStore:
         at: datetime,
         stop_reason: str | None = None,
     ) -> Session:
-        return await self._database.write(
-            sessions.set_state, session_id, state, at=at, stop_reason=stop_reason
+        return await self._change(
+            session_id, sessions.set_state, state, at=at, stop_reason=stop_reason
         )
 
     async def set_champion(
         self, session_id: str, candidate_id: str, *, at: datetime, reason: str
     ) -> Session:
-        return await self._database.write(
-            sessions.set_champion, session_id, candidate_id, at=at, reason=reason
+        return await self._change(
+            session_id, sessions.set_champion, candidate_id, at=at, reason=reason
         )
 
     async def begin_epoch(self, session_id: str, *, at: datetime, reason: str) -> Session:
-        return await self._database.write(sessions.begin_epoch, session_id, at=at, reason=reason)
+        return await self._change(session_id, sessions.begin_epoch, at=at, reason=reason)
 
     async def record_proposal_round(
         self,
@@ -93,9 +103,9 @@ class SqlStore:
         usage: Usage,
         at: datetime,
     ) -> Session:
-        return await self._database.write(
-            sessions.record_proposal_round,
+        return await self._change(
             session_id,
+            sessions.record_proposal_round,
             rewards=rewards,
             asked=asked,
             error=error,
@@ -124,27 +134,29 @@ class SqlStore:
         levers: Sequence[LeverVersion],
         candidates: Sequence[Candidate],
     ) -> None:
-        await self._database.write(lineage.add, session_id, levers, candidates)
+        await self._change(session_id, lineage.add, levers, candidates)
 
     async def retire(
         self, session_id: str, candidate_ids: Sequence[str], *, at: datetime, reason: str
     ) -> None:
-        await self._database.write(lineage.retire, session_id, candidate_ids, at=at, reason=reason)
+        await self._change(session_id, lineage.retire, candidate_ids, at=at, reason=reason)
 
     async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None:
         return await self._database.read(rollouts.find, session_id, rollout_id)
 
-    async def pin(self, rollout: Rollout) -> Rollout:
-        return await self._database.write(rollouts.pin, rollout)
+    async def pin(self, wanted: Sequence[Rollout]) -> tuple[Rollout, ...]:
+        return await self._database.write(rollouts.pin, wanted)
 
-    async def record_call(self, trace: Trace, frame: SensorFrame) -> None:
-        await self._database.write(rollouts.record_call, trace, frame)
+    async def record_calls(self, calls: Sequence[CallRecord]) -> None:
+        await self._database.write_last(rollouts.record_calls, calls)
 
-    async def post_trace(self, trace: Trace, frame: SensorFrame) -> Trace:
-        return await self._database.write(posted.post_trace, trace, frame)
+    async def post_trace(self, call: CallRecord) -> Trace:
+        return await self._change_of(call.trace.session_id, posted.post_trace, call)
 
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
-        return await self._database.write(rewards.add, reward, request_key=request_key)
+        return await self._change_of(
+            reward.session_id, rewards.add, reward, request_key=request_key
+        )
 
     async def reward_blocks(self, session_id: str) -> tuple[RewardBlock, ...]:
         return await self._database.read(blocks.blocks_of, session_id)
@@ -155,9 +167,9 @@ class SqlStore:
     async def give_up(
         self, session_id: str, *, after_rewards: int, pinned_before: datetime, at: datetime
     ) -> int:
-        return await self._database.write(
-            missing.give_up,
+        return await self._change(
             session_id,
+            missing.give_up,
             after_rewards=after_rewards,
             pinned_before=pinned_before,
             at=at,
@@ -196,15 +208,13 @@ class SqlStore:
         data: JsonObject,
         at: datetime,
     ) -> None:
-        await self._database.write(
-            sessions.add_event, session_id, event_type, message, data=data, at=at
-        )
+        await self._change(session_id, sessions.add_event, event_type, message, data=data, at=at)
 
     async def duel(self, session_id: str) -> Duel | None:
         return await self._database.read(duels.newest, session_id)
 
     async def open_duel(self, duel: Duel) -> None:
-        await self._database.write(duels.begin, duel)
+        await self._change_of(duel.session_id, duels.begin, duel)
 
     async def duel_observations(
         self, session_id: str, number: int, *, impute: float | None = None
@@ -214,8 +224,27 @@ class SqlStore:
     async def close_duel(
         self, session_id: str, number: int, state: DuelState, *, at: datetime, reason: str
     ) -> None:
-        await self._database.write(duels.end, session_id, number, state, at=at, reason=reason)
+        await self._change(session_id, duels.end, number, state, at=at, reason=reason)
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""
         await self._database.close()
+
+    async def _change(
+        self,
+        session_id: str,
+        work: Work[Concatenate[str, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return await self._change_of(session_id, work, session_id, *args, **kwargs)
+
+    async def _change_of(
+        self, session_id: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Write, and tell those who watch; also after an error that may have come too late."""
+        try:
+            return await self._database.write(work, *args, **kwargs)
+        finally:
+            for changed in self._watchers:
+                changed(session_id)

@@ -19,7 +19,9 @@ from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.calls import Call
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
@@ -86,6 +88,7 @@ class Backend:
     sessions: Sessions
     rollouts: Rollouts
     proposals: Proposals
+    journal: Journal
     now: list[datetime]
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
@@ -152,17 +155,21 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
 
     upstreams = Upstreams({"default": model})
     knowledge = Knowledge(store)
+    live = Live(store, knowledge)
+    journal = Journal(store)
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=clock)
-    proposals = Proposals(store, upstreams, knowledge, beliefs, clock=clock, new_id=new_id)
-    recorder = Recorder(store, clock=clock, new_id=new_id)
+    proposals = Proposals(store, upstreams, knowledge, beliefs, journal, clock=clock, new_id=new_id)
+    recorder = Recorder(store, journal, clock=clock, new_id=new_id)
     rollouts = Rollouts(
         store,
         upstreams,
         knowledge,
+        live,
         beliefs,
         promotion,
         proposals,
+        journal,
         recorder,
         clock=clock,
         new_id=new_id,
@@ -171,14 +178,16 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         store,
         upstreams,
         knowledge,
+        live,
         beliefs,
         promotion,
         proposals,
+        journal,
         public_url="http://127.0.0.1:1",
         clock=clock,
         new_id=new_id,
     )
-    yield Backend(store, model, sessions, rollouts, proposals, now)
+    yield Backend(store, model, sessions, rollouts, proposals, journal, now)
     await proposals.close()
     await rollouts.close()
     await store.close()

@@ -105,6 +105,7 @@ async def test_a_call_leaves_a_frame_with_timing_tokens_and_lever_versions(
 ) -> None:
     await backend.create()
     await backend.call("r")
+    await backend.journal.flush()
     (frame,) = await backend.store.frames("s", limit=5)
     values = {sensor.name: sensor.value for sensor in frame.sensors}
     assert values["prompt_tokens"] == 11
@@ -133,6 +134,7 @@ async def test_a_stream_passes_through_byte_for_byte_and_is_traced_whole(backend
         passed = b"".join([chunk async for chunk in served.chunks()])
     assert passed.endswith(b"data: [DONE]\n\n")
     await backend.reward("r")
+    await backend.journal.flush()
     (trace,) = await backend.store.example_traces("s", limit=5)
     assert (trace.input, trace.output) == ("Query: hi", "ok")
 
@@ -351,6 +353,7 @@ async def test_the_trace_keeps_what_was_sent_and_answered(backend: Backend) -> N
     await backend.create()
     await backend.call("r", text="Query: where is my card?")
     await backend.reward("r", metadata={"expected": "card_arrival", "seed": 4})
+    await backend.journal.flush()
     (trace,) = await backend.store.example_traces("s", limit=1)
     assert trace.input == "Query: where is my card?"
     assert trace.expected == "card_arrival"

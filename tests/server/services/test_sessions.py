@@ -135,13 +135,13 @@ async def test_an_unknown_provider_is_refused_before_anything_is_stored(backend:
 async def test_a_proxy_url_with_the_sessions_secret_needs_no_key(backend: Backend) -> None:
     status = await backend.create()
     proxy_id = status.online_url.rpartition("/")[2]
-    assert (await backend.sessions.admit(proxy_id, key_accepted=False)).session_id == "s"
-    assert (await backend.sessions.admit("s", key_accepted=True)).session_id == "s"
+    assert (await backend.sessions.admit(proxy_id, key_accepted=lambda: False)).session_id == "s"
+    assert (await backend.sessions.admit("s", key_accepted=lambda: True)).session_id == "s"
     for wrong in ("s", f"s.{'0' * 32}", f"nobody.{'0' * 32}", "nobody"):
         with pytest.raises(KeyRejected):
-            await backend.sessions.admit(wrong, key_accepted=False)
+            await backend.sessions.admit(wrong, key_accepted=lambda: False)
     with pytest.raises(SessionNotFound):
-        await backend.sessions.admit("nobody", key_accepted=True)
+        await backend.sessions.admit("nobody", key_accepted=lambda: True)
 
 
 async def test_pause_resume_cancel_follow_each_other_and_repeat_safely(backend: Backend) -> None:

@@ -17,7 +17,7 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
 from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.interface import CallRecord, Store
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 BASELINE = "baseline_1"
@@ -163,6 +163,23 @@ def frame(frame_id: str = "frame_1", rollout_id: str = "r1", **values: Any) -> S
             **values,
         }
     )
+
+
+def call(of: Trace, seen: SensorFrame) -> CallRecord:
+    """A trace and its frame as they are written."""
+    sensors = [sensor.model_dump(mode="json") for sensor in seen.sensors]
+    return CallRecord(of, seen.frame_id, sensors, seen.lever_versions, seen.trace_ids)
+
+
+async def pin(store: Store, wanted: Rollout) -> Rollout:
+    """Pin one by itself."""
+    (pinned,) = await store.pin([wanted])
+    return pinned
+
+
+async def record(store: Store, of: Trace, seen: SensorFrame) -> None:
+    """Record one call by itself."""
+    await store.record_calls([call(of, seen)])
 
 
 def duel(number: int = 1, challenger_id: str = "cand_2", **values: Any) -> Duel:

@@ -20,6 +20,7 @@ from tests.server.store.records import (
     create,
     event_types,
     instruction,
+    pin,
     reward,
     rollout,
     session,
@@ -30,12 +31,12 @@ REPOSITORY = Path(__file__).parents[3]
 SERVER = """
 import asyncio, sys
 from prefect_mipro.server.store.engine import open_store
-from tests.server.store.records import create, rollout
+from tests.server.store.records import create, pin, rollout
 
 async def serve():
     store = await open_store(sys.argv[1])
     await create(store)
-    await store.pin(rollout())
+    await pin(store, rollout())
     print("serving", flush=True)
     await asyncio.Event().wait()
 
@@ -50,7 +51,7 @@ def url_of(file: Path, query: str = "") -> str:
 async def test_a_store_opened_again_has_everything(migrated_file: Path) -> None:
     first = await open_store(url_of(migrated_file))
     await create(first)
-    await first.pin(rollout())
+    await pin(first, rollout())
     await first.add_reward(reward())
     written = await first.session("s1")
     await first.close()
@@ -76,7 +77,7 @@ async def test_a_killed_server_keeps_what_was_committed_and_lets_go_of_the_file(
         server.kill()
         await server.wait()
     store = await open_store(url)
-    assert await store.rollout("s1", "r1") == rollout()
+    assert await store.rollout("s1", "r1") == rollout(position=1)
     await store.close()
 
 
@@ -109,7 +110,7 @@ async def test_stores_in_memory_are_apart_and_serve_many_at_once() -> None:
     store, other = [await open_store("sqlite+aiosqlite://") for _ in range(2)]
     await create(store)
     await asyncio.gather(
-        *(store.pin(rollout(f"r{n}")) for n in range(20)),
+        *(pin(store, rollout(f"r{n}")) for n in range(20)),
         *(store.rollout("s1", f"r{n}") for n in range(20)),
     )
     assert (await store.candidate(BASELINE)).statistics.rollouts == 20
@@ -198,10 +199,10 @@ async def test_a_database_that_another_program_holds_fails_in_time(migrated_file
     other = sqlite3.connect(migrated_file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreFailed, match="another program writes"):
-        await store.pin(rollout())
+        await pin(store, rollout())
     other.execute("ROLLBACK")
     assert await store.rollout("s1", "r1") is None
-    assert await store.pin(rollout()) == rollout()
+    assert await pin(store, rollout()) == rollout(position=1)
     other.close()
     await store.close()
 
@@ -210,7 +211,7 @@ async def test_a_transaction_that_fails_half_way_leaves_nothing(
     file_store: SqlStore, migrated_file: Path
 ) -> None:
     await create(file_store)
-    await file_store.pin(rollout())
+    await pin(file_store, rollout())
     before = await file_store.session("s1"), await file_store.candidate(BASELINE)
     other = sqlite3.connect(migrated_file)
     other.execute("ALTER TABLE mipro_frames RENAME TO away")
@@ -224,10 +225,10 @@ async def test_a_transaction_that_fails_half_way_leaves_nothing(
 
 async def test_a_cancelled_caller_leaves_all_or_nothing(file_store: SqlStore) -> None:
     await create(file_store)
-    pins = [asyncio.create_task(file_store.pin(rollout(f"r{n}"))) for n in range(50)]
+    pins = [asyncio.create_task(pin(file_store, rollout(f"r{n}"))) for n in range(50)]
     await asyncio.wait([pins[0]])
-    for pin in pins:
-        pin.cancel()
+    for task in pins:
+        task.cancel()
     await asyncio.gather(*pins, return_exceptions=True)
     # The queue is drained in order, so this write is the last.
     await file_store.set_state("s1", SessionState.PAUSED, at=at(1))

@@ -19,6 +19,8 @@ from tests.server.store.records import (
     create,
     duel,
     frame,
+    pin,
+    record,
     reward,
     rollout,
     trace,
@@ -37,12 +39,12 @@ async def live(store: Store) -> None:
     await store.open_duel(duel())
     await store.add_reward(reward("reward_waiting", "r9", 0.75))
     for number in range(1, 67):
-        await store.pin(served(number))
-    await store.record_call(trace(), frame())
+        await pin(store, served(number))
+    await record(store, trace(), frame())
     for number in (4, 1, 2, 66, 3, 33, 34, 32):
         await store.add_reward(reward(f"reward_{number}", f"r{number}", number % 5 / 4))
     await store.close_duel("s1", 1, DuelState.WON, at=at(66), reason="e-value 25")
-    await store.pin(served(67))
+    await pin(store, served(67))
     await store.open_duel(duel(2, "cand_3", champion_id="cand_2"))
     await store.retire("s1", ["cand_3"], at=at(68), reason="behind")
 
@@ -50,13 +52,13 @@ async def live(store: Store) -> None:
 async def live_on(store: Store) -> None:
     """What comes after that, and leans on it."""
     for number in range(68, 140):
-        await store.pin(served(number))
+        await pin(store, served(number))
     for number in (5, 139, 34, 67, 64, 63):
         await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
     await store.give_up("s1", after_rewards=4, pinned_before=at(12), at=at(140))
     await store.add_reward(reward("late_10", "r10", 0.5))
     await store.begin_epoch("s1", at=at(141), reason="another model")
-    await store.pin(served(140))
+    await pin(store, served(140))
     for number in (140, 6):
         await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
     await store.set_champion("s1", "cand_3", at=at(142), reason="asked")

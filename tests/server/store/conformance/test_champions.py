@@ -15,6 +15,7 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
+    pin,
     rollout,
 )
 
@@ -40,7 +41,7 @@ async def test_a_promotion_by_hand_is_remembered_but_counts_as_no_proof(store: S
     await create(store)
     await challenge(store)
     for number in range(3):
-        await store.pin(rollout(f"r{number}"))
+        await pin(store, rollout(f"r{number}"))
     promoted = await store.set_champion("s1", "cand_2", at=at(1), reason="asked")
     assert (promoted.promotions, promoted.promoted_at) == (0, 3)
     assert await event_types(store, since=2) == ["champion.promoted"]
@@ -51,7 +52,7 @@ async def test_a_won_duel_counts_as_a_promotion(store: Store) -> None:
     await challenge(store)
     await store.open_duel(duel())
     for number in range(3):
-        await store.pin(rollout(f"r{number}"))
+        await pin(store, rollout(f"r{number}"))
     await store.close_duel("s1", 1, DuelState.WON, at=at(1), reason="e-value 25")
     promoted = await store.session("s1")
     assert (promoted.champion_id, promoted.promotions, promoted.promoted_at) == ("cand_2", 1, 3)

@@ -7,12 +7,12 @@ import pytest
 from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.server.store.interface import Store
-from tests.server.store.records import at, challenge, create, reward, rollout
+from tests.server.store.records import at, challenge, create, pin, reward, rollout
 
 
 async def run(store: Store, number: int, value: float, example_id: str | None) -> None:
     """A rollout of the baseline with its reward."""
-    await store.pin(rollout(f"r{number}", example_id=example_id))
+    await pin(store, rollout(f"r{number}", example_id=example_id))
     await store.add_reward(reward(f"reward_{number}", f"r{number}", value))
 
 
@@ -23,7 +23,7 @@ async def deviation_sum(store: Store) -> float:
 async def test_an_example_without_rewards_is_unknown(store: Store) -> None:
     await create(store)
     assert await store.example_rewards("s1", "7") == (0, 0.0)
-    await store.pin(rollout(example_id="7"))
+    await pin(store, rollout(example_id="7"))
     assert await store.example_rewards("s1", "7") == (0, 0.0)
     with pytest.raises(SessionNotFound, match="'s2'"):
         await store.example_rewards("s2", "7")
@@ -48,7 +48,7 @@ async def test_each_candidate_has_a_mean_of_its_own(store: Store) -> None:
     await create(store)
     await challenge(store)
     await run(store, 1, 1.0, None)
-    await store.pin(rollout("r2", "cand_2", example_id="7"))
+    await pin(store, rollout("r2", "cand_2", example_id="7"))
     await store.add_reward(reward("reward_2", "r2", 0.75))
     assert await store.example_rewards("s1", "7") == pytest.approx((1, 0.75 - 1 / 2))
 
@@ -80,16 +80,16 @@ async def test_the_example_of_the_reward_stands_in_where_the_rollout_has_none(
     store: Store,
 ) -> None:
     await create(store)
-    await store.pin(rollout("r1"))
+    await pin(store, rollout("r1"))
     await store.add_reward(reward("reward_1", "r1", 1.0, example_id="7"))
-    await store.pin(rollout("r2", example_id="8"))
+    await pin(store, rollout("r2", example_id="8"))
     await store.add_reward(reward("reward_2", "r2", 1.0, example_id="7"))
     assert [(await store.example_rewards("s1", name))[0] for name in "78"] == [1, 1]
 
 
 async def test_a_late_reward_counts_for_its_example(store: Store) -> None:
     await create(store)
-    await store.pin(rollout(example_id="7"))
+    await pin(store, rollout(example_id="7"))
     await store.give_up("s1", after_rewards=9, pinned_before=at(1), at=at(2))
     await store.add_reward(reward(value=1.0))
     assert await store.example_rewards("s1", "7") == pytest.approx((1, 1 / 2))

@@ -18,6 +18,7 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
+    pin,
     reward,
     rollout,
 )
@@ -78,7 +79,7 @@ async def fight(store: Store, *candidate_ids: str) -> None:
     """Rollouts of the duel, named by their positions; what was predicted of each differs."""
     for position, candidate_id in enumerate(candidate_ids, start=1):
         predicted = {"duel_number": 1, "predicted_reward": position / 8}
-        await store.pin(rollout(f"r{position}", candidate_id, **predicted))
+        await pin(store, rollout(f"r{position}", candidate_id, **predicted))
 
 
 async def earn(store: Store, values: Mapping[int, float]) -> None:
@@ -110,7 +111,7 @@ async def test_a_reward_is_observed_once_all_before_it_are_settled(dueling: Stor
 
 
 async def test_observations_wait_for_rollouts_outside_of_the_duel_too(dueling: Store) -> None:
-    await dueling.pin(rollout("other"))
+    await pin(dueling, rollout("other"))
     await fight(dueling, BASELINE)
     await earn(dueling, {1: 0.25})
     assert await dueling.duel_observations("s1", 1) == ()
@@ -152,7 +153,7 @@ async def test_each_duel_has_observations_of_its_own(dueling: Store) -> None:
     await fight(dueling, BASELINE)
     await dueling.close_duel("s1", 1, DuelState.EXPIRED, at=at(1), reason="too long")
     await dueling.open_duel(duel(2))
-    await dueling.pin(rollout("r2", "cand_2", duel_number=2, predicted_reward=0.25))
+    await pin(dueling, rollout("r2", "cand_2", duel_number=2, predicted_reward=0.25))
     await earn(dueling, {1: 0.5, 2: 1.0})
     assert await dueling.duel_observations("s1", 1) == (seen(1, 0.5),)
     assert await dueling.duel_observations("s1", 2) == (seen(2, 1.0, is_challenger=True),)

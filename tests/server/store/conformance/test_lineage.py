@@ -21,6 +21,8 @@ from tests.server.store.records import (
     event_types,
     frame,
     instruction,
+    pin,
+    record,
     reward,
     rollout,
     trace,
@@ -122,9 +124,9 @@ async def test_totals_are_the_sums_over_all_candidates(store: Store) -> None:
     await challenge(store)
     assert await store.totals("s1") == Statistics()
     for number, candidate_id in enumerate([BASELINE, "cand_2", "cand_2"]):
-        await store.pin(rollout(f"r{number}", candidate_id))
-        await store.record_call(
-            trace(f"t{number}", f"r{number}", candidate_id=candidate_id), frame(f"f{number}")
+        await pin(store, rollout(f"r{number}", candidate_id))
+        await record(
+            store, trace(f"t{number}", f"r{number}", candidate_id=candidate_id), frame(f"f{number}")
         )
     await store.add_reward(reward("reward_1", "r1", 0.5))
     await store.retire("s1", ["cand_2"], at=at(1), reason="behind")

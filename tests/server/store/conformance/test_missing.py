@@ -18,6 +18,7 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
+    pin,
     reward,
     rollout,
 )
@@ -30,7 +31,7 @@ async def served(store: Store) -> Store:
     """Six rollouts, the first pinned at second 1, the second at second 2, and so on."""
     await create(store)
     for number in range(1, 7):
-        await store.pin(rollout(f"r{number}", pinned_at=at(number)))
+        await pin(store, rollout(f"r{number}", pinned_at=at(number)))
     return store
 
 
@@ -85,7 +86,7 @@ async def test_what_is_missing_counts_for_its_candidate(store: Store) -> None:
     await create(store)
     await challenge(store)
     for number, candidate_id in enumerate([BASELINE, "cand_2", "cand_2"]):
-        await store.pin(rollout(f"r{number}", candidate_id))
+        await pin(store, rollout(f"r{number}", candidate_id))
     assert await give_up(store, pinned_before=at(1)) == 3
     assert (await store.candidate(BASELINE)).statistics == Statistics(rollouts=1, missing=1)
     statistics = (await store.candidate("cand_2")).statistics
@@ -121,7 +122,7 @@ async def test_a_late_reward_does_not_count_for_a_duel(store: Store) -> None:
     await create(store)
     await challenge(store)
     await store.open_duel(duel())
-    await store.pin(rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
+    await pin(store, rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
     await give_up(store, pinned_before=at(1))
     await earn(store, 1)
     found = await store.duel("s1")
@@ -140,7 +141,7 @@ async def test_late_rewards_are_no_later_ones_for_those_that_wait(served: Store)
 
 async def test_a_late_reward_finds_its_rollout_by_correlation(store: Store) -> None:
     await create(store)
-    await store.pin(rollout("r1", correlation_id="mine"))
+    await pin(store, rollout("r1", correlation_id="mine"))
     await give_up(store, pinned_before=at(1))
     attached = await store.add_reward(reward(rollout_id=None, correlation_id="mine"))
     assert attached.reward.rollout_id == "r1"
@@ -152,7 +153,7 @@ async def test_a_reward_that_waited_for_its_rollout_leaves_nothing_to_give_up(
 ) -> None:
     await create(store)
     await store.add_reward(reward())
-    await store.pin(rollout())
+    await pin(store, rollout())
     assert await give_up(store, pinned_before=at(1)) == 0
 
 
@@ -177,8 +178,8 @@ async def test_the_watermark_of_a_session_without_rollouts_is_zero(store: Store)
 
 async def test_more_than_a_thousand_are_given_up_at_once(store: Store) -> None:
     await create(store)
-    await asyncio.gather(*(store.pin(rollout(f"r{number}")) for number in range(1_005)))
-    await store.pin(rollout("young", pinned_at=at(9)))
+    await asyncio.gather(*(pin(store, rollout(f"r{number}")) for number in range(1_005)))
+    await pin(store, rollout("young", pinned_at=at(9)))
     assert await give_up(store, pinned_before=at(1)) == 1_005
     assert await store.watermark("s1") == 1_005
     assert await missing(store) == 1_005
@@ -193,7 +194,7 @@ async def test_those_who_give_up_at_once_count_each_rollout_once(served: Store) 
 async def test_sessions_give_up_their_own_rollouts_only(served: Store) -> None:
     await create(served, "s2")
     other = "baseline_of_s2"
-    await served.pin(rollout("r1", other, session_id="s2"))
+    await pin(served, rollout("r1", other, session_id="s2"))
     assert await give_up(served, pinned_before=at(60)) == 6
     assert await missing(served, other) == 0
     assert await served.watermark("s2") == 0

@@ -15,6 +15,8 @@ from tests.server.store.records import (
     challenge,
     create,
     frame,
+    pin,
+    record,
     reward,
     rollout,
     trace,
@@ -24,8 +26,9 @@ from tests.server.store.records import (
 async def run(store: Store, number: int, candidate_id: str = BASELINE, score: float = 1.0) -> None:
     """A rollout with one answered call and a reward; its example is named by the number."""
     name = f"r{number}"
-    await store.pin(rollout(name, candidate_id, example_id=str(number)))
-    await store.record_call(
+    await pin(store, rollout(name, candidate_id, example_id=str(number)))
+    await record(
+        store,
         trace(f"trace_{number}", name, candidate_id=candidate_id),
         frame(f"frame_call_{number}", name),
     )
@@ -36,8 +39,8 @@ async def run(store: Store, number: int, candidate_id: str = BASELINE, score: fl
 
 async def test_an_example_is_what_was_asked_answered_and_rewarded(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
-    await store.record_call(trace("trace_1", input="2+2", output="4"), frame())
+    await pin(store, rollout())
+    await record(store, trace("trace_1", input="2+2", output="4"), frame())
     await store.add_reward(
         reward(value=0.5, example_id="17", expected="four", feedback="in words, please")
     )
@@ -60,8 +63,8 @@ async def test_examples_are_the_newest_rewarded_ones(store: Store) -> None:
     await create(store)
     for number in (2, 1, 3):
         await run(store, number)
-    await store.pin(rollout("r4"))
-    await store.record_call(trace("trace_4", "r4"), frame("frame_4", "r4"))
+    await pin(store, rollout("r4"))
+    await record(store, trace("trace_4", "r4"), frame("frame_4", "r4"))
     found = await store.example_traces("s1", limit=2)
     assert [example.trace_id for example in found] == ["trace_3", "trace_1"]
 
@@ -93,18 +96,18 @@ async def test_rollouts_without_exactly_one_answered_call_with_text_are_no_examp
     store: Store, calls: list[dict[str, Any]]
 ) -> None:
     await create(store)
-    await store.pin(rollout())
+    await pin(store, rollout())
     for number, values in enumerate(calls):
-        await store.record_call(trace(f"trace_{number}", **values), frame(f"frame_{number}"))
+        await record(store, trace(f"trace_{number}", **values), frame(f"frame_{number}"))
     await store.add_reward(reward())
     assert await store.example_traces("s1", limit=9) == ()
 
 
 async def test_a_failed_call_before_the_answered_one_does_no_harm(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
-    await store.record_call(trace("trace_1", status=503, error="busy"), frame("frame_1"))
-    await store.record_call(trace("trace_2"), frame("frame_2"))
+    await pin(store, rollout())
+    await record(store, trace("trace_1", status=503, error="busy"), frame("frame_1"))
+    await record(store, trace("trace_2"), frame("frame_2"))
     await store.add_reward(reward())
     (example,) = await store.example_traces("s1", limit=9)
     assert example.trace_id == "trace_2"
@@ -112,27 +115,27 @@ async def test_a_failed_call_before_the_answered_one_does_no_harm(store: Store) 
 
 async def test_frames_come_newest_first(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
+    await pin(store, rollout())
     frames = [frame(f"frame_{number}", created_at=at(-number)) for number in range(3)]
     for number, recorded in enumerate(frames):
-        await store.record_call(trace(f"trace_{number}"), recorded)
+        await record(store, trace(f"trace_{number}", created_at=at(-number)), recorded)
     assert await store.frames("s1", limit=2) == (frames[2], frames[1])
 
 
 async def test_the_last_reason_why_a_candidate_could_not_be_put_in(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
+    await pin(store, rollout())
     assert await store.last_unapplied("s1") is None
     for number, reason in enumerate(["first", "second", ""]):
-        await store.record_call(
-            trace(f"trace_{number}", unapplied_reason=reason), frame(f"frame_{number}")
+        await record(
+            store, trace(f"trace_{number}", unapplied_reason=reason), frame(f"frame_{number}")
         )
     assert await store.last_unapplied("s1") == "second"
 
 
 async def test_a_seed_eval_is_a_rewarded_rollout(store: Store) -> None:
     await create(store)
-    await store.pin(rollout("r0"))
+    await pin(store, rollout("r0"))
     await run(store, 7, score=0.5)
     (found,) = (await store.seed_evals(SeedEvalFilter(session_id="s1"), limit=9)).items
     assert (found.seed_eval_id, found.rollout_id) == ("seed_eval_7", "r7")
@@ -147,7 +150,7 @@ async def test_an_example_without_a_number_has_no_seed(
     store: Store, example_id: str | None
 ) -> None:
     await create(store)
-    await store.pin(rollout(example_id=example_id))
+    await pin(store, rollout(example_id=example_id))
     await store.add_reward(reward())
     (found,) = (await store.seed_evals(SeedEvalFilter(session_id="s1"), limit=9)).items
     assert found.seed is None
@@ -156,8 +159,8 @@ async def test_an_example_without_a_number_has_no_seed(
 
 async def test_the_example_of_the_reward_stands_in_for_that_of_the_rollout(store: Store) -> None:
     await create(store)
-    await store.pin(rollout("r1"))
-    await store.pin(rollout("r2", example_id="5"))
+    await pin(store, rollout("r1"))
+    await pin(store, rollout("r2", example_id="5"))
     await store.add_reward(reward("reward_1", "r1", example_id="6"))
     await store.add_reward(reward("reward_2", "r2", example_id="6"))
     page = await store.seed_evals(SeedEvalFilter(session_id="s1"), limit=9)
@@ -188,7 +191,7 @@ async def test_seed_evals_are_listed_by_filter(
     await run(store, 2, "cand_2")
     await run(store, 3, score=0.25)
     other: dict[str, Any] = {"session_id": "s2", "candidate_id": "baseline_of_s2"}
-    await store.pin(rollout("r10", example_id="10", **other))
+    await pin(store, rollout("r10", example_id="10", **other))
     await store.add_reward(reward("reward_10", "r10", **other))
     page = await store.seed_evals(wanted, limit=9)
     assert [found.seed for found in page.items] == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.interface import StateTotals, Store
-from tests.server.store.records import at, candidate, create, instruction, reward, rollout
+from tests.server.store.records import at, candidate, create, instruction, pin, reward, rollout
 
 
 async def test_an_empty_store_has_every_state_with_zeros(store: Store) -> None:
@@ -19,8 +19,8 @@ async def test_sessions_rollouts_and_rewards_are_counted_under_their_sessions_st
     await create(store)
     await create(store, "s2")
     await store.set_state("s2", SessionState.PAUSED, at=at(1))
-    await store.pin(rollout())
-    await store.pin(rollout("r2"))
+    await pin(store, rollout())
+    await pin(store, rollout("r2"))
     await store.add_reward(reward())
     by_state = (await store.overview()).by_state
     assert by_state[SessionState.RUNNING] == StateTotals(sessions=1, rollouts=2, rewards=1)

@@ -17,6 +17,7 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
+    pin,
     reward,
     rollout,
 )
@@ -24,10 +25,10 @@ from tests.server.store.records import (
 MOST_BLOCKS = 32
 
 
-async def pin(store: Store, positions: Iterable[int], candidate_id: str = BASELINE) -> None:
+async def pin_all(store: Store, positions: Iterable[int], candidate_id: str = BASELINE) -> None:
     """Rollouts that are named by their positions."""
     for position in positions:
-        await store.pin(rollout(f"r{position}", candidate_id))
+        await pin(store, rollout(f"r{position}", candidate_id))
 
 
 async def earn(store: Store, values: Mapping[int, float]) -> None:
@@ -54,7 +55,7 @@ def block(
 
 async def test_without_rewards_there_are_no_blocks(store: Store) -> None:
     await create(store)
-    await pin(store, [1, 2])
+    await pin_all(store, [1, 2])
     assert await store.reward_blocks("s1") == ()
     with pytest.raises(SessionNotFound, match="'s2'"):
         await store.reward_blocks("s2")
@@ -63,8 +64,8 @@ async def test_without_rewards_there_are_no_blocks(store: Store) -> None:
 async def test_a_reward_stands_where_its_rollout_was_pinned(store: Store) -> None:
     await create(store)
     await challenge(store)
-    await pin(store, [1, 2])
-    await pin(store, [3], "cand_2")
+    await pin_all(store, [1, 2])
+    await pin_all(store, [3], "cand_2")
     await earn(store, {3: 0.25, 1: 0.5})
     assert await store.reward_blocks("s1") == (
         block(1, 1, 0.5),
@@ -74,21 +75,21 @@ async def test_a_reward_stands_where_its_rollout_was_pinned(store: Store) -> Non
 
 async def test_a_reward_that_pins_its_rollout_stands_at_the_end(store: Store) -> None:
     await create(store)
-    await pin(store, [1, 2])
+    await pin_all(store, [1, 2])
     await store.add_reward(reward("reward_3", "r3", 0.75, candidate_id=BASELINE))
     assert await store.reward_blocks("s1") == (block(3, 3, 0.75),)
 
 
 async def test_two_blocks_become_one_when_there_would_be_more_than_32(store: Store) -> None:
     await create(store)
-    await pin(store, range(1, MOST_BLOCKS + 1))
+    await pin_all(store, range(1, MOST_BLOCKS + 1))
     await earn(store, {32: 0.5, 1: 0.25, 2: 1.0})
     assert await store.reward_blocks("s1") == (
         block(1, 1, 0.25),
         block(2, 2, 1.0),
         block(32, 32, 0.5),
     )
-    await pin(store, [33])
+    await pin_all(store, [33])
     assert await store.reward_blocks("s1") == (block(1, 2, 0.25, 1.0), block(31, 32, 0.5))
     await earn(store, {33: 0.0, 31: 0.25})
     assert await store.reward_blocks("s1") == (
@@ -96,17 +97,17 @@ async def test_two_blocks_become_one_when_there_would_be_more_than_32(store: Sto
         block(31, 32, 0.5, 0.25),
         block(33, 33, 0.0),
     )
-    await pin(store, [34])
+    await pin_all(store, [34])
     assert (await store.reward_blocks("s1"))[-1] == block(33, 34, 0.0)
 
 
 async def test_candidates_stay_apart_when_blocks_become_one(store: Store) -> None:
     await create(store)
     await challenge(store)
-    await pin(store, [1])
-    await pin(store, [2], "cand_2")
+    await pin_all(store, [1])
+    await pin_all(store, [2], "cand_2")
     await earn(store, {2: 0.5, 1: 0.25})
-    await pin(store, range(3, MOST_BLOCKS + 2))
+    await pin_all(store, range(3, MOST_BLOCKS + 2))
     assert await store.reward_blocks("s1") == (
         block(1, 2, 0.25),
         block(1, 2, 0.5, candidate_id="cand_2"),
@@ -120,7 +121,7 @@ async def test_sparse_rewards_in_any_order_end_up_where_they_belong(store: Store
     at_once = {position: position % 8 / 8 for position in range(1, count + 1, 6)}
     later = {position: position % 8 / 8 for position in range(4, count + 1, 6)}
     for position in range(1, count + 1):
-        await pin(store, [position])
+        await pin_all(store, [position])
         await earn(store, {p: value for p, value in at_once.items() if p == position})
     await earn(store, dict(reversed(later.items())))
     length = 8
@@ -136,12 +137,12 @@ async def test_sparse_rewards_in_any_order_end_up_where_they_belong(store: Store
 
 async def test_a_new_epoch_has_blocks_of_its_own(store: Store) -> None:
     await create(store)
-    await pin(store, [1, 2])
+    await pin_all(store, [1, 2])
     await earn(store, {1: 0.25})
     begun = await store.begin_epoch("s1", at=at(1), reason="another model")
     assert (begun.epoch, begun.updated_at) == (2, at(1))
     assert await event_types(store, since=3) == ["epoch.begun"]
-    await pin(store, [3, 4])
+    await pin_all(store, [3, 4])
     await earn(store, {4: 0.5, 3: 0.75})
     assert await store.reward_blocks("s1") == (
         block(1, 1, 0.25),
@@ -152,12 +153,12 @@ async def test_a_new_epoch_has_blocks_of_its_own(store: Store) -> None:
 
 async def test_a_reward_belongs_to_the_epoch_of_its_pin(store: Store) -> None:
     await create(store)
-    await pin(store, range(1, MOST_BLOCKS + 4))
+    await pin_all(store, range(1, MOST_BLOCKS + 4))
     await earn(store, {3: 0.5})
     await store.begin_epoch("s1", at=at(1), reason="another model")
-    await pin(store, [36])
+    await pin_all(store, [36])
     await store.begin_epoch("s1", at=at(2), reason="and another")
-    await pin(store, range(37, 37 + MOST_BLOCKS))
+    await pin_all(store, range(37, 37 + MOST_BLOCKS))
     await earn(store, {4: 1.0, 35: 0.25, 37: 0.75, 36: 0.0})
     assert await store.reward_blocks("s1") == (
         block(3, 4, 0.5, 1.0),
@@ -169,10 +170,10 @@ async def test_a_reward_belongs_to_the_epoch_of_its_pin(store: Store) -> None:
 
 async def test_blocks_of_an_epoch_that_has_ended_stay_as_long_as_they_were(store: Store) -> None:
     await create(store)
-    await pin(store, [1, 2])
+    await pin_all(store, [1, 2])
     await earn(store, {1: 0.5, 2: 0.25})
     await store.begin_epoch("s1", at=at(1), reason="another model")
-    await pin(store, range(3, MOST_BLOCKS + 4))
+    await pin_all(store, range(3, MOST_BLOCKS + 4))
     await earn(store, {3: 1.0, 4: 0.0})
     assert await store.reward_blocks("s1") == (
         block(1, 1, 0.5),
@@ -186,17 +187,17 @@ async def test_an_epoch_may_end_before_it_had_a_rollout(store: Store) -> None:
     await store.begin_epoch("s1", at=at(1), reason="another model")
     begun = await store.begin_epoch("s1", at=at(2), reason="and another")
     assert begun.epoch == 3
-    await pin(store, [1])
+    await pin_all(store, [1])
     await earn(store, {1: 0.5})
     assert await store.reward_blocks("s1") == (block(1, 1, 0.5, epoch=3),)
 
 
 async def test_statistics_go_on_over_epochs(store: Store) -> None:
     await create(store)
-    await pin(store, [1])
+    await pin_all(store, [1])
     await earn(store, {1: 0.5})
     await store.begin_epoch("s1", at=at(1), reason="another model")
-    await pin(store, [2])
+    await pin_all(store, [2])
     await earn(store, {2: 0.25})
     statistics = (await store.candidate(BASELINE)).statistics
     assert (statistics.rollouts, statistics.rewards, statistics.reward_sum) == (2, 2, 0.75)

@@ -18,6 +18,8 @@ from tests.server.store.records import (
     duel,
     event_types,
     frame,
+    pin,
+    record,
     reward,
     rollout,
     trace,
@@ -27,8 +29,9 @@ from tests.server.store.records import (
 async def test_a_pin_reads_back_as_it_was(store: Store) -> None:
     await create(store)
     wanted = rollout(correlation_id="c", example_id="7", propensity=0.25)
-    assert await store.pin(wanted) == wanted
-    assert await store.rollout("s1", "r1") == wanted
+    pinned = await pin(store, wanted)
+    assert pinned == wanted.model_copy(update={"position": 1})
+    assert await store.rollout("s1", "r1") == pinned
 
 
 async def test_a_rollout_that_nobody_pinned_is_none(store: Store) -> None:
@@ -41,8 +44,8 @@ async def test_a_rollout_that_nobody_pinned_is_none(store: Store) -> None:
 async def test_the_first_pin_stays(store: Store) -> None:
     await create(store)
     await challenge(store)
-    first = await store.pin(rollout())
-    assert await store.pin(rollout(candidate_id="cand_2", pinned_at=at(1))) == first
+    first = await pin(store, rollout())
+    assert await pin(store, rollout(candidate_id="cand_2", pinned_at=at(1))) == first
     assert (await store.candidate(BASELINE)).statistics == Statistics(rollouts=1)
     assert (await store.candidate("cand_2")).statistics == Statistics()
 
@@ -52,7 +55,7 @@ async def test_of_those_who_race_to_pin_all_get_the_same_rollout(store: Store) -
     await challenge(store)
     racers = [BASELINE, "cand_2"] * 12
     pinned = await asyncio.gather(
-        *(store.pin(rollout(candidate_id=candidate_id)) for candidate_id in racers)
+        *(pin(store, rollout(candidate_id=candidate_id)) for candidate_id in racers)
     )
     assert len(set(pinned)) == 1
     candidates = await store.candidates("s1")
@@ -63,9 +66,9 @@ async def test_of_those_who_race_to_pin_all_get_the_same_rollout(store: Store) -
 async def test_the_same_rollout_id_is_another_rollout_in_another_session(store: Store) -> None:
     await create(store)
     await create(store, "s2")
-    await store.pin(rollout())
+    await pin(store, rollout())
     other = rollout(session_id="s2", candidate_id="baseline_of_s2")
-    assert await store.pin(other) == other
+    assert await pin(store, other) == other.model_copy(update={"position": 1})
 
 
 async def test_the_session_remembers_whom_it_serves_and_how_often_in_a_row(store: Store) -> None:
@@ -73,7 +76,7 @@ async def test_the_session_remembers_whom_it_serves_and_how_often_in_a_row(store
     await challenge(store)
 
     async def serve(rollout_id: str, candidate_id: str) -> tuple[str | None, int]:
-        await store.pin(rollout(rollout_id, candidate_id))
+        await pin(store, rollout(rollout_id, candidate_id))
         session = await store.session("s1")
         return session.serving_candidate_id, session.serving_rollouts
 
@@ -88,9 +91,9 @@ async def test_only_candidates_of_the_session_are_pinned(store: Store) -> None:
     await create(store, "s2")
     for candidate_id in ("baseline_of_s2", "cand_9"):
         with pytest.raises(CandidateNotFound, match=candidate_id):
-            await store.pin(rollout(candidate_id=candidate_id))
+            await pin(store, rollout(candidate_id=candidate_id))
     with pytest.raises(SessionNotFound):
-        await store.pin(rollout(session_id="s3"))
+        await pin(store, rollout(session_id="s3"))
     assert await store.rollout("s1", "r1") is None
 
 
@@ -98,9 +101,9 @@ async def test_a_pin_in_a_duel_counts_for_the_duel(store: Store) -> None:
     await create(store)
     await challenge(store)
     await store.open_duel(duel())
-    await store.pin(rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
-    await store.pin(rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
-    await store.pin(rollout("r2"))
+    await pin(store, rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
+    await pin(store, rollout("r1", "cand_2", duel_number=1, predicted_reward=0.5))
+    await pin(store, rollout("r2"))
     found = await store.duel("s1")
     assert found is not None
     assert found.rollouts == 1
@@ -109,7 +112,7 @@ async def test_a_pin_in_a_duel_counts_for_the_duel(store: Store) -> None:
 async def test_a_pin_attaches_the_reward_that_waits_for_it(store: Store) -> None:
     await create(store)
     await store.add_reward(reward(score=2.0, value=0.75, example_id="7"))
-    pinned = await store.pin(rollout())
+    pinned = await pin(store, rollout())
     assert (pinned.reward, pinned.example_id) == (0.75, "7")
     assert await store.rollout("s1", "r1") == pinned
     statistics = (await store.candidate(BASELINE)).statistics
@@ -119,21 +122,21 @@ async def test_a_pin_attaches_the_reward_that_waits_for_it(store: Store) -> None
 
 async def test_pins_and_calls_leave_the_event_feed_alone(store: Store) -> None:
     created = await create(store)
-    await store.pin(rollout())
-    await store.record_call(trace(), frame())
+    await pin(store, rollout())
+    await record(store, trace(), frame())
     assert await event_types(store, since=1) == []
     assert (await store.session("s1")).version == created.version
 
 
 async def test_calls_add_up_in_the_statistics(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
-    await store.record_call(trace("t1"), frame("f1"))
-    await store.record_call(trace("t2", unapplied_reason="no system message"), frame("f2"))
-    await store.record_call(
-        trace("t3", status=503, response=None, output="", usage=Usage()), frame("f3")
+    await pin(store, rollout())
+    await record(store, trace("t1"), frame("f1"))
+    await record(store, trace("t2", unapplied_reason="no system message"), frame("f2"))
+    await record(
+        store, trace("t3", status=503, response=None, output="", usage=Usage()), frame("f3")
     )
-    await store.record_call(trace("t4", error="stream broke"), frame("f4"))
+    await record(store, trace("t4", error="stream broke"), frame("f4"))
     assert (await store.candidate(BASELINE)).statistics == Statistics(
         rollouts=1,
         calls=4,
@@ -147,18 +150,18 @@ async def test_calls_add_up_in_the_statistics(store: Store) -> None:
 
 async def test_calls_at_once_are_all_counted(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
-    await asyncio.gather(*(store.record_call(trace(f"t{n}"), frame(f"f{n}")) for n in range(30)))
+    await pin(store, rollout())
+    await asyncio.gather(*(record(store, trace(f"t{n}"), frame(f"f{n}")) for n in range(30)))
     assert (await store.candidate(BASELINE)).statistics.calls == 30
     assert len(await store.frames("s1", limit=100)) == 30
 
 
 async def test_a_call_is_recorded_once(store: Store) -> None:
     await create(store)
-    await store.pin(rollout())
-    await store.record_call(trace(), frame())
+    await pin(store, rollout())
+    await record(store, trace(), frame())
     with pytest.raises(Conflict):
-        await store.record_call(trace(), frame())
+        await record(store, trace(), frame())
     assert (await store.candidate(BASELINE)).statistics.calls == 1
     assert len(await store.frames("s1", limit=100)) == 1
 
@@ -166,11 +169,11 @@ async def test_a_call_is_recorded_once(store: Store) -> None:
 @pytest.mark.parametrize("status", [200, 500])
 async def test_a_call_belongs_to_a_pinned_rollout(store: Store, status: int) -> None:
     with pytest.raises(SessionNotFound):
-        await store.record_call(trace(status=status), frame())
+        await record(store, trace(status=status), frame())
     await create(store)
     with pytest.raises(RolloutNotFound, match="'r1'"):
-        await store.record_call(trace(status=status), frame())
-    await store.pin(rollout())
+        await record(store, trace(status=status), frame())
+    await pin(store, rollout())
     with pytest.raises(CandidateNotFound, match="'cand_9'"):
-        await store.record_call(trace(status=status, candidate_id="cand_9"), frame())
+        await record(store, trace(status=status, candidate_id="cand_9"), frame())
     assert await store.frames("s1", limit=1) == ()

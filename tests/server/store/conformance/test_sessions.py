@@ -25,6 +25,7 @@ from tests.server.store.records import (
     demonstrations,
     event_types,
     instruction,
+    pin,
     reward,
     rollout,
     session,
@@ -161,7 +162,7 @@ async def test_the_tokens_of_the_proposer_model_add_up(store: Store) -> None:
 async def test_the_session_counts_rollouts_and_rewards(store: Store) -> None:
     await create(store)
     for number in range(3):
-        await store.pin(rollout(f"r{number}"))
+        await pin(store, rollout(f"r{number}"))
     await store.add_reward(reward(rollout_id="r1"))
     await store.add_reward(reward("reward_2", rollout_id="not_pinned_yet"))
     counted = await store.session("s1")

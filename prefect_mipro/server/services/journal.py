@@ -1,0 +1,229 @@
+"""The journal: what calls leave behind, written for many calls at once.
+
+A call waits for its pin, which joins the next transaction, and for nothing else. Its recording is
+in the store `DELAY_SECONDS` later at most, plus the time of one transaction; until then it is in
+memory only. A store that refuses is asked again until it takes what is here. There is room for so
+much, and a call that comes when it is used up is refused before anything is done for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefect_mipro.errors import MiproError, Overloaded, StoreFailed
+from prefect_mipro.models.rollouts import Rollout
+from prefect_mipro.server.store.interface import CallRecord, Store
+
+DELAY_SECONDS = 0.05
+
+# So many recordings are written in one transaction. More would keep pins waiting.
+BATCH = 64
+
+MOST_RECORDINGS = 10_000
+MOST_BYTES = 64 * 2**20
+
+RETRY_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counts:
+    """What the journal has done. `lost` recordings were refused by the store for good."""
+
+    written: int = 0
+    failures: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    call: CallRecord
+    size_bytes: int
+
+
+class Journal:
+    """The pins and recordings of all sessions, on their way to the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        delay_seconds: float = DELAY_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+        most_recordings: int = MOST_RECORDINGS,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self._store = store
+        self._delay_seconds = delay_seconds
+        self._retry_seconds = retry_seconds
+        self._most_recordings = most_recordings
+        self._most_bytes = most_bytes
+        self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
+        self._pinning: asyncio.Task[None] | None = None
+        self._recordings: deque[_Recording] = deque()
+        self._size_bytes = 0
+        self._due: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._accepted = 0
+        self._attempted = asyncio.Event()
+        self._refused = False
+        self._closing = asyncio.Event()
+        self.counts = Counts()
+
+    @property
+    def waiting(self) -> int:
+        """Recordings that are not in the store yet."""
+        return len(self._recordings)
+
+    def require_room(self) -> None:
+        """Raise Overloaded while the store is too far behind."""
+        if len(self._recordings) < self._most_recordings and self._size_bytes < self._most_bytes:
+            return
+        raise Overloaded(
+            f"the database is {len(self._recordings)} calls behind; repeat the call later",
+            retry_after_seconds=1.0,
+        )
+
+    async def pin(self, rollout: Rollout) -> Rollout:
+        """Pin it with the next transaction; the rollout that was pinned first is returned."""
+        pinned: asyncio.Future[Rollout] = asyncio.get_running_loop().create_future()
+        self._pins.append((rollout, pinned))
+        if self._pinning is None:
+            self._pinning = asyncio.create_task(self._pin_all())
+        return await pinned
+
+    def record(self, call: CallRecord, *, size_bytes: int) -> None:
+        """Write it soon."""
+        self._accepted += 1
+        self._recordings.append(_Recording(call, size_bytes))
+        self._size_bytes += size_bytes
+        if len(self._recordings) >= BATCH:
+            self._write_now()
+        elif self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_later(self._delay_seconds, self._write_now)
+
+    async def flush(self) -> None:
+        """Write what is here now, for who is about to read it; not while the store refuses."""
+        last = self._accepted
+        while self._accepted - len(self._recordings) < last and not self._refused:
+            self._write_now()
+            await self._attempted.wait()
+
+    async def close(self) -> None:
+        """Write all that is here. What the store refuses now is lost, and said to be."""
+        self._closing.set()
+        while self._pinning is not None:
+            await self._pinning
+        while self._recordings:
+            self._write_now()
+            await self._attempted.wait()
+        if self._due is not None:
+            self._due.cancel()
+
+    # pins
+
+    async def _pin_all(self) -> None:
+        """One transaction after the other, each with all that was asked for meanwhile."""
+        try:
+            while self._pins:
+                pins, self._pins = self._pins, []
+                await self._pin_together(pins)
+        finally:
+            self._pinning = None
+
+    async def _pin_together(self, pins: Sequence[tuple[Rollout, asyncio.Future[Rollout]]]) -> None:
+        try:
+            pinned = await self._store.pin([rollout for rollout, _ in pins])
+        except MiproError as error:
+            # One that cannot be pinned is no reason for the others to fail.
+            if len(pins) > 1 and not isinstance(error, StoreFailed):
+                for pin in pins:
+                    await self._pin_together([pin])
+                return
+            for _, future in pins:
+                if not future.done():
+                    future.set_exception(type(error)(error.message))
+            return
+        for (_, future), rollout in zip(pins, pinned, strict=True):
+            if not future.done():
+                future.set_result(rollout)
+
+    # recordings
+
+    def _write_now(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(len(self._recordings)))
+
+    async def _write(self, number: int) -> None:
+        """Write the oldest ones, and what has come to a full batch meanwhile."""
+        try:
+            while number > 0 or len(self._recordings) >= BATCH:
+                batch = [self._recordings[i] for i in range(min(BATCH, len(self._recordings)))]
+                await self._write_batch([recording.call for recording in batch])
+                for recording in batch:
+                    self._recordings.popleft()
+                    self._size_bytes -= recording.size_bytes
+                number -= len(batch)
+                self._tell(refused=False)
+        finally:
+            self._writing = None
+            if self._recordings and self._due is None:
+                loop = asyncio.get_running_loop()
+                self._due = loop.call_later(self._delay_seconds, self._write_now)
+
+    async def _write_batch(self, calls: Sequence[CallRecord]) -> None:
+        """Returns when they are in the store, or lost."""
+        while True:
+            try:
+                await self._store.record_calls(calls)
+            except StoreFailed as error:
+                self.counts.failures += 1
+                log.warning(
+                    "recordings_refused",
+                    extra={"waiting": len(self._recordings), "reason": error.message},
+                )
+                if self._closing.is_set():
+                    self._lose(calls, error)
+                    return
+                self._tell(refused=True)
+                await self._pause()
+            except MiproError as error:
+                if len(calls) == 1:
+                    self._lose(calls, error)
+                    return
+                for call in calls:
+                    await self._write_batch([call])
+                return
+            else:
+                self.counts.written += len(calls)
+                return
+
+    def _tell(self, *, refused: bool) -> None:
+        """Wake those who wait for the next attempt."""
+        self._refused = refused
+        self._attempted.set()
+        self._attempted = asyncio.Event()
+
+    async def _pause(self) -> None:
+        """Wait before another try; not when closing."""
+        try:
+            async with asyncio.timeout(self._retry_seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+
+    def _lose(self, calls: Sequence[CallRecord], error: MiproError) -> None:
+        self.counts.lost += len(calls)
+        log.error(
+            "recordings_lost",
+            extra={"lost": len(calls), "error": type(error).__name__, "reason": error.message},
+        )

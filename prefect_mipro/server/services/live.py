@@ -1,0 +1,221 @@
+"""What a process holds of the sessions that it serves, so that a call waits for no reading.
+
+Whatever this process has done is seen at once. What other processes that share the database have
+done is seen after `OLDEST_SECONDS`: from half of that on, what is held is read anew beside the
+calls, and a call that comes later waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.models.candidates import Duel, DuelState, Statistics
+from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.sessions import Session
+from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge
+from prefect_mipro.server.store.interface import Standing, Store
+
+OLDEST_SECONDS = 1.0
+REMEMBERED_PINS = 16_384
+
+LONG_AGO = float("-inf")
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What one call under way may use at most, or all of them together."""
+
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Reserved) -> Reserved:
+        return Reserved(self.tokens + other.tokens, self.cost_usd + other.cost_usd)
+
+    def __sub__(self, other: Reserved) -> Reserved:
+        return Reserved(self.tokens - other.tokens, self.cost_usd - other.cost_usd)
+
+
+NOTHING = Reserved()
+
+
+@dataclass(eq=False)
+class LiveSession:
+    """A session as it is held. Its counters only grow: of two figures the larger is the newer.
+
+    `serving_*` are ahead of the store by the choices whose pins are under way.
+    """
+
+    session: Session
+    config: MiproConfig
+    read_at: float
+    duel: Duel | None = None
+    rollouts: int = 0
+    rewards: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    serving_candidate_id: str | None = None
+    serving_rollouts: int = 0
+    choosing: dict[str, asyncio.Event] = field(default_factory=dict)
+    reserved: Reserved = NOTHING
+
+    @property
+    def session_id(self) -> str:
+        return self.session.session_id
+
+    @property
+    def champion_id(self) -> str:
+        return self.session.champion_id
+
+    @property
+    def epoch(self) -> int:
+        return self.session.epoch
+
+    @property
+    def proposal_number(self) -> int:
+        return self.session.proposal_number
+
+    @property
+    def running_duel(self) -> Duel | None:
+        """The duel that rollouts may belong to."""
+        running = self.duel is not None and self.duel.state is DuelState.RUNNING
+        return self.duel if running else None
+
+    def as_session(self) -> Session:
+        """The session with the counters as they are now."""
+        counted = {
+            "rollouts": self.rollouts,
+            "rewards": self.rewards,
+            "serving_candidate_id": self.serving_candidate_id,
+            "serving_rollouts": self.serving_rollouts,
+        }
+        return self.session.model_copy(update=counted)
+
+    def learn(self, standing: Standing, *, read_at: float) -> None:
+        """Take over what was read."""
+        session, totals = standing.session, standing.totals
+        self.session = session
+        self.duel = standing.duel
+        self.read_at = read_at
+        self.rollouts = max(self.rollouts, session.rollouts)
+        self.rewards = max(self.rewards, session.rewards)
+        self.prompt_tokens = max(self.prompt_tokens, totals.prompt_tokens)
+        self.completion_tokens = max(self.completion_tokens, totals.completion_tokens)
+        self.cost_usd = max(self.cost_usd, totals.cost_usd_sum)
+        if not self.choosing:
+            self.serving_candidate_id = session.serving_candidate_id
+            self.serving_rollouts = session.serving_rollouts
+
+    def serve(self, candidate_id: str) -> None:
+        """One more rollout is served with it."""
+        again = candidate_id == self.serving_candidate_id
+        self.serving_candidate_id = candidate_id
+        self.serving_rollouts = self.serving_rollouts + 1 if again else 1
+
+    def spend(self, usage: Usage, cost_usd: float | None) -> None:
+        """A call has used so much."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cost_usd += cost_usd or 0.0
+
+    @property
+    def totals(self) -> Statistics:
+        """What has been spent."""
+        return Statistics(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cost_usd_sum=self.cost_usd,
+        )
+
+
+class Live:
+    """The sessions that were served last, and the newest pins."""
+
+    def __init__(
+        self,
+        store: Store,
+        knowledge: Knowledge,
+        *,
+        oldest_seconds: float = OLDEST_SECONDS,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._knowledge = knowledge
+        self._oldest_seconds = oldest_seconds
+        self._timer = timer
+        self._held: OrderedDict[str, LiveSession] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[LiveSession]] = {}
+        self._pins: OrderedDict[tuple[str, str], str] = OrderedDict()
+        store.watch(self.forget)
+
+    async def of(self, session_id: str) -> LiveSession:
+        """The session as it is, up to `OLDEST_SECONDS` ago. Raises SessionNotFound."""
+        held = self._held.get(session_id)
+        if held is not None:
+            age_seconds = self._timer() - held.read_at
+            if age_seconds < self._oldest_seconds / 2:
+                return held
+            if age_seconds < self._oldest_seconds:
+                self._begin_to_read(session_id)
+                return held
+        return await asyncio.shield(self._begin_to_read(session_id))
+
+    def forget(self, session_id: str) -> None:
+        """Read the session anew for the next call: this process has changed it."""
+        self._reading.pop(session_id, None)
+        held = self._held.get(session_id)
+        if held is not None:
+            held.read_at = LONG_AGO
+
+    def pinned(self, session_id: str, rollout_id: str) -> str | None:
+        """The candidate of a rollout that was pinned not long ago."""
+        return self._pins.get((session_id, rollout_id))
+
+    def remember_pin(self, session_id: str, rollout_id: str, candidate_id: str) -> None:
+        """Keep a rollout's candidate for its next calls."""
+        self._pins[(session_id, rollout_id)] = candidate_id
+        if len(self._pins) > REMEMBERED_PINS:
+            self._pins.popitem(last=False)
+
+    async def close(self) -> None:
+        """End the reading under way."""
+        tasks = [*self._reading.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin_to_read(self, session_id: str) -> asyncio.Task[LiveSession]:
+        reading = self._reading.get(session_id)
+        if reading is None:
+            reading = asyncio.create_task(self._read(session_id))
+            self._reading[session_id] = reading
+            reading.add_done_callback(lambda task: self._end_to_read(session_id, task))
+        return reading
+
+    def _end_to_read(self, session_id: str, task: asyncio.Task[LiveSession]) -> None:
+        if self._reading.get(session_id) is task:
+            del self._reading[session_id]
+        if not task.cancelled():
+            # Who waits for it is told; who does not finds out later.
+            task.exception()
+
+    async def _read(self, session_id: str) -> LiveSession:
+        read_at = self._timer()
+        standing = await self._store.standing(session_id)
+        if self._reading.get(session_id) is not asyncio.current_task():
+            # Changed meanwhile: what was read may be older than what is held.
+            return await self.of(session_id)
+        held = self._held.get(session_id)
+        if held is None:
+            config = self._knowledge.config(standing.session)
+            held = self._held[session_id] = LiveSession(standing.session, config, LONG_AGO)
+            if len(self._held) > REMEMBERED_SESSIONS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(session_id)
+        held.learn(standing, read_at=read_at)
+        return held

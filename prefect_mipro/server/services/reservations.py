@@ -1,0 +1,60 @@
+"""What calls under way may use of a session's budgets, so that many at once cannot overrun them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect_mipro.models.chat import ChatBody, Usage
+from prefect_mipro.server.services.live import NOTHING, LiveSession, Reserved
+
+# A token of text is at least three bytes long, but for rare scripts.
+BYTES_PER_TOKEN = 3
+
+# Where neither the call nor the session says how long an answer may be.
+COMPLETION_TOKENS = 1_000
+
+
+@contextmanager
+def reserved(live: LiveSession, body: ChatBody) -> Iterator[Reserved]:
+    """Hold what the call may use at most, until it is over and what it used is counted."""
+    limits = live.config.prompt_learning.termination_config
+    if limits.max_tokens is None and limits.max_cost_usd is None:
+        yield NOTHING
+        return
+    usage = most_usage(live, body)
+    own = Reserved(
+        usage.prompt_tokens + usage.completion_tokens,
+        live.config.call_cost_usd(text_or_none(body.get("model")), usage) or 0.0,
+    )
+    live.reserved += own
+    try:
+        yield own
+    finally:
+        live.reserved -= own
+
+
+def most_usage(live: LiveSession, body: ChatBody) -> Usage:
+    """The most that a call is expected to use."""
+    policy = live.config.policy.max_completion_tokens or COMPLETION_TOKENS
+    told = body.get("max_completion_tokens") or body.get("max_tokens")
+    return Usage(
+        prompt_tokens=sum(_bytes(message) for message in body["messages"]) // BYTES_PER_TOKEN + 1,
+        completion_tokens=_count(told, policy) * _count(body.get("n"), 1),
+    )
+
+
+def text_or_none(value: object) -> str | None:
+    """The value, if it is text."""
+    return value if isinstance(value, str) else None
+
+
+def _bytes(message: dict[str, Any]) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return sum(len(str(part.get("text") or "").encode("utf-8", "replace")) for part in parts)
+
+
+def _count(told: object, otherwise: int) -> int:
+    return told if isinstance(told, int) and told > 0 else otherwise
