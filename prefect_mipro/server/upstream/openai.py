@@ -126,7 +126,7 @@ class OpenAIUpstream:
     def failure(self, error: Exception, *, answering: bool) -> UpstreamFailed:
         """A failure of aiohttp as an error of ours, which names the server and no key."""
         if self.closed:
-            return UpstreamUnreachable(f"{self.name} was closed before its answer was complete")
+            return self.broken_off()
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamUnreachable(f"{self.name} does not accept connections in time")
         if isinstance(error, aiohttp.ClientPayloadError) or (
@@ -143,6 +143,10 @@ class OpenAIUpstream:
         return UpstreamFailed(
             f"{self.name} answered something that is not HTTP: {type(error).__name__}"
         )
+
+    def broken_off(self) -> UpstreamUnreachable:
+        """The failure of a call that was under way when this upstream was closed."""
+        return UpstreamUnreachable(f"{self.name} was closed before its answer was complete")
 
     def _connected(self) -> aiohttp.ClientSession:
         if self.closed:
@@ -224,6 +228,8 @@ class _Call:
     async def chunks(self) -> AsyncIterator[bytes]:
         content, wait, upstream = self._response.content, self._wait, self._upstream
         while True:
+            if upstream.closed:
+                raise upstream.broken_off()
             silent_until = wait.now + upstream.timeouts.silence_seconds
             try:
                 with wait.until(min(silent_until, self._deadline)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mipro.errors import InputInvalid, ModelMissing, Overloaded
+from prefect_mipro.errors import InputInvalid, ModelMissing, Overloaded, UpstreamUnreachable
 from prefect_mipro.server.upstream.embedded import EmbeddedUpstream, Limits, slots_for
 
 
@@ -106,6 +106,29 @@ async def test_a_caller_who_hangs_up_frees_the_only_slot(
     # All 3,500 tokens take the slot for half a minute or more.
     async with asyncio.timeout(15):
         await ask(model)
+
+
+async def test_closing_ends_the_call_under_way_and_the_one_that_waits(
+    model: EmbeddedUpstream,
+) -> None:
+    endless = body_of("Count to a million.", max_tokens=3500, ignore_eos=True, stream=True)
+
+    async with model.chat(endless) as reply:
+        chunks = reply.chunks()
+        await anext(chunks)
+        waiting = asyncio.create_task(ask(model))
+        await asyncio.sleep(0)
+        await model.close()
+        with pytest.raises(UpstreamUnreachable):
+            await anext(chunks)
+    with pytest.raises(UpstreamUnreachable):
+        await waiting
+
+
+async def test_a_call_after_closing_loads_the_model_again(model: EmbeddedUpstream) -> None:
+    await ask(model)
+    await model.close()
+    assert (await ask(model))["choices"]
 
 
 async def test_one_call_too_many_is_told_to_come_back(model: EmbeddedUpstream) -> None:
