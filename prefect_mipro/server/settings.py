@@ -19,9 +19,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from yarl import URL
 
 from prefect_mipro.server.providers import CallerKey, HeaderKey, HttpUrl, Provider
-from prefect_mipro.server.upstream.addresses import AllowedHost, is_loopback
+from prefect_mipro.server.upstream.addresses import AllowedHost, environment_proxy, is_loopback
 from prefect_mipro.server.upstream.interface import DEFAULT
 
 ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
@@ -75,6 +76,7 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgres": "postgresql+asyncpg",
 }
+_METAVARS = {"max_calls_in_flight": "CALLS", "providers": "JSON"}
 # The others may hold a key or a password, which no message repeats.
 _SHOWN = frozenset(
     {
@@ -231,6 +233,13 @@ class ServerSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _proxies_are_understood(self) -> Self:
+        if self.upstream_use_environment_proxy:
+            for provider in self.every_provider.values():
+                environment_proxy(URL(provider.base_url))
+        return self
+
+    @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
         if not self.api_keys and not is_loopback(self.host):
             raise ValueError(
@@ -291,9 +300,9 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     hidden = bool(field.json_schema_extra)
     text = argparse.SUPPRESS if hidden else _help_text(name, field)
     if field.annotation is bool:
-        parser.add_argument(flag, dest=name, nargs="?", const="true", help=text)
+        parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true", help=text)
     else:
-        metavar = "JSON" if name == "providers" else name.rsplit("_", 1)[-1].upper()
+        metavar = _METAVARS.get(name) or name.rsplit("_", 1)[-1].upper()
         parser.add_argument(flag, dest=name, metavar=metavar, help=text)
 
 

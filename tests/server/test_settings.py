@@ -228,6 +228,17 @@ def test_a_refusal_names_option_variable_and_way_out(
     assert "Traceback" not in message
 
 
+def test_a_proxy_that_is_not_understood_is_refused_at_the_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://user:hidden@proxy:1080")
+    given = ["--upstream-url", "http://model.invalid/v1"]
+    assert read(*given).upstream_use_environment_proxy is False
+    message = refusal(capsys, *given, "--upstream-use-environment-proxy")
+    assert "socks5" in message
+    assert "hidden" not in message
+
+
 def test_every_problem_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, "--port", "x", "--log-level", "y")
     assert [line.split(" ")[1] for line in message.splitlines()] == ["--port", "--log-level"]
