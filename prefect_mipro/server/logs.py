@@ -10,18 +10,19 @@ import itertools
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
-REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_HEADER = "x-request-id"
 LONGEST_REQUEST_ID = 128
 
 _OWN_ATTRIBUTES = frozenset(
     {*vars(logging.makeLogRecord({})), "asctime", "color_message", "message", "taskName"}
 )
+_PLAIN = frozenset(map(chr, range(33, 127)))
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 # Unlike any other process's, and cheap.
 _process = secrets.token_hex(4)
@@ -36,17 +37,16 @@ def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
     logging.getLogger("prefect_mipro").setLevel(level.upper())
 
 
-def begin_request(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def begin_request(told: str | None) -> str:
     """The request's id, which all lines that are logged on its behalf carry from now on.
 
-    It is the caller's `x-request-id` where that is short and plain, else a new one.
+    It is what the caller's `x-request-id` has told where that is short and plain, else a new one.
     """
-    request_id = next((value for name, value in headers if name == REQUEST_ID_HEADER), b"")
-    text = request_id.decode("latin-1")
-    if not (0 < len(text) <= LONGEST_REQUEST_ID and text.isascii() and text.isprintable()):
-        text = f"{_process}-{next(_numbers)}"
-    _request_id.set(text)
-    return text
+    request_id = told or ""
+    if not (0 < len(request_id) <= LONGEST_REQUEST_ID and _PLAIN.issuperset(request_id)):
+        request_id = f"{_process}-{next(_numbers)}"
+    _request_id.set(request_id)
+    return request_id
 
 
 class EventFormatter(logging.Formatter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -96,6 +96,9 @@ _USUAL = {
 _CLASSES = tuple(NO_ANSWER if number == 0 else f"{number}xx" for number in range(10))
 
 
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
 class CallMeter(Collector):
     """All proxied calls of one app."""
 
@@ -170,10 +173,9 @@ class MeteredCall:
     session_id = rollout_id = candidate_id = ""
     status = 0
     streaming = False
-    # Whoever sets it will call `used`, perhaps when the call is over.
-    usage_pending = False
     outcome = Outcome.CANCELLED
     _whole = False
+    _broken = False
 
     def __init__(self, meter: CallMeter) -> None:
         self._meter = meter
@@ -203,9 +205,10 @@ class MeteredCall:
         self.ended_at = self._meter.timer()
         self._whole = True
 
-    def used(self, usage: Usage, model: str | None) -> None:
-        """What the answer says it took, and which model gave it."""
+    def read(self, usage: Usage, *, model: str | None, broken: bool) -> None:
+        """What the answer says: what it took, which model gave it, and whether it is one."""
         self._meter.count_tokens(usage)
+        self._broken = broken
 
     def __enter__(self) -> Self:
         self._meter.in_flight += 1
@@ -227,7 +230,9 @@ class MeteredCall:
             if not self.started_at:
                 self.status = _status_of(error)
         elif self._whole:
-            self.outcome = Outcome.of_status(self.status)
+            outcome = Outcome.of_status(self.status)
+            broken = self._broken and outcome is Outcome.OK
+            self.outcome = Outcome.UPSTREAM_ERROR if broken else outcome
         elif not self.started_at:
             self.status = 0
         meter.count(self)
@@ -249,9 +254,17 @@ class MeteredCall:
         )
 
 
+def unread() -> MeteredCall:
+    """A call that nobody reads the measure of."""
+    return MeteredCall(_UNREAD)
+
+
 def _status_of(error: BaseException) -> int:
     """The status that the caller is told instead of an answer; 0 if nothing."""
     if isinstance(error, asyncio.CancelledError):
         return 0
     status = error.status if isinstance(error, MiproError) else 500
     return status if 400 <= status <= 599 else 500
+
+
+_UNREAD = CallMeter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,7 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from prefect_mipro import __version__
 from prefect_mipro.models.chat import Usage
-from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall, Outcome
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall, Outcome, RawHeaders
 from prefect_mipro.server.telemetry.tracing import CONSOLE, NONE, OTLP, CallHeaders, Tell, Tracing
 
 SERVICE = "prefect-mipro"
@@ -40,6 +39,7 @@ LONGEST_NAME = 120
 LONGEST_FLUSH_SECONDS = 3.0
 # Not the propagators of `OTEL_PROPAGATORS`: baggage is nobody's business at a model's vendor.
 _PROPAGATOR = TraceContextTextMapPropagator()
+_TRACE_HEADERS = {field.encode() for field in _PROPAGATOR.fields}
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,12 @@ class Spans(Tracing):
         """`traceparent` (and `tracestate`) of the span that is current."""
         return _headers_of_current_span
 
-    def call(self, meter: CallMeter, headers: Mapping[str, str]) -> MeteredCall:
-        return TracedCall(meter, self._tracer, _PROPAGATOR.extract(headers))
+    def call(self, meter: CallMeter, headers: RawHeaders) -> MeteredCall:
+        return TracedCall(meter, self._tracer, _trace_of(headers))
 
     @contextmanager
-    def continued(self, headers: Mapping[str, str]) -> Iterator[None]:
-        token = context.attach(_PROPAGATOR.extract(headers))
+    def continued(self, headers: RawHeaders) -> Iterator[None]:
+        token = context.attach(_trace_of(headers))
         try:
             yield
         finally:
@@ -99,7 +99,6 @@ class TracedCall(MeteredCall):
     """A proxied call with a span of its own, and one within for its upstream."""
 
     _upstream: Span | None = None
-    _ended_at_ns = 0
 
     def __init__(self, meter: CallMeter, tracer: Tracer, parent: Context) -> None:
         super().__init__(meter)
@@ -153,14 +152,12 @@ class TracedCall(MeteredCall):
         self._span.set_attribute("gen_ai.request.stream", streaming)
         self._span.set_attribute("mipro.first_byte_seconds", self.started_at - self.began_at)
 
-    def used(self, usage: Usage, model: str | None) -> None:
-        super().used(usage, model)
+    def read(self, usage: Usage, *, model: str | None, broken: bool) -> None:
+        super().read(usage, model=model, broken=broken)
         self._span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
         self._span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
         if model is not None:
             self._span.set_attribute("gen_ai.response.model", model[:LONGEST_NAME])
-        if self._ended_at_ns:
-            self._span.end(self._ended_at_ns)
 
     def __exit__(
         self,
@@ -180,9 +177,7 @@ class TracedCall(MeteredCall):
             self._span.set_attribute("http.response.status_code", self.status)
         if self.outcome is not Outcome.OK:
             _fail(self._span, cause)
-        self._ended_at_ns = time.time_ns()
-        if not self.usage_pending:
-            self._span.end(self._ended_at_ns)
+        self._span.end()
 
 
 def tracing(exporter: str) -> Tracing:
@@ -216,6 +211,12 @@ def _exported(exporter: str) -> Spans:
     provider = sdk.TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(spans_to))
     return Spans(provider, end=provider.shutdown)
+
+
+def _trace_of(headers: RawHeaders) -> Context:
+    """The trace that a request belongs to, if it says so."""
+    told = {name: value.decode("latin-1") for name, value in headers if name in _TRACE_HEADERS}
+    return _PROPAGATOR.extract({name.decode(): value for name, value in told.items()})
 
 
 def _headers_of_current_span() -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall
+from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall, RawHeaders
 
 EXTRA = "prefect-mipro[otel]"
 # The exporters that `OTEL_TRACES_EXPORTER` may name here.
@@ -35,11 +35,11 @@ class Tracing:
         """What a call takes along to its upstream, asked for while the call is under way."""
         return None
 
-    def call(self, meter: CallMeter, headers: Mapping[str, str]) -> MeteredCall:
+    def call(self, meter: CallMeter, headers: RawHeaders) -> MeteredCall:
         """A proxied call with those headers, measured by that meter."""
         return meter.call()
 
-    def continued(self, headers: Mapping[str, str]) -> AbstractContextManager[object]:
+    def continued(self, headers: RawHeaders) -> AbstractContextManager[object]:
         """Spans within belong to the trace that the headers name, if they name one."""
         return _NOTHING
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import RewardReceipt
-from prefect_mipro.server.telemetry.calls import MeteredCall
+from prefect_mipro.server.telemetry.calls import MeteredCall, RawHeaders
 from prefect_mipro.server.telemetry.metrics import Meters, RewardOutcome, RoundOutcome
 from prefect_mipro.server.telemetry.tracing import Tell, Tracing
 
@@ -20,7 +20,7 @@ class Telemetry:
         self.meters = Meters()
         self.tracing = tracing or Tracing()
 
-    def call(self, headers: Mapping[str, str]) -> MeteredCall:
+    def call(self, headers: RawHeaders) -> MeteredCall:
         """A proxied call that has those headers."""
         return self.tracing.call(self.meters.calls, headers)
 

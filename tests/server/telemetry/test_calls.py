@@ -137,6 +137,15 @@ def test_a_call_that_ends_unfinished_was_left_by_its_caller(
     assert value(meter, "mipro_proxy_calls_total", **labels) == 1
 
 
+def test_a_stream_without_an_end_is_an_error_of_the_upstream(meter: CallMeter) -> None:
+    with meter.call() as call:
+        answer(call, streaming=True)
+        call.finished()
+        call.read(Usage(), model=None, broken=True)
+    labels = {"outcome": "upstream_error", "status_class": "2xx", "streaming": "true"}
+    assert value(meter, "mipro_proxy_calls_total", **labels) == 1
+
+
 def test_the_usual_series_are_there_before_the_first_call(meter: CallMeter) -> None:
     labels = {"outcome": "timeout", "status_class": "5xx", "streaming": "true"}
     assert value(meter, "mipro_proxy_calls_total", **labels) == 0
@@ -191,7 +200,7 @@ def test_a_call_without_an_answer_has_no_first_byte(meter: CallMeter) -> None:
 
 def test_tokens_are_summed_by_kind(meter: CallMeter) -> None:
     for _ in range(2):
-        meter.call().used(Usage(prompt_tokens=7, completion_tokens=2), "m")
+        meter.call().read(Usage(prompt_tokens=7, completion_tokens=2), model="m", broken=False)
     assert value(meter, "mipro_proxy_tokens_total", kind="prompt") == 14
     assert value(meter, "mipro_proxy_tokens_total", kind="completion") == 4
 
