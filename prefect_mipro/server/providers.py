@@ -1,4 +1,4 @@
-"""What a server is told of a provider of models: where it is, its keys, limits and fallback."""
+"""The settings of one provider of models: where it is, its keys, limits and fallback."""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ _SHOWN = frozenset(
         "upstream_first_byte_timeout_seconds",
         "upstream_silence_timeout_seconds",
         "upstream_total_timeout_seconds",
+        "log_format",
         "log_level",
+        "public_metrics",
     }
 )
 
@@ -183,6 +185,16 @@ class ServerSettings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged to standard error: debug, info, warning, error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="How log lines look: text (one line of words and key=value) or json "
+        "(one object per line).",
+    )
+    public_metrics: bool = Field(
+        default=False,
+        description="Show /metrics to callers without a key, too; "
+        "what it shows are counts, never prompts or ids.",
     )
     stop_with_stdin: bool = Field(
         default=False,

@@ -12,23 +12,24 @@ from prefect_mipro.server.upstream.fallback import Fallback
 from prefect_mipro.server.upstream.inference import InferenceUrls, normal
 from prefect_mipro.server.upstream.interface import Upstream
 from prefect_mipro.server.upstream.limits import Limits
-from prefect_mipro.server.upstream.openai import OpenAIUpstream
+from prefect_mipro.server.upstream.openai import CallHeaders, OpenAIUpstream
 from prefect_mipro.server.upstream.patience import BackOff, Timeouts
 from prefect_mipro.server.upstream.registry import Upstreams
 
 
-def upstreams_of(settings: ServerSettings) -> Upstreams:
-    """Raises ConfigInvalid for a proxy in the environment that is none for HTTP."""
+def upstreams_of(settings: ServerSettings, *, call_headers: CallHeaders | None = None) -> Upstreams:
+    """`call_headers` is asked for more headers at each call."""
+
+    def upstream(provider: Provider, resolver: AbstractResolver | None = None) -> OpenAIUpstream:
+        return _upstream(settings, provider, resolver, call_headers)
+
     providers = settings.every_provider
-    plain = {name: _upstream(settings, provider) for name, provider in providers.items()}
+    plain = {name: upstream(provider) for name, provider in providers.items()}
     table: dict[str, Upstream] = dict(plain)
     for name, provider in providers.items():
         if provider.fallback is not None:
             second = plain[provider.fallback.provider or name]
             table[name] = Fallback(plain[name], second, model=provider.fallback.model)
-
-    def at_url(url: str, resolver: AbstractResolver | None) -> OpenAIUpstream:
-        return _upstream(settings, Provider(base_url=url), resolver=resolver)
 
     return Upstreams(
         table,
@@ -36,12 +37,18 @@ def upstreams_of(settings: ServerSettings) -> Upstreams:
         caller_keyed=frozenset(
             name for name, told in providers.items() if told.caller_key is CallerKey.REQUIRED
         ),
-        inference=InferenceUrls(settings.allowed_inference_hosts, at_url),
+        inference=InferenceUrls(
+            settings.allowed_inference_hosts,
+            lambda url, resolver: upstream(Provider(base_url=url), resolver),
+        ),
     )
 
 
 def _upstream(
-    settings: ServerSettings, provider: Provider, *, resolver: AbstractResolver | None = None
+    settings: ServerSettings,
+    provider: Provider,
+    resolver: AbstractResolver | None,
+    call_headers: CallHeaders | None,
 ) -> OpenAIUpstream:
     timeouts = Timeouts(
         connect_seconds=settings.upstream_connect_timeout_seconds,
@@ -63,4 +70,5 @@ def _upstream(
         ),
         proxied=settings.upstream_use_environment_proxy,
         resolver=resolver,
+        call_headers=call_headers,
     )

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import InputInvalid, ModelMissing, Overloaded
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.interface import Reply, UpstreamCounts
 from prefect_mipro.server.upstream.model_file import INSTALL, MODEL_NAME, find, verify
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 from prefect_mipro.server.upstream.patience import Timeouts
@@ -80,6 +80,14 @@ class EmbeddedUpstream:
         self._starting = asyncio.Lock()
         self._runtime: Any = None
         self._http: OpenAIUpstream | None = None
+        self._refused = 0
+
+    @property
+    def counts(self) -> UpstreamCounts:
+        """A copy of them as they are now."""
+        calls = self._limits.slots + self._limits.most_waiting - self._places
+        waiting = max(0, calls - self._limits.slots)
+        return UpstreamCounts(calls=calls, waiting=waiting, refused=self._refused)
 
     @asynccontextmanager
     async def chat(
@@ -108,6 +116,7 @@ class EmbeddedUpstream:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if not self._places:
+            self._refused += 1
             raise Overloaded(
                 f"{self._limits.slots + self._limits.most_waiting} calls compute or wait for the "
                 "embedded model already; send fewer at a time",

@@ -10,7 +10,8 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import Overloaded, UpstreamFailed
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.upstream.interface import Reply, Upstream
+from prefect_mipro.server.upstream.interface import Reply, Upstream, UpstreamCounts
+from prefect_mipro.server.upstream.openai import OpenAIUpstream
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,15 @@ class Fallback:
     upstream is the first one itself.
     """
 
-    def __init__(self, first: Upstream, second: Upstream, *, model: str) -> None:
+    def __init__(self, first: OpenAIUpstream, second: Upstream, *, model: str) -> None:
         self._first = first
         self._second = second
         self._model = model
+
+    @property
+    def counts(self) -> UpstreamCounts:
+        """Those of the first one, and how often it was replaced."""
+        return self._first.counts
 
     def __repr__(self) -> str:
         return f"Fallback({self._first!r}, {self._second!r}, model={self._model!r})"
@@ -48,6 +54,7 @@ class Fallback:
                 failure = type(error).__name__
             if reply is None or (failure and possible):
                 await call.aclose()
+                self.counts.fallbacks += 1
                 logger.warning(
                     "upstream fell back", extra={"outcome": failure, "model": self._model}
                 )

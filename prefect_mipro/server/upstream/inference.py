@@ -95,7 +95,8 @@ class InferenceUrls:
     def _make_way(self) -> None:
         if len(self._upstreams) < MOST_UPSTREAMS:
             return
-        idle = next((url for url, upstream in self._upstreams.items() if not upstream.calls), None)
+        busy = {url: upstream.counts.calls for url, upstream in self._upstreams.items()}
+        idle = next((url for url, calls in busy.items() if not calls), None)
         if idle is None:
             raise Overloaded(
                 f"{MOST_UPSTREAMS} inference URLs have calls under way; try again later",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
@@ -12,6 +14,35 @@ from prefect_mipro.models.chat import ChatBody
 
 # The provider that is meant where none is named, and that stands in for unknown names.
 DEFAULT = "default"
+
+
+@dataclass
+class UpstreamCounts:
+    """What became of the calls to one provider so far, and how many are there now.
+
+    `calls` are all that have begun and not ended, `waiting` those of them that wait for a limit;
+    `refused` were too many for it. `repeats` are counted by what went before: `unreachable`, `429`
+    or `5xx`.
+    """
+
+    calls: int = 0
+    waiting: int = 0
+    refused: int = 0
+    fallbacks: int = 0
+    repeats: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that the provider is busy with."""
+        return self.calls - self.waiting
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """An upstream that counts its calls."""
+
+    @property
+    def counts(self) -> UpstreamCounts: ...
 
 
 class Reply(Protocol):
@@ -30,7 +61,7 @@ class Reply(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The headers worth passing on, by their names in lower case, all in ASCII.
 
-        Those are `retry-after`, `x-request-id`, `x-ratelimit-*` and `openai-*`.
+        Those are `retry-after`, `x-should-retry`, the ids of the request and the rate limits.
         """
         ...
 

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from prefect_mipro.errors import Overloaded
+from prefect_mipro.server.upstream.interface import UpstreamCounts
 
 MINUTE_SECONDS = 60.0
 # Who would have to wait longer for the next minute is told to come back instead.
@@ -44,13 +45,13 @@ class Rate:
 class Gate:
     """Lets the calls to one provider pass within its limits."""
 
-    def __init__(self, limits: Limits, *, name: str) -> None:
+    def __init__(self, limits: Limits, counts: UpstreamCounts, *, name: str) -> None:
         self._limits = limits
+        self._counts = counts
         self._name = name
         at_once, a_minute = limits.max_concurrent_calls, limits.calls_per_minute
         self._places = asyncio.Semaphore(at_once) if at_once else None
         self._rate = Rate(a_minute) if a_minute else None
-        self._waiting = 0
 
     async def enter(self) -> None:
         """Take a place among the calls under way. Raises Overloaded when too many wait for one."""
@@ -63,7 +64,7 @@ class Gate:
         try:
             await self._places.acquire()
         finally:
-            self._waiting -= 1
+            self._counts.waiting -= 1
 
     def leave(self) -> None:
         """Give the place back."""
@@ -88,16 +89,17 @@ class Gate:
             try:
                 await asyncio.sleep(wait_seconds)
             finally:
-                self._waiting -= 1
+                self._counts.waiting -= 1
 
     def _queue(self, retry_after_seconds: float) -> None:
-        if self._waiting >= self._limits.max_waiting_calls:
+        if self._counts.waiting >= self._limits.max_waiting_calls:
             raise self._overloaded(
-                f"{self._waiting} calls wait for {self._name} already", retry_after_seconds
+                f"{self._counts.waiting} calls wait for {self._name} already", retry_after_seconds
             )
-        self._waiting += 1
+        self._counts.waiting += 1
 
     def _overloaded(self, what: str, retry_after_seconds: float) -> Overloaded:
+        self._counts.refused += 1
         return Overloaded(
             f"{what}, the limit that this server has for it; send fewer at a time, or raise the "
             "provider's max_concurrent_calls, calls_per_minute or max_waiting_calls",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,7 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.upstream.addresses import environment_proxy
-from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.interface import Reply, UpstreamCounts
 from prefect_mipro.server.upstream.limits import Gate, Limits
 from prefect_mipro.server.upstream.patience import (
     REPEATED_STATUSES,
@@ -43,7 +44,13 @@ KEEP_ALIVE_SECONDS = 60.0
 DNS_SECONDS = 60
 # aiohttp writes a larger body in one piece, and warns, unless it is given as a file.
 LARGEST_BODY_IN_ONE_PIECE = 1_000_000
-PASSED_ON = ("openai-", "x-ratelimit-", "x-request-id", "retry-after")
+PASSED_ON = (
+    *("retry-after", "x-should-retry"),
+    *("x-request-id", "request-id", "apim-request-id", "openai-"),
+    *("x-ratelimit-", "anthropic-ratelimit-"),
+)
+
+CallHeaders = Callable[[], Mapping[str, str]]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +60,8 @@ class OpenAIUpstream:
 
     With `caller_key_required` each call must bring its own key. `proxied` takes the proxy that the
     environment names (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), except to this machine itself. Names
-    of hosts are looked up by the `resolver`, else by the system.
+    of hosts are looked up by the `resolver`, else by the system. `call_headers` is asked for more
+    headers at each call.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class OpenAIUpstream:
         limits: Limits | None = None,
         proxied: bool = False,
         resolver: AbstractResolver | None = None,
+        call_headers: CallHeaders | None = None,
     ) -> None:
         self.url = _chat_url(base_url)
         # What logs and errors show; some servers take their key in the query.
@@ -75,9 +84,10 @@ class OpenAIUpstream:
         self.caller_key_required = caller_key_required
         self.timeouts = timeouts or Timeouts()
         self.back_off = back_off or BackOff()
-        self.gate = Gate(limits or Limits(), name=self.name)
+        self.call_headers = call_headers
+        self.counts = UpstreamCounts()
+        self.gate = Gate(limits or Limits(), self.counts, name=self.name)
         self.watch = Watch(tick_seconds=self.timeouts.tick_seconds)
-        self.calls = 0  # under way
         self.closed = False
         self._headers = {
             "accept-encoding": "identity",
@@ -100,7 +110,7 @@ class OpenAIUpstream:
         Entering raises UpstreamUnreachable, UpstreamTimedOut, UpstreamFailed, Overloaded, and
         KeyRejected for a key that is missing or that no header can carry.
         """
-        return _Call(self, orjson.dumps(body), api_key)
+        return _Call(self, _payload(body), api_key)
 
     async def close(self) -> None:
         """Close all connections, for good."""
@@ -185,7 +195,7 @@ class _Call:
     async def __aenter__(self) -> Self:
         upstream = self._upstream
         headers = self._own_headers()
-        upstream.calls += 1
+        upstream.counts.calls += 1
         try:
             await upstream.gate.enter()
             try:
@@ -194,7 +204,7 @@ class _Call:
                 upstream.gate.leave()
                 raise
         except BaseException:
-            upstream.calls -= 1
+            upstream.counts.calls -= 1
             raise
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
@@ -209,7 +219,7 @@ class _Call:
     ) -> None:
         self._response.close()
         self._upstream.gate.leave()
-        self._upstream.calls -= 1
+        self._upstream.counts.calls -= 1
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -244,14 +254,16 @@ class _Call:
 
     def _own_headers(self) -> dict[str, str]:
         """Those of this call only."""
+        told = self._upstream.call_headers
+        headers = dict(told()) if told else {}
         if self._key is not None:
-            return {"authorization": _bearer(self._key)}
-        if self._upstream.caller_key_required:
+            headers["authorization"] = _bearer(self._key)
+        elif self._upstream.caller_key_required:
             raise KeyMissing(
                 f"calls to {self._upstream.name} go with the caller's own key; "
                 f"send yours as header '{CALLER_KEY_HEADER}'"
             )
-        return {}
+        return headers
 
     async def _final(self, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """The first answer that is final, or that is still not so after the last repeat."""
@@ -273,7 +285,8 @@ class _Call:
                     return response
                 response.close()
                 wait_seconds = max(asked_seconds, back_off.seconds(repeat))
-                outcome = str(response.status)
+                outcome = "429" if response.status == 429 else "5xx"
+            self._upstream.counts.repeats[outcome] += 1
             logger.info(
                 "upstream call repeated",
                 extra={"upstream": name, "outcome": outcome, "wait_seconds": wait_seconds},
@@ -320,6 +333,13 @@ def _chat_url(base_url: str) -> URL:
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix(CHAT_PATH) + CHAT_PATH
     return URL(parts._replace(path=path, fragment="").geturl())
+
+
+def _payload(body: ChatBody) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # an integer of more than 64 bits
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _bearer(key: SecretStr) -> str:

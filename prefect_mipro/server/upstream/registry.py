@@ -10,10 +10,12 @@ from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
 from prefect_mipro.server.upstream.embedded import check as check_embedded
 from prefect_mipro.server.upstream.inference import InferenceUrls, normal
 from prefect_mipro.server.upstream.interface import DEFAULT as DEFAULT
-from prefect_mipro.server.upstream.interface import Upstream
+from prefect_mipro.server.upstream.interface import Counted, Upstream, UpstreamCounts
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 
 EMBEDDED = "embedded"
+# The program calls its model itself: it leases prompts and posts its traces.
+NONE = "none"
 
 
 class Upstreams:
@@ -48,6 +50,11 @@ class Upstreams:
                 return self._inference.at(inference_url)
             provider = known
         self.check(provider)
+        if provider == NONE and NONE not in self._table:
+            raise ConfigInvalid(
+                "this session's program calls its model itself: lease its prompts at .../prompt, "
+                'or set prompt_learning.policy.provider to something else than "none"'
+            )
         if provider == EMBEDDED and EMBEDDED not in self._table:
             self._table[EMBEDDED] = EmbeddedUpstream()
         return self._table.get(provider) or self._table[DEFAULT]
@@ -59,7 +66,7 @@ class Upstreams:
         """
         if provider == EMBEDDED and EMBEDDED not in self._table:
             check_embedded()
-        if not {provider, DEFAULT} & {*self._table, EMBEDDED}:
+        if not {provider, DEFAULT} & {*self._table, EMBEDDED, NONE}:
             known = ", ".join(sorted({*self._table, EMBEDDED}))
             raise ConfigInvalid(
                 f"this server has no provider {provider!r} (it has: {known}); "
@@ -76,9 +83,17 @@ class Upstreams:
         """Whether a call of the server's own, which nobody sends a key with, would be refused."""
         if inference_url:
             provider = self._base_urls.get(normal(inference_url), "")
-        elif provider not in self._table:
+        elif provider not in {*self._table, NONE}:
             provider = DEFAULT
         return provider in self._caller_keyed
+
+    def counts(self) -> Mapping[str, UpstreamCounts]:
+        """The calls to each provider so far."""
+        return {
+            name: upstream.counts
+            for name, upstream in self._table.items()
+            if isinstance(upstream, Counted)
+        }
 
     async def close(self) -> None:
         """Close all of them."""

@@ -102,6 +102,7 @@ async def test_after_a_dropped_connection_the_second_model_answers(
 ) -> None:
     first_server.script.extend([drop] * 2)
     assert await ask(fallback) == (200, "second")
+    assert fallback.counts.fallbacks == 1
 
 
 async def test_after_a_silent_first_model_the_second_one_answers(

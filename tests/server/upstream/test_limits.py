@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from prefect_mipro.errors import Overloaded
+from prefect_mipro.server.upstream.interface import UpstreamCounts
 from prefect_mipro.server.upstream.limits import Gate, Limits, Rate
 
 
@@ -29,14 +30,14 @@ def test_each_start_makes_room_once_its_window_is_over() -> None:
 
 
 async def test_a_gate_without_limits_lets_everybody_pass() -> None:
-    gate = Gate(Limits(), name="m")
+    gate = Gate(Limits(), UpstreamCounts(), name="m")
     for _ in range(1_000):
         await gate.enter()
         await gate.turn()
 
 
 async def test_one_more_than_the_limit_waits_until_one_leaves() -> None:
-    gate = Gate(Limits(max_concurrent_calls=2), name="m")
+    gate = Gate(Limits(max_concurrent_calls=2), UpstreamCounts(), name="m")
     await gate.enter()
     await gate.enter()
     third = asyncio.create_task(gate.enter())
@@ -47,7 +48,9 @@ async def test_one_more_than_the_limit_waits_until_one_leaves() -> None:
 
 
 async def test_one_more_than_may_wait_is_told_to_come_back() -> None:
-    gate = Gate(Limits(max_concurrent_calls=1, max_waiting_calls=1), name="http://m/v1")
+    gate = Gate(
+        Limits(max_concurrent_calls=1, max_waiting_calls=1), UpstreamCounts(), name="http://m/v1"
+    )
     await gate.enter()
     waiting = asyncio.create_task(gate.enter())
     await asyncio.sleep(0)
@@ -60,7 +63,7 @@ async def test_one_more_than_may_wait_is_told_to_come_back() -> None:
 
 
 async def test_who_gives_up_waiting_makes_room_for_another() -> None:
-    gate = Gate(Limits(max_concurrent_calls=1, max_waiting_calls=1), name="m")
+    gate = Gate(Limits(max_concurrent_calls=1, max_waiting_calls=1), UpstreamCounts(), name="m")
     await gate.enter()
     impatient = asyncio.create_task(gate.enter())
     await asyncio.sleep(0)
@@ -74,7 +77,7 @@ async def test_who_gives_up_waiting_makes_room_for_another() -> None:
 
 
 async def test_one_more_than_a_minute_bears_is_told_when_to_come_back() -> None:
-    gate = Gate(Limits(calls_per_minute=2), name="m")
+    gate = Gate(Limits(calls_per_minute=2), UpstreamCounts(), name="m")
     await gate.turn()
     await gate.turn()
     with pytest.raises(Overloaded, match="2 calls went to m within a minute") as error:

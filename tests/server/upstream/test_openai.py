@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_mipro.errors import Overloaded, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
+from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.upstream.limits import Limits
 from prefect_mipro.server.upstream.patience import BackOff, Timeouts
 from tests.server.scripted_upstream import (
@@ -42,6 +44,35 @@ async def test_the_body_arrives_unchanged_and_the_answer_comes_back(
     (received,) = server.received
     assert received.path == "/v1/chat/completions"
     assert received.body == BODY
+
+
+async def test_an_integer_of_any_size_arrives_as_it_is(server: ScriptedUpstream) -> None:
+    body: ChatBody = {"messages": [{"role": "user", "content": "größer"}], "seed": 2**70}
+    async with upstream_at(server.url) as upstream:
+        await read(upstream, body)
+    assert server.received[0].body == body
+
+
+async def test_headers_of_a_call_are_asked_for_once_and_sent_with_each_repeat(
+    server: ScriptedUpstream,
+) -> None:
+    server.script.append(answers(503))
+    numbers = itertools.count(1)
+    async with upstream_at(
+        server.url, call_headers=lambda: {"traceparent": f"00-{next(numbers)}"}
+    ) as upstream:
+        await read(upstream)
+        await read(upstream)
+    sent = [received.headers["traceparent"] for received in server.received]
+    assert sent == ["00-1", "00-1", "00-2"]
+
+
+async def test_repeats_are_counted_by_what_went_before(server: ScriptedUpstream) -> None:
+    server.script.extend([answers(429), answers(503), complete, drop, complete])
+    async with upstream_at(server.url) as upstream:
+        await read(upstream)
+        await read(upstream)
+    assert upstream.counts.repeats == {"429": 1, "5xx": 1, "unreachable": 1}
 
 
 async def test_a_body_of_several_megabytes_arrives_whole(server: ScriptedUpstream) -> None:
@@ -258,11 +289,11 @@ async def test_at_most_so_many_calls_are_under_way(server: ScriptedUpstream) -> 
         async with upstream.chat(BODY), upstream.chat(BODY):
             third = asyncio.create_task(read(upstream))
             await asyncio.sleep(0)
-            assert upstream.calls == 3
+            assert (upstream.counts.in_flight, upstream.counts.waiting) == (2, 1)
             assert len(server.received) == 2
             server.gate.set()
         assert (await third)[0] == 200
-        assert upstream.calls == 0
+        assert upstream.counts.calls == 0
 
 
 async def test_a_place_is_given_back_after_each_kind_of_end(server: ScriptedUpstream) -> None:
@@ -275,7 +306,7 @@ async def test_a_place_is_given_back_after_each_kind_of_end(server: ScriptedUpst
         for expected in (UpstreamUnreachable, UpstreamTimedOut, None, UpstreamUnreachable, None):
             with pytest.raises(expected) if expected else contextlib.nullcontext():
                 await read(upstream)
-        assert upstream.calls == 0
+        assert upstream.counts.calls == 0
 
 
 async def test_repeats_count_as_calls_of_their_minute(server: ScriptedUpstream) -> None:
@@ -283,6 +314,7 @@ async def test_repeats_count_as_calls_of_their_minute(server: ScriptedUpstream) 
     async with upstream_at(server.url, limits=Limits(calls_per_minute=2)) as upstream:
         with pytest.raises(Overloaded):
             await read(upstream)
+        assert (upstream.counts.refused, upstream.counts.calls) == (1, 0)
     assert len(server.received) == 2
 
 
@@ -291,6 +323,7 @@ async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedU
         "X-Request-Id": "req-1",
         "OpenAI-Processing-Ms": "5",
         "X-RateLimit-Remaining-Requests": "9",
+        "X-Should-Retry": "false",
         "Set-Cookie": "a=b",
         "Server-Timing": "x",
     }
@@ -300,6 +333,7 @@ async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedU
             "x-request-id": "req-1",
             "openai-processing-ms": "5",
             "x-ratelimit-remaining-requests": "9",
+            "x-should-retry": "false",
         }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mipro.errors import ConfigInvalid, ModelMissing
+from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 from prefect_mipro.server.upstream.registry import Upstreams
 
@@ -46,3 +47,18 @@ def test_the_embedded_model_is_missing_until_it_is_installed(
 
 def test_a_configured_upstream_may_take_the_embedded_ones_name() -> None:
     assert Upstreams({"embedded": GROQ}).named("embedded") is GROQ
+
+
+def test_a_program_that_calls_its_model_itself_needs_no_provider() -> None:
+    upstreams = Upstreams({})
+    upstreams.check("none")
+    assert not upstreams.takes_caller_keys_only("none")
+    with pytest.raises(ConfigInvalid, match="calls its model itself"):
+        upstreams.named("none")
+
+
+def test_each_provider_has_its_counts() -> None:
+    upstreams = Upstreams({"groq": GROQ, "default": DEFAULT, "embedded": EmbeddedUpstream()})
+    assert set(upstreams.counts()) == {"groq", "default", "embedded"}
+    assert upstreams.counts()["groq"] is GROQ.counts
+    assert upstreams.counts()["embedded"].in_flight == 0
