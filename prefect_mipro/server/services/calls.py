@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from prefect_mipro.errors import UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.services.completions import (
-    EVENT_STREAM,
-    Completion,
-    Events,
-    read,
-    require_completion,
-)
+from prefect_mipro.server.services.completions import Completion, read, require_completion
+from prefect_mipro.server.services.events import Events
+from prefect_mipro.server.services.refusals import openai_refusal
+from prefect_mipro.server.telemetry.calls import MeteredCall, unread
 from prefect_mipro.server.upstream.interface import Reply
+
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Call:
 
     `candidate_id` asks for that candidate outside of learning: nothing is pinned, counted or
     remembered, and no reward is expected. Held-out evaluation uses it. `provider_key` is the
-    caller's own key for the upstream: for this call only, kept nowhere.
+    caller's own key for the upstream: for this call only, kept nowhere. `metered` is told how far
+    the call has come.
     """
 
     body: ChatBody
@@ -34,6 +36,7 @@ class Call:
     example_id: str | None = None
     candidate_id: str | None = None
     provider_key: SecretStr | None = None
+    metered: MeteredCall = field(default_factory=unread)
 
 
 class Served:
@@ -67,9 +70,14 @@ class Served:
         return self._reply.status
 
     @property
+    def is_refusal(self) -> bool:
+        """Whether the upstream says no."""
+        return self.status >= 400
+
+    @property
     def content_type(self) -> str:
-        """The upstream's content type."""
-        return self._reply.content_type
+        """The upstream's content type; JSON for a refusal, and where the upstream says none."""
+        return (not self.is_refusal and self._reply.content_type) or JSON
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -82,24 +90,38 @@ class Served:
         return self.content_type.startswith(EVENT_STREAM)
 
     async def read(self) -> bytes:
-        """The whole body. A success that is not a chat completion raises UpstreamFailed."""
+        """The whole body: the upstream's own bytes, those of a refusal in OpenAI's shape.
+
+        A success that is not a chat completion raises CompletionInvalid.
+        """
         self.first_byte_seconds = self._timer() - self._started
         body = await self._reply.read()
+        if self.is_refusal:
+            body = openai_refusal(body, status=self.status)
         self.size_bytes = len(body)
-        self._whole = read(body, content_type=self.content_type)
-        if self.status == 200:
+        self._whole = read(body)
+        if not self.is_refusal:
             require_completion(self._whole)
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. The time of the first byte is that of the first token."""
+        """The events as they arrive. The time of the first byte is that of the first token.
+
+        Raises UpstreamUnreachable after a stream that was not over when it ended.
+        """
         events = self._events = Events()
         async for chunk in self._reply.chunks():
             self.size_bytes += len(chunk)
-            events.feed(chunk)
+            whole = events.feed(chunk)
             if self.first_byte_seconds is None and events.has_content:
                 self.first_byte_seconds = self._timer() - self._started
-            yield chunk
+            if whole:
+                yield whole
+        rest = events.end()
+        if not events.is_complete:
+            raise UpstreamUnreachable("the model's server ended its stream in mid-answer")
+        if rest:
+            yield rest
 
     @property
     def completion(self) -> Completion:

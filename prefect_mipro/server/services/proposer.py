@@ -107,7 +107,7 @@ class Proposer:
             answer = await reply.read()
             if reply.status != 200:
                 raise UpstreamFailed(f"the proposer model answered {reply.status}")
-            completion = read(answer, content_type=reply.content_type)
+            completion = read(answer)
         if completion.error:
             raise UpstreamFailed(f"the proposer model answered nonsense: {completion.error}")
         return completion
