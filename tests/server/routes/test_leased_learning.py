@@ -15,14 +15,16 @@ MOST_LOOKS = 500
 
 
 class Program:
-    """A program with a model of its own: it leases, answers, posts and reports."""
+    """A program with a model of its own: it leases, answers, posts and reports.
 
-    def __init__(self, caller: Caller, **mipro: Any) -> None:
-        table = CONFIG["prompt_learning"]
-        settings = {"proposer": {"mode": "demonstrations_only"}, **mipro}
-        config = {"prompt_learning": {**table, "mipro": {**table["mipro"], **settings}}}
+    Its session knows no model at all.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        table = {**CONFIG["prompt_learning"], "policy": {"provider": "none"}}
+        self.session = caller.session(config_body={"prompt_learning": table})
+        self.path = f"{SESSIONS}/{self.session['session_id']}"
         self._http = caller.http
-        self.path = f"{SESSIONS}/{caller.session(config_body=config)['session_id']}"
 
     def lease(self, number: int, **more: Any) -> Json:
         body = {
@@ -51,14 +53,18 @@ class Program:
         reward = {"reward_info": {"score": 1.0}, "rollout_id": f"r{number}"}
         self._http.post(f"{self.path}/reward", json=reward).raise_for_status()
 
-    def candidates_with_demonstrations(self) -> list[Json]:
-        """Those of the first round, which goes on in the background."""
+    def status(self) -> Json:
+        """The status after the first round, which goes on in the background."""
         for _ in range(MOST_LOOKS):
-            reports = self._http.get(self.path).json()["candidates"].values()
-            found = [report for report in reports if report["demonstrations"]]
-            if found:
-                return found
-        raise AssertionError("no demonstrations were made")
+            status: Json = self._http.get(self.path).json()
+            if status["proposer"]["rounds"]:
+                return status
+        raise AssertionError("no round was made")
+
+    def candidate_with_demonstrations(self) -> str:
+        """The id of one of them."""
+        reports = self.status()["candidates"].values()
+        return next(report["candidate_id"] for report in reports if report["demonstrations"])
 
     @staticmethod
     def query(number: int) -> str:
@@ -82,7 +88,7 @@ def program(_live: Caller) -> Program:
 
 
 def test_posted_answers_become_demonstrations_that_leases_show(program: Program) -> None:
-    candidate_id = program.candidates_with_demonstrations()[0]["candidate_id"]
+    candidate_id = program.candidate_with_demonstrations()
     leased = program.lease(1_000, candidate_id=candidate_id)
     shown = leased["levers"]["demonstrations"]["demonstrations"]
     posted = {f"Query: {program.query(n)}": n for n in range(ROLLOUTS)}
@@ -105,7 +111,7 @@ def test_posted_answers_become_demonstrations_that_leases_show(program: Program)
 
 
 def test_a_rollouts_own_example_is_not_shown_to_it(program: Program) -> None:
-    candidate_id = program.candidates_with_demonstrations()[0]["candidate_id"]
+    candidate_id = program.candidate_with_demonstrations()
     others = program.lease(1_000, candidate_id=candidate_id)
     shown = others["levers"]["demonstrations"]["demonstrations"]
     number = int(shown[0]["example_id"])
@@ -119,10 +125,24 @@ def test_a_rollouts_own_example_is_not_shown_to_it(program: Program) -> None:
 
 
 def test_the_same_question_is_not_answered_by_its_demonstration(program: Program) -> None:
-    candidate_id = program.candidates_with_demonstrations()[0]["candidate_id"]
+    candidate_id = program.candidate_with_demonstrations()
     others = program.lease(1_000, candidate_id=candidate_id)
     number = int(others["levers"]["demonstrations"]["demonstrations"][0]["example_id"])
     asked = program.lease(1_001, candidate_id=candidate_id, inputs={"query": program.query(number)})
     contents = [message["content"] for message in asked["messages"]]
     assert contents.count(f"Query: {program.query(number)}") == 1
     assert len(contents) == len(others["messages"]) - 2
+
+
+def test_without_any_model_instructions_are_rewritten_and_the_status_says_what_is_missing(
+    program: Program,
+) -> None:
+    status = program.status()
+    assert len({report["instruction"] for report in status["candidates"].values()}) > 1
+    assert "calls its model itself" in status["proposer"]["error"]
+
+
+def test_the_proxy_of_such_a_session_says_what_to_do(caller: Caller, program: Program) -> None:
+    answer = caller.chat(program.session, "by-proxy")
+    assert answer.status_code == 422
+    assert "lease its prompts" in answer.json()["error"]["message"]
