@@ -42,7 +42,8 @@ class Call:
 class Served:
     """An answer under way: the candidate that made it, the upstream's status, the body to come.
 
-    `started` is when the upstream was called, by the `timer`.
+    `started` is when the upstream was called, by the `timer`. `usage_hidden` says that the caller
+    of a stream did not ask for its usage, and so does not get it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Served:
         reply: Reply,
         *,
         started: float,
+        usage_hidden: bool = False,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.candidate_id = candidate_id
@@ -60,6 +62,7 @@ class Served:
         self.first_byte_seconds: float | None = None
         self._reply = reply
         self._started = started
+        self._usage_hidden = usage_hidden
         self._timer = timer
         self._whole: Completion | None = None
         self._events: Events | None = None
@@ -109,7 +112,7 @@ class Served:
 
         Raises UpstreamUnreachable after a stream that was not over when it ended.
         """
-        events = self._events = Events()
+        events = self._events = Events(usage_hidden=self._usage_hidden)
         async for chunk in self._reply.chunks():
             self.size_bytes += len(chunk)
             whole = events.feed(chunk)
