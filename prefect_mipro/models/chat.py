@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
@@ -28,12 +29,17 @@ class InitialPrompt(Record):
     messages: tuple[PromptMessage, ...]
     wildcards: dict[str, Literal["REQUIRED", "OPTIONAL"]] = Field(default_factory=dict)
 
-    @property
+    @cached_property
     def ordered(self) -> tuple[PromptMessage, ...]:
         """The messages by `order`, stable for equal numbers."""
         return tuple(sorted(self.messages, key=lambda message: message.order))
 
-    @property
+    @cached_property
+    def required_wildcards(self) -> frozenset[str]:
+        """The names of the wildcards that must stand for a visible text."""
+        return frozenset(name for name, need in self.wildcards.items() if need == "REQUIRED")
+
+    @cached_property
     def instruction(self) -> str:
         """The text of the first system message; empty when the prompt has none."""
         return next((m.pattern for m in self.ordered if m.role in SYSTEM_ROLES), "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from prefect_mipro.models.base import JsonObject
@@ -17,6 +18,9 @@ from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage, InitialPrompt, 
 from prefect_mipro.models.levers import Demonstration
 
 QUOTED_CHARACTERS = 80
+
+# Patterns that are kept split: those of the prompts that are served.
+SPLIT_PATTERNS = 1_024
 
 _WILDCARD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _VISIBLE = re.compile(r"\S")
@@ -66,6 +70,8 @@ def apply(
         else:
             message = changed[recognised.instruction_index]
             changed[recognised.instruction_index] = _with_text(message, text)
+    if not demonstrations:
+        return Applied(tuple(changed))
     asked = frozenset(normalised(_text(m)) for m in messages if _role(m) == "user")
     shown = [
         demonstration
@@ -87,13 +93,15 @@ def match(
     `required` at least one visible character, and a repeated one the same text again. The literal
     parts are searched from left to right without ever going back, so no text can make it slow.
     """
-    literals, names = _split(pattern.strip())
+    literals, names, before, after = _split(pattern)
     text = text.strip()
+    found = _take(literals, names, text, required)
+    if found is not None or not (before or after):
+        return found
     # A blank wildcard at an end leaves its neighbour's white space there: give it back.
-    before, after = _blanks_at_the_ends(literals)
-    forms = dict.fromkeys((text, text + after, before + text, before + text + after))
-    found = (_take(literals, names, form, required) for form in forms)
-    return next((values for values in found if values is not None), None)
+    forms = dict.fromkeys((text + after, before + text, before + text + after))
+    others = (_take(literals, names, form, required) for form in forms)
+    return next((values for values in others if values is not None), None)
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> str:
@@ -144,7 +152,7 @@ class _Recognised:
 
 
 def _recognise(messages: Sequence[ChatMessage], prompt: InitialPrompt) -> _Recognised | str:
-    required = frozenset(name for name, need in prompt.wildcards.items() if need == "REQUIRED")
+    required = prompt.required_wildcards
     values: dict[str, str] = {}
     instruction_index: int | None = None
     position = 0
@@ -183,10 +191,14 @@ def _same_role(expected: PromptMessage, message: ChatMessage) -> bool:
     return role == expected.role or (role in SYSTEM_ROLES and expected.role in SYSTEM_ROLES)
 
 
-def _split(pattern: str) -> tuple[list[str], list[str]]:
-    """The literal parts around the wildcards, one more than there are wildcards, and the names."""
-    parts = _WILDCARD.split(pattern)
-    return parts[::2], parts[1::2]
+@lru_cache(SPLIT_PATTERNS)
+def _split(pattern: str) -> tuple[tuple[str, ...], tuple[str, ...], str, str]:
+    """The literal parts around the wildcards, one more than there are wildcards, and the names.
+
+    Then the white space between a wildcard at either end and its neighbour.
+    """
+    parts = tuple(_WILDCARD.split(pattern.strip()))
+    return parts[::2], parts[1::2], *_blanks_at_the_ends(parts[::2])
 
 
 def _take(

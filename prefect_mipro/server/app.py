@@ -18,6 +18,7 @@ from prefect_mipro.server.routes import (
     candidates,
     errors,
     health,
+    metrics,
     prompt_learning,
     sessions,
 )
@@ -37,6 +38,9 @@ from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.telemetry.parts import JournalCollector
+from prefect_mipro.server.telemetry.tracing import Tracing
+from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
 from prefect_mipro.server.upstreams import upstreams_of
 
@@ -55,9 +59,13 @@ The proxy is not in the list below: it takes the chat completions of any OpenAI 
 
 
 def create_app(
-    settings: ServerSettings, *, store: Store | None = None, upstreams: Upstreams | None = None
+    settings: ServerSettings,
+    *,
+    store: Store | None = None,
+    upstreams: Upstreams | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The whole server as an ASGI app.
+    """The whole server as an ASGI app. Without `tracing` it makes no spans.
 
     It opens and closes what is not given: the store of `database_url`, the upstreams of the
     providers. What is given stays the caller's to close.
@@ -76,7 +84,8 @@ def create_app(
             if reached is None:
                 reached = upstreams_of(settings)
                 opened.push_async_callback(reached.close)
-            app.state.backend = _backend(settings, kept, reached, opened)
+            telemetry = Telemetry(tracing)
+            app.state.backend = _backend(settings, kept, reached, telemetry, opened)
             yield
 
     app = _Server(
@@ -86,6 +95,8 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Its own spans and logs would tell paths and faults as they are.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         exception_handlers={
             MiproError: errors.on_mipro_error,
             RequestValidationError: errors.on_validation_error,
@@ -95,6 +106,7 @@ def create_app(
     )
     for router in (
         health.router,
+        metrics.router,
         sessions.session_router(sessions.V1_PREFIX, tag="sessions"),
         sessions.session_router(sessions.PROMPT_LEARNING_PREFIX, tag=prompt_learning.TAG),
         prompt_learning.router,
@@ -119,16 +131,29 @@ class _Server(FastAPI):
 
 
 def _backend(
-    settings: ServerSettings, store: Store, upstreams: Upstreams, opened: AsyncExitStack
+    settings: ServerSettings,
+    store: Store,
+    upstreams: Upstreams,
+    telemetry: Telemetry,
+    opened: AsyncExitStack,
 ) -> Backend:
     knowledge = Knowledge(store)
     live = Live(store, knowledge)
     opened.push_async_callback(live.close)
     journal = Journal(store)
+    telemetry.meters.watch(JournalCollector(journal))
+    telemetry.meters.watch_store(store.overview)
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
     proposals = Proposals(
-        store, upstreams, knowledge, beliefs, journal, clock=utc_now, new_id=new_id
+        store,
+        upstreams,
+        knowledge,
+        beliefs,
+        journal,
+        telemetry=telemetry,
+        clock=utc_now,
+        new_id=new_id,
     )
     opened.push_async_callback(proposals.close)
     recorder = Recorder(store, journal, clock=utc_now, new_id=new_id)
@@ -142,6 +167,7 @@ def _backend(
         proposals,
         journal,
         recorder,
+        telemetry=telemetry,
         clock=utc_now,
         new_id=new_id,
     )
@@ -165,4 +191,6 @@ def _backend(
         leases=Leases(store, knowledge, sessions, rollouts, recorder, clock=utc_now, new_id=new_id),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
+        telemetry=telemetry,
+        public_metrics=False,
     )

@@ -22,10 +22,12 @@ from starlette.types import Receive
 
 from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
+from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.errors import short
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.telemetry.watch import Telemetry
 
 MOST_ITEMS = 1_000
 DEEPEST_JSON = 64
@@ -69,6 +71,8 @@ class Backend:
     leases: Leases
     keys: Keys
     max_body_bytes: int
+    telemetry: Telemetry
+    public_metrics: bool
 
 
 def backend_of(request: Request) -> Backend:
@@ -134,13 +138,15 @@ class _ApiRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             backend = backend_of(request)
+            begin_request(request.headers.get(REQUEST_ID_HEADER))
             backend.keys.require(request.headers)
             body = await read_body(
                 request.headers.get("content-length"),
                 request.receive,
                 limit_bytes=backend.max_body_bytes,
             )
-            return await respond(_ReadRequest(request, body))
+            with backend.telemetry.tracing.continued(request.scope["headers"]):
+                return await respond(_ReadRequest(request, body))
 
         return guarded
 

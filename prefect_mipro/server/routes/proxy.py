@@ -7,6 +7,7 @@ the body is parsed once and an event stream is handed on as it arrives.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -20,9 +21,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from prefect_mipro.errors import InputInvalid, MiproError
+from prefect_mipro.errors import InputInvalid, MiproError, NotFound
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.sessions import Session
+from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.dependencies import (
     Backend,
     identifier,
@@ -42,12 +44,18 @@ from prefect_mipro.server.routes.errors import (
     short,
 )
 from prefect_mipro.server.services.calls import Call, Served
+from prefect_mipro.server.telemetry.calls import MeteredCall
 
 # A client that goes away sooner is not noticed: most answers are there by then, and to watch for
 # it costs as much as to choose.
 WATCHED_AFTER_SECONDS = 0.02
 
+# Every digit as 0, and all else as a space.
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(256))
+_NINETEEN_DIGITS = b"0" * 19
+
 _CANDIDATE = CANDIDATE_HEADER.encode()
+_REQUEST_ID = REQUEST_ID_HEADER.encode()
 _ROLLOUT = ROLLOUT_HEADER.encode()
 
 
@@ -67,18 +75,22 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            match scope["path"].removeprefix(PROXY_PREFIX).split("/"):
+            match scope["path"].removeprefix(PROXY_PREFIX).rstrip("/").split("/"):
                 case [proxy_id, "chat", "completions"] if proxy_id:
                     _require_method(scope, "POST")
                     await self._complete(proxy_id, None, scope, receive, send)
                 case [proxy_id, rollout_id, "chat", "completions"] if proxy_id and rollout_id:
                     _require_method(scope, "POST")
                     await self._complete(proxy_id, rollout_id, scope, receive, send)
-                case [proxy_id, "models"] | [proxy_id, _, "models"] if proxy_id:
+                case [proxy_id, "models", *names] | [proxy_id, _, "models", *names] if proxy_id:
                     _require_method(scope, "GET", "HEAD")
-                    await self._list_models(proxy_id, scope, receive, send)
-                case _:
-                    raise HTTPException(404)
+                    await self._show_models(proxy_id, "/".join(names), scope, receive, send)
+                case [_, *steps]:
+                    raise NotFound(
+                        "a session's URL serves chat/completions and models, also with a rollout "
+                        f"id before them, and not {short(repr('/'.join(steps)))}; "
+                        "ask the model's own server for that"
+                    )
         except MiproError as error:
             await error_response(Request(scope), error)(scope, receive, send)
         except HTTPException as error:
@@ -94,42 +106,52 @@ class Proxy:
         self, proxy_id: str, rollout_id: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         backend = self._backend()
-        session = await _admitted(backend, proxy_id, scope)
         given = _Given(scope)
-        body = await read_body(
-            given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes
-        )
-        call = _call(rollout_id, given, parse_chat(body))
-        answer = _Answer(send)
+        begin_request(given.header(_REQUEST_ID))
+        metered = backend.telemetry.call(scope["headers"])
+        answer = _Answer(send, metered)
         try:
-            with _WhileConnected(receive):
-                async with backend.rollouts.serve(session, call) as served:
-                    if served.is_stream:
-                        await answer.stream(served)
-                    else:
-                        await answer.whole(served, await served.read())
+            with metered:
+                session = await _admitted(backend, proxy_id, scope)
+                body = await read_body(
+                    given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes
+                )
+                call = _call(rollout_id, given, parse_chat(body), metered)
+                with _WhileConnected(receive):
+                    async with backend.rollouts.serve(session, call) as served:
+                        if served.is_stream:
+                            await answer.stream(served)
+                        else:
+                            await answer.whole(served, await served.read())
         except MiproError:
             if not answer.started:
                 raise
 
-    async def _list_models(self, proxy_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """The session's policy model."""
+    async def _show_models(
+        self, proxy_id: str, name: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """The session's policy model: in a list, or by its name."""
         backend = self._backend()
         session = await _admitted(backend, proxy_id, scope)
         model = backend.sessions.policy_model(session)
+        if name not in ("", model):
+            raise NotFound(f"the model of this session is {model!r}, not {short(repr(name))}")
         entry = {
             "id": model,
             "object": "model",
             "created": int(session.created_at.timestamp()),
             "owned_by": "prefect-mipro",
         }
-        body = orjson.dumps({"object": "list", "data": [entry]})
+        body = orjson.dumps(entry if name else {"object": "list", "data": [entry]})
         await Response(body, media_type="application/json")(scope, receive, send)
 
 
 def parse_chat(body: bytes) -> ChatBody:
     """A chat-completions body, as far as its prompt must be understood. Raises InputInvalid."""
     chat = parse_json(body)
+    if _NINETEEN_DIGITS in body.translate(_DIGITS):
+        # orjson makes floats of integers beyond 64 bits.
+        chat = json.loads(body)
     if not isinstance(chat, dict):
         raise _malformed(f"the body is {short(chat)}, not a JSON object with messages")
     messages = chat.get("messages")
@@ -190,7 +212,7 @@ async def _admitted(backend: Backend, proxy_id: str, scope: Scope) -> Session:
     )
 
 
-def _call(rollout_id: str | None, given: _Given, body: ChatBody) -> Call:
+def _call(rollout_id: str | None, given: _Given, body: ChatBody, metered: MeteredCall) -> Call:
     """The call with what path, headers and query say about it, in this order."""
     rollout_id = rollout_id or given.either(_ROLLOUT, "cid")
     candidate_id = given.either(_CANDIDATE, "candidate_id")
@@ -204,20 +226,23 @@ def _call(rollout_id: str | None, given: _Given, body: ChatBody) -> Call:
         correlation_id=short_text("the correlation id", correlation_id) if correlation_id else None,
         example_id=short_text("the example id", example_id) if example_id else None,
         provider_key=SecretStr(provider_key) if provider_key else None,
+        metered=metered,
     )
 
 
 class _Answer:
     """What goes back to the caller. Once it has started, no other answer can."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, metered: MeteredCall) -> None:
         self._send = send
+        self._metered = metered
         self.started = False
 
     async def whole(self, served: Served, body: bytes) -> None:
         """The body at once."""
         await self._start(served, (b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.body", "body": body})
+        self._metered.finished()
 
     async def stream(self, served: Served) -> None:
         """Each piece as it comes. A failure on the way becomes the last event."""
@@ -231,6 +256,7 @@ class _Answer:
             await self._end()
             raise
         await self._end()
+        self._metered.finished()
 
     async def _send_piece(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -247,6 +273,7 @@ class _Answer:
             *((name.encode(), value.encode("latin-1")) for name, value in served.headers.items()),
         ]
         self.started = True
+        self._metered.started(served.status, streaming=served.is_stream)
         await self._send(
             {"type": "http.response.start", "status": served.status, "headers": headers}
         )

@@ -3,7 +3,8 @@
 A call waits for its pin, which joins the next transaction, and for nothing else. Its recording is
 in the store `DELAY_SECONDS` later at most, plus the time of one transaction; until then it is in
 memory only. A store that refuses is asked again until it takes what is here. There is room for so
-much, and a call that comes when it is used up is refused before anything is done for it.
+much and for so many calls, and one that comes when it is used up is refused before anything is
+done for it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prefect_mipro.errors import MiproError, Overloaded, StoreFailed
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.interface import CallRecord, Store
 
@@ -23,21 +26,34 @@ DELAY_SECONDS = 0.05
 # So many recordings are written in one transaction. More would keep pins waiting.
 BATCH = 64
 
+# While more than a few calls are under way, pins are committed so often at most: a commit costs as
+# much as ten pins.
+PIN_INTERVAL_SECONDS = 0.003
+FEW_CALLS = 4
+
+MOST_CALLS_IN_FLIGHT = 1_000
 MOST_RECORDINGS = 10_000
 MOST_BYTES = 64 * 2**20
 
 RETRY_SECONDS = 0.5
+RETRY_AFTER_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Counts:
-    """What the journal has done. `lost` recordings were refused by the store for good."""
+    """What the journal has done. `lost` recordings were refused by the store for good.
+
+    They were `written` in so many `batches`, besides `failures` in which the store took nothing.
+    `refused` calls came while there was no room.
+    """
 
     written: int = 0
+    batches: int = 0
     failures: int = 0
     lost: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +73,18 @@ class Journal:
         retry_seconds: float = RETRY_SECONDS,
         most_recordings: int = MOST_RECORDINGS,
         most_bytes: int = MOST_BYTES,
+        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
     ) -> None:
         self._store = store
         self._delay_seconds = delay_seconds
         self._retry_seconds = retry_seconds
         self._most_recordings = most_recordings
         self._most_bytes = most_bytes
+        self._most_calls_in_flight = most_calls_in_flight
+        self.calls_in_flight = 0
         self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
         self._pinning: asyncio.Task[None] | None = None
+        self._next_pins_at = 0.0
         self._recordings: deque[_Recording] = deque()
         self._size_bytes = 0
         self._due: asyncio.TimerHandle | None = None
@@ -80,14 +100,36 @@ class Journal:
         """Recordings that are not in the store yet."""
         return len(self._recordings)
 
-    def require_room(self) -> None:
-        """Raise Overloaded while the store is too far behind."""
-        if len(self._recordings) < self._most_recordings and self._size_bytes < self._most_bytes:
-            return
-        raise Overloaded(
-            f"the database is {len(self._recordings)} calls behind; repeat the call later",
-            retry_after_seconds=1.0,
-        )
+    @property
+    def capacity(self) -> int:
+        """How many may wait. Large ones fill the journal sooner."""
+        return self._most_recordings
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One more call is under way meanwhile.
+
+        Raises Overloaded while there are too many, or while the store is too far behind.
+        """
+        if self.calls_in_flight >= self._most_calls_in_flight:
+            self.counts.refused += 1
+            raise Overloaded(
+                f"{self.calls_in_flight} calls are under way, and this server takes no more at "
+                "once; repeat the call later, or start the server with a larger "
+                "--max-calls-in-flight",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        if len(self._recordings) >= self._most_recordings or self._size_bytes >= self._most_bytes:
+            self.counts.refused += 1
+            raise Overloaded(
+                f"the database is {len(self._recordings)} calls behind; repeat the call later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        self.calls_in_flight += 1
+        try:
+            yield
+        finally:
+            self.calls_in_flight -= 1
 
     async def pin(self, rollout: Rollout) -> Rollout:
         """Pin it with the next transaction; the rollout that was pinned first is returned."""
@@ -132,10 +174,18 @@ class Journal:
         """One transaction after the other, each with all that was asked for meanwhile."""
         try:
             while self._pins:
+                await self._gather()
                 pins, self._pins = self._pins, []
                 await self._pin_together(pins)
         finally:
             self._pinning = None
+
+    async def _gather(self) -> None:
+        """Let more pins come where many calls are under way."""
+        loop = asyncio.get_running_loop()
+        if self.calls_in_flight > FEW_CALLS:
+            await asyncio.sleep(self._next_pins_at - loop.time())
+        self._next_pins_at = loop.time() + PIN_INTERVAL_SECONDS
 
     async def _pin_together(self, pins: Sequence[tuple[Rollout, asyncio.Future[Rollout]]]) -> None:
         try:
@@ -205,6 +255,7 @@ class Journal:
                 return
             else:
                 self.counts.written += len(calls)
+                self.counts.batches += 1
                 return
 
     def _tell(self, *, refused: bool) -> None:
@@ -223,7 +274,7 @@ class Journal:
 
     def _lose(self, calls: Sequence[CallRecord], error: MiproError) -> None:
         self.counts.lost += len(calls)
-        log.error(
-            "recordings_lost",
-            extra={"lost": len(calls), "error": type(error).__name__, "reason": error.message},
-        )
+        fields: JsonObject = {"lost": len(calls), "error": type(error).__name__}
+        if isinstance(error, StoreFailed):  # others quote what could not be stored
+            fields["reason"] = error.message
+        log.error("recordings_lost", extra=fields)

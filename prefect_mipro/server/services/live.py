@@ -64,6 +64,10 @@ class LiveSession:
     choosing: dict[str, asyncio.Event] = field(default_factory=dict)
     reserved: Reserved = NOTHING
 
+    def __post_init__(self) -> None:
+        config = self.config
+        self._priced = config.policy.priced or bool(config.prompt_learning.prices)
+
     @property
     def session_id(self) -> str:
         return self.session.session_id
@@ -116,6 +120,14 @@ class LiveSession:
         again = candidate_id == self.serving_candidate_id
         self.serving_candidate_id = candidate_id
         self.serving_rollouts = self.serving_rollouts + 1 if again else 1
+
+    def cost_usd_of(
+        self, model: str | None, usage: Usage, *, asked_model: str | None
+    ) -> float | None:
+        """What a call cost, where its price is known."""
+        if not self._priced:
+            return None
+        return self.config.call_cost_usd(model, usage, asked_model=asked_model)
 
     def spend(self, usage: Usage, cost_usd: float | None) -> None:
         """A call has used so much."""

@@ -21,6 +21,7 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
 from prefect_mipro.server.services.rounds import Round
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
 
 TRACES_READ = 600
@@ -39,6 +40,7 @@ class Proposals:
         beliefs: Beliefs,
         journal: Journal,
         *,
+        telemetry: Telemetry,
         clock: Clock,
         new_id: NewId,
     ) -> None:
@@ -46,6 +48,7 @@ class Proposals:
         self._knowledge = knowledge
         self._beliefs = beliefs
         self._journal = journal
+        self._telemetry = telemetry
         self._proposer = Proposer(upstreams)
         self._clock = clock
         self._new_id = new_id
@@ -92,15 +95,21 @@ class Proposals:
                 return
             if await self.waiting_for(session, await self._store.candidates(session_id)):
                 return
-            written = await self._propose(session)
-            await self._store.record_proposal_round(
-                session_id,
-                rewards=session.rewards,
-                asked=written.asked,
-                error=written.error,
-                usage=written.usage,
-                at=self._clock(),
-            )
+            with self._telemetry.proposal_round(session_id) as watched:
+                written = await self._propose(session)
+                watched.finished(
+                    instructions=len(written.drafts),
+                    model_failed=written.error is not None,
+                    usage=written.usage,
+                )
+                await self._store.record_proposal_round(
+                    session_id,
+                    rewards=session.rewards,
+                    asked=written.asked,
+                    error=written.error,
+                    usage=written.usage,
+                    at=self._clock(),
+                )
         except MiproError as error:
             # Serving goes on; the next reward asks again.
             log.warning(
@@ -177,4 +186,6 @@ class Proposals:
             await self._store.add_candidates(session_id, new, candidates)
         except Conflict:
             log.info("proposal_round_raced", extra={"session_id": session_id})
+        else:
+            self._telemetry.made(new)
         return await self._look_again(seen)

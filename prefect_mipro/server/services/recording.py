@@ -39,12 +39,12 @@ class Recorder:
         *,
         latency_seconds: float,
         asked_model: str | None,
-    ) -> None:
+    ) -> Trace:
         """Keep what the call was and what it cost, also when its caller has gone away by now."""
         completion = served.completion if served else Completion(error="the caller went away")
         usage = completion.usage
         model = served.model if served else None
-        cost_usd = live.config.call_cost_usd(model, usage, asked_model=asked_model)
+        cost_usd = live.cost_usd_of(model, usage, asked_model=asked_model)
         live.spend(usage, cost_usd)
         trace = Trace(
             trace_id=self._new_id("trace"),
@@ -66,6 +66,7 @@ class Recorder:
             created_at=self._clock(),
         )
         self.keep(trace, candidate=candidate, size_bytes=served.size_bytes if served else 0)
+        return trace
 
     def keep(self, trace: Trace, *, candidate: Candidate, size_bytes: int = 0) -> None:
         """Have the trace of that candidate, and its frame, written soon."""
@@ -79,7 +80,7 @@ class Recorder:
     def _call(self, trace: Trace, candidate: Candidate) -> CallRecord:
         return CallRecord(
             trace,
-            frame_id=self._new_id("frame"),
+            frame_id=f"frame_{trace.trace_id.removeprefix('trace_')}",
             sensors=_sensors(trace),
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from prefect_mipro.models.chat import ChatBody, Usage
@@ -16,23 +14,18 @@ BYTES_PER_TOKEN = 3
 COMPLETION_TOKENS = 1_000
 
 
-@contextmanager
-def reserved(live: LiveSession, body: ChatBody) -> Iterator[Reserved]:
-    """Hold what the call may use at most, until it is over and what it used is counted."""
+def reserve(live: LiveSession, body: ChatBody) -> Reserved:
+    """Hold what the call may use at most. The caller gives it back when the call is counted."""
     limits = live.config.prompt_learning.termination_config
     if limits.max_tokens is None and limits.max_cost_usd is None:
-        yield NOTHING
-        return
+        return NOTHING
     usage = most_usage(live, body)
     own = Reserved(
         usage.prompt_tokens + usage.completion_tokens,
         live.config.call_cost_usd(text_or_none(body.get("model")), usage) or 0.0,
     )
     live.reserved += own
-    try:
-        yield own
-    finally:
-        live.reserved -= own
+    return own
 
 
 def most_usage(live: LiveSession, body: ChatBody) -> Usage:

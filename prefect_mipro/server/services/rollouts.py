@@ -12,7 +12,6 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import (
     CandidateNotFound,
     MiproError,
-    Overloaded,
     RewardInvalid,
     RolloutNotFound,
     SessionEnded,
@@ -39,14 +38,14 @@ from prefect_mipro.server.services.live import NOTHING, Live, LiveSession, Reser
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
-from prefect_mipro.server.services.reservations import reserved, text_or_none
+from prefect_mipro.server.services.reservations import reserve, text_or_none
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.telemetry.watch import Telemetry
+from prefect_mipro.server.upstream.interface import Upstream
 from prefect_mipro.server.upstream.registry import Upstreams
 
 EXPECTED_KEYS = ("expected", "expected_output")
 EXAMPLE_KEYS = ("example_id", "seed")
-
-MOST_CALLS_IN_FLIGHT = 1_000
 
 
 class Rollouts:
@@ -64,9 +63,9 @@ class Rollouts:
         journal: Journal,
         recorder: Recorder,
         *,
+        telemetry: Telemetry,
         clock: Clock,
         new_id: NewId,
-        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._store = store
@@ -81,8 +80,7 @@ class Rollouts:
         self._timer = timer
         self._journal = journal
         self._recorder = recorder
-        self._most_calls_in_flight = most_calls_in_flight
-        self._calls_in_flight = 0
+        self._telemetry = telemetry
 
     @asynccontextmanager
     async def serve(self, session: Session, call: Call) -> AsyncIterator[Served]:
@@ -92,60 +90,58 @@ class Rollouts:
         calls leave behind cannot be written. Errors after the choice name the candidate and the
         rollout in their `detail`.
         """
-        self._require_room()
-        self._calls_in_flight += 1
-        try:
+        with self._journal.admitted():
             live = await self._live.of(session.session_id)
-            with reserved(live, call.body) as own:
-                async with self._served(live, call, own) as served:
-                    yield served
-        finally:
-            self._calls_in_flight -= 1
-
-    @asynccontextmanager
-    async def _served(self, live: LiveSession, call: Call, own: Reserved) -> AsyncIterator[Served]:
-        rollout_id = call.rollout_id or self._new_id("rollout")
-        if call.candidate_id is None:
-            candidate = await self._assigned(
-                live, rollout_id, call.correlation_id, call.example_id, own
-            )
-        else:
-            candidate = await self._candidate_of(live, call.candidate_id)
-        applied = await self._applied(live, candidate, call.body["messages"], call.example_id)
-        body = _with_policy_defaults(call.body, live.config)
-        body["messages"] = list(applied.messages)
-        policy = live.config.policy
-        served: Served | None = None
-        failure: MiproError | None = None
-        started = self._timer()
-        try:
-            upstream = self._upstreams.named(policy.provider, inference_url=policy.inference_url)
-            async with upstream.chat(body, api_key=call.provider_key) as reply:
-                served = Served(
-                    candidate.candidate_id, rollout_id, reply, started=started, timer=self._timer
+            learns = call.candidate_id is None
+            own = reserve(live, call.body) if learns else NOTHING
+            rollout_id = call.rollout_id or self._new_id("rollout")
+            served: Served | None = None
+            failure: MiproError | None = None
+            try:
+                candidate = await self._candidate(live, rollout_id, call, own)
+                call.metered.chosen(live.session_id, rollout_id, candidate.candidate_id)
+                applied = await self._applied(
+                    live, candidate, call.body["messages"], call.example_id
                 )
-                yield served
-        except MiproError as error:
-            failure = error
-            error.detail = {
-                "candidate_id": candidate.candidate_id,
-                "rollout_id": rollout_id,
-                "reason": error.detail,
-            }
-            raise
-        finally:
-            if call.candidate_id is None:
-                took_seconds = self._timer() - started
-                self._recorder.record(
-                    live,
-                    candidate,
-                    rollout_id,
-                    applied,
-                    served,
-                    failure,
-                    latency_seconds=took_seconds,
-                    asked_model=text_or_none(body.get("model")),
-                )
+                body = _with_policy_defaults(call.body, live.config)
+                body["messages"] = list(applied.messages)
+                started = self._timer()
+                call.metered.forwarded(live.config.policy.provider, body.get("model"))
+                try:
+                    async with self._upstream_of(live).chat(
+                        body, api_key=call.provider_key
+                    ) as reply:
+                        served = Served(
+                            candidate.candidate_id,
+                            rollout_id,
+                            reply,
+                            started=started,
+                            timer=self._timer,
+                        )
+                        yield served
+                except MiproError as error:
+                    failure = error
+                    error.detail = {
+                        "candidate_id": candidate.candidate_id,
+                        "rollout_id": rollout_id,
+                        "reason": error.detail,
+                    }
+                    raise
+                finally:
+                    if learns:
+                        trace = self._recorder.record(
+                            live,
+                            candidate,
+                            rollout_id,
+                            applied,
+                            served,
+                            failure,
+                            latency_seconds=self._timer() - started,
+                            asked_model=text_or_none(body.get("model")),
+                        )
+                        call.metered.read(trace.usage, model=trace.model, broken=trace.error != "")
+            finally:
+                live.reserved -= own
 
     async def assign(
         self,
@@ -183,6 +179,14 @@ class Rollouts:
         self, session_id: str, request: RewardRequest, *, request_key: str | None = None
     ) -> RewardReceipt:
         """Count a reward, then let the optimizer look at it."""
+        with self._telemetry.reward(session_id, request.rollout_id) as watched:
+            receipt = await self._rewarded(session_id, request, request_key)
+            watched.taken(receipt)
+        return receipt
+
+    async def _rewarded(
+        self, session_id: str, request: RewardRequest, request_key: str | None
+    ) -> RewardReceipt:
         live = await self._live.of(session_id)
         session = live.session
         if session.state is SessionState.CANCELLED:
@@ -216,15 +220,16 @@ class Rollouts:
         """Wait until every call that has ended is recorded."""
         await self._journal.close()
 
-    def _require_room(self) -> None:
-        if self._calls_in_flight >= self._most_calls_in_flight:
-            raise Overloaded(
-                f"{self._calls_in_flight} calls are under way, and this server takes no more at "
-                "once; repeat the call later, or start the server with a larger "
-                "--max-calls-in-flight",
-                retry_after_seconds=1.0,
-            )
-        self._journal.require_room()
+    async def _candidate(
+        self, live: LiveSession, rollout_id: str, call: Call, own: Reserved
+    ) -> Candidate:
+        if call.candidate_id is not None:
+            return await self._candidate_of(live, call.candidate_id)
+        return await self._assigned(live, rollout_id, call.correlation_id, call.example_id, own)
+
+    def _upstream_of(self, live: LiveSession) -> Upstream:
+        policy = live.config.policy
+        return self._upstreams.named(policy.provider, inference_url=policy.inference_url)
 
     async def _assigned(
         self,

@@ -123,7 +123,7 @@ class CallMeter(Collector):
         )
         self._added = Distribution(
             "mipro_proxy_added_seconds",
-            "The part of the time to the first byte in which the upstream was not waited for.",
+            "From a call's arrival to the moment in which its upstream is asked.",
             ADDED_BUCKETS_SECONDS,
         )
         self._tokens = Tally(
@@ -142,11 +142,10 @@ class CallMeter(Collector):
         streaming = call.streaming
         self._calls.add(call.outcome, _CLASSES[call.status // 100], STREAMING[streaming])
         self._durations.observe(streaming, call.ended_at - call.began_at)
+        if call.forwarded_at:
+            self._added.observe(streaming, call.forwarded_at - call.began_at)
         if call.started_at:
-            first_byte_seconds = call.started_at - call.began_at
-            self._first_bytes.observe(streaming, first_byte_seconds)
-            waited_seconds = call.answered_at - call.forwarded_at
-            self._added.observe(streaming, first_byte_seconds - waited_seconds)
+            self._first_bytes.observe(streaming, call.started_at - call.began_at)
 
     def count_tokens(self, usage: Usage) -> None:
         """Add what an upstream says it has read and written."""
@@ -165,11 +164,10 @@ class MeteredCall:
     """One proxied call; the block that it guards is the whole call.
 
     Moments are seconds of the meter's timer, 0 where they have not come. A block that ends without
-    error before `finished` is that of a caller who went away. `status` stays 0 then, if nothing
-    was sent.
+    error before `finished` is that of a caller who went away. `status` stays 0 if nothing was sent.
     """
 
-    began_at = forwarded_at = answered_at = started_at = ended_at = 0.0
+    began_at = forwarded_at = started_at = ended_at = 0.0
     session_id = rollout_id = candidate_id = ""
     status = 0
     streaming = False
@@ -190,14 +188,10 @@ class MeteredCall:
         """The upstream of that provider is asked for that model from now on."""
         self.forwarded_at = self._meter.timer()
 
-    def answered(self, status: int) -> None:
-        """The upstream has answered: with its whole body, or the head of a stream."""
-        self.answered_at = self._meter.timer()
-        self.status = status
-
-    def started(self, *, streaming: bool) -> None:
-        """The first byte goes to the caller."""
+    def started(self, status: int, *, streaming: bool) -> None:
+        """The first byte of the upstream's answer goes to the caller."""
         self.started_at = self._meter.timer()
+        self.status = status
         self.streaming = streaming
 
     def finished(self) -> None:
@@ -233,8 +227,6 @@ class MeteredCall:
             outcome = Outcome.of_status(self.status)
             broken = self._broken and outcome is Outcome.OK
             self.outcome = Outcome.UPSTREAM_ERROR if broken else outcome
-        elif not self.started_at:
-            self.status = 0
         meter.count(self)
         if log.isEnabledFor(logging.DEBUG):
             self._log()

@@ -140,17 +140,14 @@ class TracedCall(MeteredCall):
         context.attach(trace.set_span_in_context(self._upstream))
         super().forwarded(provider, model)
 
-    def answered(self, status: int) -> None:
-        super().answered(status)
+    def started(self, status: int, *, streaming: bool) -> None:
+        super().started(status, streaming=streaming)
+        self._span.set_attribute("gen_ai.request.stream", streaming)
+        self._span.set_attribute("mipro.first_byte_seconds", self.started_at - self.began_at)
         if self._upstream is not None:
             self._upstream.set_attribute("http.response.status_code", status)
             if status >= 400:
                 _fail(self._upstream, str(status))
-
-    def started(self, *, streaming: bool) -> None:
-        super().started(streaming=streaming)
-        self._span.set_attribute("gen_ai.request.stream", streaming)
-        self._span.set_attribute("mipro.first_byte_seconds", self.started_at - self.began_at)
 
     def read(self, usage: Usage, *, model: str | None, broken: bool) -> None:
         super().read(usage, model=model, broken=broken)

@@ -29,6 +29,7 @@ from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
 from tests.fake_upstream import completion_of, say_ok, stream_of
 
@@ -159,7 +160,17 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     journal = Journal(store)
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=clock)
-    proposals = Proposals(store, upstreams, knowledge, beliefs, journal, clock=clock, new_id=new_id)
+    telemetry = Telemetry()
+    proposals = Proposals(
+        store,
+        upstreams,
+        knowledge,
+        beliefs,
+        journal,
+        telemetry=telemetry,
+        clock=clock,
+        new_id=new_id,
+    )
     recorder = Recorder(store, journal, clock=clock, new_id=new_id)
     rollouts = Rollouts(
         store,
@@ -171,6 +182,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         proposals,
         journal,
         recorder,
+        telemetry=telemetry,
         clock=clock,
         new_id=new_id,
     )

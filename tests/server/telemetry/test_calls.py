@@ -52,8 +52,7 @@ def value(meter: CallMeter, name: str, **labels: str) -> float | None:
 def answer(call: MeteredCall, status: int = 200, *, streaming: bool = False) -> None:
     call.chosen("s", "r", "c")
     call.forwarded("openai", "m")
-    call.answered(status)
-    call.started(streaming=streaming)
+    call.started(status, streaming=streaming)
 
 
 @pytest.mark.parametrize(
@@ -157,23 +156,21 @@ def test_calls_under_way_are_counted_while_they_are(meter: CallMeter) -> None:
     assert value(meter, "mipro_proxy_calls_in_flight") == 0
 
 
-def test_what_we_add_is_the_time_to_the_first_byte_less_the_wait_for_the_upstream(
+def test_what_we_add_is_the_time_until_the_upstream_is_asked(
     meter: CallMeter, clock: Clock
 ) -> None:
     with meter.call() as call:
         clock.now += 0.25
         call.forwarded("openai", "m")
         clock.now += 4.0
-        call.answered(200)
-        clock.now += 0.5
-        call.started(streaming=True)
+        call.started(200, streaming=True)
         clock.now += 8.0
         call.finished()
 
     def total(name: str) -> float | None:
         return value(meter, f"mipro_proxy_{name}_seconds_sum", streaming="true")
 
-    assert (total("added"), total("first_byte"), total("call_duration")) == (0.75, 4.75, 12.75)
+    assert (total("added"), total("first_byte"), total("call_duration")) == (0.25, 4.25, 12.25)
 
 
 def test_a_duration_is_in_the_first_bucket_that_is_not_below_it(

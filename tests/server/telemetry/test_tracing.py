@@ -59,8 +59,7 @@ def serve(call: MeteredCall, status: int = 200) -> None:
     with call:
         call.chosen("s", "r", "c")
         call.forwarded("openai", "gpt-x")
-        call.answered(status)
-        call.started(streaming=True)
+        call.started(status, streaming=True)
         call.read(Usage(prompt_tokens=7, completion_tokens=2), model="gpt-x-2026", broken=False)
         call.finished()
 

@@ -1,0 +1,25 @@
+"""What Prometheus scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
+
+from prefect_mipro.server.routes.dependencies import backend_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Counts for Prometheus. Asks for a key like the API, unless the server shows them to all."""
+    backend = backend_of(request)
+    if not backend.public_metrics:
+        backend.keys.require(request.headers)
+    await backend.telemetry.meters.refresh()
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    # Not on the event loop: writing the text takes milliseconds, and calls would wait.
+    body = await asyncio.to_thread(encode, backend.telemetry.meters.registry)
+    return Response(body, media_type=content_type)
