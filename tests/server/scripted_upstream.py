@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ class Received:
     path: str
     headers: Mapping[str, str]
     body: Any
+    raw: bytes = b""
 
 
 class Connection(BaseHTTPRequestHandler):
@@ -45,7 +47,7 @@ class Connection(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.upstream.received.append(Received(self.path, headers, json.loads(raw)))
+        self.upstream.received.append(Received(self.path, headers, json.loads(raw), raw))
         self.upstream.arrived.set()
         script = self.upstream.script
         (script.popleft() if script else complete)(self)
@@ -140,6 +142,15 @@ DONE = (
 )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Callers may hang up when they like; every other fault is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class ScriptedUpstream:
     """Answers with a completion where no script is left.
 
@@ -153,8 +164,7 @@ class ScriptedUpstream:
         self.gate = threading.Event()
         self.gone = threading.Event()
         handler = type("Handler", (Connection,), {"upstream": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def reset(self) -> None:
