@@ -36,7 +36,7 @@ logger = logging.getLogger("prefect_mipro.server")
 def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """Serve until told to stop; the exit code. Exits with 2 when the settings are refused."""
     settings = ServerSettings.read(arguments, program=program)
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
@@ -91,15 +91,18 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     # These take a second: first the settings must be right, and the port ours.
     from prefect_mipro.server.app import create_app
     from prefect_mipro.server.store.engine import open_store
+    from prefect_mipro.server.telemetry.tracing import tracing_of
 
     store = await open_store(settings.database_url)
+    tracing = tracing_of(os.environ)
     try:
-        server = _Server(settings, create_app(settings, store=store))
+        server = _Server(settings, create_app(settings, store=store, tracing=tracing))
         stopping = asyncio.create_task(server.stop_after(stop))
         await server.serve(sockets=[listener])
         stopping.cancel()
     finally:
         await store.close()
+        await asyncio.to_thread(tracing.close)
     logger.info("server stopped")
 
 

@@ -38,7 +38,7 @@ from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.telemetry.parts import JournalCollector
+from prefect_mipro.server.telemetry.parts import JournalCollector, UpstreamCollector
 from prefect_mipro.server.telemetry.tracing import Tracing
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
@@ -80,11 +80,11 @@ def create_app(
             if kept is None:
                 kept = await open_store(settings.database_url)
                 opened.push_async_callback(kept.close)
+            telemetry = Telemetry(tracing)
             reached = upstreams
             if reached is None:
-                reached = upstreams_of(settings)
+                reached = upstreams_of(settings, call_headers=telemetry.tracing.call_headers)
                 opened.push_async_callback(reached.close)
-            telemetry = Telemetry(tracing)
             app.state.backend = _backend(settings, kept, reached, telemetry, opened)
             yield
 
@@ -140,8 +140,9 @@ def _backend(
     knowledge = Knowledge(store)
     live = Live(store, knowledge)
     opened.push_async_callback(live.close)
-    journal = Journal(store)
+    journal = Journal(store, most_calls_in_flight=settings.max_calls_in_flight)
     telemetry.meters.watch(JournalCollector(journal))
+    telemetry.meters.watch(UpstreamCollector(upstreams.counts))
     telemetry.meters.watch_store(store.overview)
     beliefs = Beliefs(store, knowledge)
     promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
@@ -192,5 +193,5 @@ def _backend(
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,
-        public_metrics=False,
+        public_metrics=settings.public_metrics,
     )

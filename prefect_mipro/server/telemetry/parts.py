@@ -8,6 +8,8 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from prefect_mipro.server.upstream.interface import UpstreamCounts
+
 
 class JournalCounts(Protocol):
     """What a journal has done with recordings so far."""
@@ -33,21 +35,6 @@ class Journal(Protocol):
     def waiting(self) -> int: ...
     @property
     def capacity(self) -> int: ...
-
-
-class UpstreamCounts(Protocol):
-    """What became of the calls to one provider so far, and those that are under way."""
-
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def refused(self) -> int: ...
-    @property
-    def fallbacks(self) -> int: ...
-    @property
-    def repeats(self) -> Mapping[str, int]: ...
 
 
 class JournalCollector(Collector):

@@ -76,7 +76,7 @@ class Watched:
         """What has been added to a counter since, by the first of its labels' values."""
         now = self.samples()
         return {
-            dict(labels).get("outcome") or dict(labels).get("kind", ""): value - before[key]
+            dict(labels).get("outcome") or dict(labels).get("kind", ""): value - before.get(key, 0)
             for key, value in now.items()
             if key[0] == name and value != before.get(key, 0)
             for labels in [key[1]]
