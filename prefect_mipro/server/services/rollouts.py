@@ -29,6 +29,7 @@ from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.optimizer.prompts import Applied, apply
 from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.server.services.asking import UsageAsked, leaves_usage_open
 from prefect_mipro.server.services.beliefs import Beliefs, Chance
 from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.services.identity import Clock, NewId
@@ -80,6 +81,7 @@ class Rollouts:
         self._timer = timer
         self._journal = journal
         self._recorder = recorder
+        self._usage_asked = UsageAsked()
         self._telemetry = telemetry
 
     @asynccontextmanager
@@ -95,6 +97,7 @@ class Rollouts:
             learns = call.candidate_id is None
             own = reserve(live, call.body) if learns else NOTHING
             rollout_id = call.rollout_id or self._new_id("rollout")
+            candidate: Candidate | None = None
             served: Served | None = None
             failure: MiproError | None = None
             try:
@@ -108,24 +111,24 @@ class Rollouts:
                 started = self._timer()
                 call.metered.forwarded(live.config.policy.provider, body.get("model"))
                 try:
-                    async with self._upstream_of(live).chat(
-                        body, api_key=call.provider_key
+                    upstream, key = self._upstream_of(live), call.provider_key
+                    asked = leaves_usage_open(body)
+                    async with (
+                        self._usage_asked.chat(upstream, body, api_key=key)
+                        if asked
+                        else upstream.chat(body, api_key=key)
                     ) as reply:
                         served = Served(
                             candidate.candidate_id,
                             rollout_id,
                             reply,
                             started=started,
+                            usage_hidden=asked,
                             timer=self._timer,
                         )
                         yield served
                 except MiproError as error:
                     failure = error
-                    error.detail = {
-                        "candidate_id": candidate.candidate_id,
-                        "rollout_id": rollout_id,
-                        "reason": error.detail,
-                    }
                     raise
                 finally:
                     if learns:
@@ -140,6 +143,14 @@ class Rollouts:
                             asked_model=text_or_none(body.get("model")),
                         )
                         call.metered.read(trace.usage, model=trace.model, broken=trace.error != "")
+            except MiproError as error:
+                if candidate is not None:
+                    error.detail = {
+                        "candidate_id": candidate.candidate_id,
+                        "rollout_id": rollout_id,
+                        "reason": error.detail,
+                    }
+                raise
             finally:
                 live.reserved -= own
 

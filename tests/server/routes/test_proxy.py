@@ -327,7 +327,7 @@ class TestStreams:
         assert error["code"] == "UpstreamUnreachable"
 
     def test_the_upstreams_refusal_of_a_stream_passes_through(self, caller: Caller) -> None:
-        caller.upstream.script.append(answers(400))
+        caller.upstream.script.extend([answers(400)] * 2)  # the second time without a question
         answer = caller.chat(caller.session(), "r1", stream=True)
         assert (answer.status_code, answer.json()["error"]["message"]) == (400, "told so")
 
