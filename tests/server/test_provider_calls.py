@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from prefect_mipro.server.app import create_app
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.upstream.addresses import AllowedHost
 from tests.server.live import LiveServer
-from tests.server.scripted_upstream import ScriptedUpstream, answers
+from tests.server.scripted_upstream import DONE, ScriptedUpstream, answers, event
 
 CALLER_KEY = "sk-of-the-caller"
 SESSIONS = "/api/v1/online/sessions"
+HI: Any = {"role": "user", "content": "hi"}
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,21 @@ class Place:
             "policy": {"model": "m", **policy},
             "mipro": {"online_proposer_mode": "off"},
         }
-        body = {"config_body": {"prompt_learning": config}}
+        body = {"session_id": "s", "config_body": {"prompt_learning": config}}
         return httpx.post(f"{self.url}{SESSIONS}", json=body, timeout=20)
+
+    def models_and_costs(self) -> list[tuple[str | None, float | None]]:
+        """What the session's traces say in the database, one after the other."""
+        httpx.get(f"{self.url}{SESSIONS}/s", timeout=20)  # waits until all are written
+        with contextlib.closing(sqlite3.connect(self.folder / "mipro.db")) as database:
+            return list(
+                database.execute("SELECT model, cost_usd FROM mipro_traces ORDER BY position")
+            )
 
     def client(self, *, key: str | None = None, **policy: Any) -> openai.OpenAI:
         """A client of a new session with that policy, which brings that key."""
         created = self.create(**policy)
-        assert created.status_code == 201, created.text
+        assert created.is_success, created.text
         path = httpx.URL(created.json()["online_url"]).path
         headers = {"x-provider-key": key} if key else {}
         return openai.OpenAI(
@@ -71,6 +82,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         settings = ServerSettings(
             database_url=f"sqlite:///{tmp_path}/mipro.db",
             providers=providers,
+            max_calls_in_flight=1,
             allowed_inference_hosts=(AllowedHost("127.0.0.1"),),
         )
         with LiveServer(create_app(settings)) as server:
@@ -78,12 +90,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def ask(client: openai.OpenAI, **more: Any) -> str | None:
-    messages: Any = [
-        {"role": "system", "content": "You classify."},
-        {"role": "user", "content": "hi"},
-    ]
-    with client:
-        answer = client.chat.completions.create(model="m", messages=messages, **more)
+    messages: Any = [{"role": "system", "content": "You classify."}, HI]
+    answer = client.chat.completions.create(model="m", messages=messages, **more)
     content: str | None = answer.choices[0].message.content
     return content
 
@@ -101,7 +109,7 @@ def test_a_callers_key_reaches_the_provider_and_nothing_else(
     assert all("x-provider-key" not in received.headers for received in place.model.received)
     logged = [record for record in caplog.records if record.name.startswith("prefect_mipro")]
     assert CALLER_KEY not in "".join(str(vars(record)) for record in logged)
-    place.create(provider="own")  # its status waits until all traces are written
+    assert len(place.models_and_costs()) == 2
     for file in place.folder.iterdir():
         assert CALLER_KEY.encode() not in file.read_bytes()
 
@@ -118,6 +126,27 @@ def test_after_a_failure_the_spare_model_answers(place: Place) -> None:
     place.model.script.append(answers(500))
     assert ask(place.client(provider="spared")) == "hello"
     assert [received.body["model"] for received in place.model.received] == ["m", "spare"]
+
+
+def test_a_fallback_is_named_by_its_trace_and_has_no_price_but_its_own(place: Place) -> None:
+    price: Any = {"prompt_usd_per_million_tokens": 1.0, "completion_usd_per_million_tokens": 1.0}
+    with place.client(provider="spared", **price) as client:
+        place.model.script.append(answers(500))
+        ask(client)
+        ask(client)
+    assert place.models_and_costs() == [("spare", None), (None, pytest.approx(9e-6))]
+
+
+def test_one_call_more_than_the_server_takes_is_told_to_come_back(place: Place) -> None:
+    place.model.script.append(place.model.stream(event("a"), DONE))
+    with place.client(provider="spared") as client:
+        with client.chat.completions.create(model="m", messages=[HI], stream=True) as under_way:
+            next(iter(under_way))
+            with pytest.raises(openai.RateLimitError, match="--max-calls-in-flight") as refused:
+                ask(client)
+            place.model.gate.set()
+        assert refused.value.response.headers["retry-after"]
+        assert ask(client) == "hello"
 
 
 def test_an_allowed_inference_url_is_called_in_place_of_the_provider(place: Place) -> None:

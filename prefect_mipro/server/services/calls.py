@@ -127,6 +127,11 @@ class Served:
             yield rest
 
     @property
+    def is_fallback(self) -> bool:
+        """Whether another model answered than the one that was asked."""
+        return self._reply.model is not None
+
+    @property
     def completion(self) -> Completion:
         """What has arrived so far, read as a chat completion."""
         if self._events is not None:

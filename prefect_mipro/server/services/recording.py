@@ -44,6 +44,8 @@ class Recorder:
         completion = served.completion if served else Completion(error="the caller went away")
         usage = completion.usage
         model = served.model if served else None
+        if served and served.is_fallback:
+            asked_model = model  # the first model's price is not the fallback's
         cost_usd = live.cost_usd_of(model, usage, asked_model=asked_model)
         live.spend(usage, cost_usd)
         trace = Trace(
