@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from prefect_mipro import __version__
 from prefect_mipro.errors import MiproError
+from prefect_mipro.server.garbage import rarely_collected
 from prefect_mipro.server.routes import (
     candidates,
     errors,
@@ -86,6 +87,7 @@ def create_app(
                 reached = upstreams_of(settings, call_headers=telemetry.tracing.call_headers)
                 opened.push_async_callback(reached.close)
             app.state.backend = _backend(settings, kept, reached, telemetry, opened)
+            opened.enter_context(rarely_collected())
             yield
 
     app = _Server(
