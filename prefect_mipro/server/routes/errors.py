@@ -98,6 +98,8 @@ def log_failure(error: MiproError) -> None:
     fields: JsonObject = {"error": type(error).__name__, "status": error.status}
     if not isinstance(error, CompletionInvalid):  # it quotes what the model said
         fields["reason"] = error.message
+    if isinstance(error.detail, Mapping) and "rollout_id" in error.detail:
+        fields["rollout_id"] = error.detail["rollout_id"]
     logger.warning("request failed", extra=fields)
 
 

@@ -16,6 +16,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
@@ -198,8 +199,9 @@ def test_tokens_and_rewards_are_counted(watched: Watched) -> None:
 
 
 def test_the_documents_table_is_what_is_shown(watched: Watched) -> None:
+    watched.chat(drop, drop, drop)
     shown = {
-        (_full_name(family.name, family.type), family.type)
+        (_full_name(family.name, family.type), family.type, _labels(family))
         for family in text_string_to_metric_families(watched.http.get("/metrics").text)
         if family.name.startswith("mipro_")
     }
@@ -208,7 +210,7 @@ def test_the_documents_table_is_what_is_shown(watched: Watched) -> None:
 
 def test_the_document_speaks_of_no_other_metrics() -> None:
     text = DOCUMENT.read_text()
-    known = {name for name, _ in _documented()}
+    known = {name for name, _, _ in _documented()}
     parts = ("_bucket", "_sum", "_count")
     for name in set(re.findall(r"\bmipro_[a-z_]+", text)):
         whole = next((name.removesuffix(part) for part in parts if name.endswith(part)), name)
@@ -311,12 +313,17 @@ asyncio.run(main())
     assert done.stdout == ""
 
 
-def _documented() -> Iterator[tuple[str, str]]:
-    """Names and types of the rows of the table of metrics."""
+def _documented() -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Names, types and labels of the rows of the table of metrics."""
     for line in DOCUMENT.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and (named := NAME.fullmatch(cells[0])):
-            yield named[1], cells[1]
+            yield named[1], cells[1], frozenset(re.findall(r"`(\w+)`", cells[2]))
+
+
+def _labels(family: Metric) -> frozenset[str]:
+    """Those of its own: `le` is every histogram's."""
+    return frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
 
 
 def _full_name(name: str, kind: str) -> str:
