@@ -25,13 +25,14 @@ def planned(
     scales: Scales = DEFAULT_SCALES,
     **fields: Any,
 ) -> Plan:
+    evidence = Evidence.of(arms)
     return plan(
-        Evidence.of(arms),
+        evidence,
+        belief=posterior(evidence, scales=scales),
         active=active or [a.candidate_id for a in arms],
         champion_id=champion_id,
         settings=SelectionSettings(**fields),
         rng=np.random.default_rng(seed),
-        scales=scales,
     )
 
 
@@ -107,31 +108,11 @@ def test_retired_candidates_teach_about_the_levers_they_shared() -> None:
     assert taught["1.1"] < 0.3 < 0.7 < warned["1.1"]
 
 
-def test_a_belief_at_hand_is_not_computed_anew() -> None:
-    evidence = Evidence.of(tried())
-    settings = SelectionSettings()
-    ids = [a.candidate_id for a in tried()]
-    fitted, given = (
-        plan(
-            evidence,
-            belief=belief,
-            active=ids,
-            champion_id="1.1",
-            settings=settings,
-            rng=np.random.default_rng(0),
-        )
-        for belief in (None, posterior(evidence))
-    )
-    assert shares(fitted) == shares(given)
-
-
-def test_the_settings_caution_goes_before_that_of_the_scales() -> None:
+def test_a_cautious_belief_gives_new_levers_less() -> None:
     arms = [arm(1, 1, rewards=25, mean=0.5), arm(2, 2)]
-    plain = shares(planned(arms))["2.2"]
     cautious = shares(planned(arms, scales=Scales(caution=0.2)))["2.2"]
-    assert cautious < plain
-    assert shares(planned(arms, caution=0.2))["2.2"] == cautious
-    assert shares(planned(arms, caution=0.0, scales=Scales(caution=0.2)))["2.2"] == plain
+    assert cautious < shares(planned(arms))["2.2"]
+
 
 
 # Choices
