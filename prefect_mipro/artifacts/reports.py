@@ -73,13 +73,15 @@ def leaderboard(status: SessionStatus) -> list[Row]:
             "mean reward": _finite(report.mean),
             "95% low": _finite(report.interval[0]),
             "95% high": _finite(report.interval[1]),
-            "raw mean": "" if report.avg_reward is None else _finite(report.avg_reward),
+            "raw mean": _finite_or_blank(report.avg_reward),
             "rewards": report.reward_count,
             "rollouts": report.rollout_count,
             "P(best)": _finite(report.probability_best),
             "demonstrations": len(report.demonstrations),
-            "cost USD": "" if report.cost_usd is None else _finite(report.cost_usd),
-            "latency s": "" if report.latency_seconds is None else _finite(report.latency_seconds),
+            "tokens": report.prompt_tokens + report.completion_tokens,
+            "cost USD": _finite_or_blank(report.cost_usd),
+            "latency s": _finite_or_blank(report.latency_seconds),
+            "first byte s": _finite_or_blank(report.first_byte_seconds),
             "origin": one_line(report.origin, characters=40),
             "instruction": one_line(report.instruction),
             "id": report.candidate_id,
@@ -322,6 +324,10 @@ def _role(report: CandidateReport, status: SessionStatus) -> str:
 def _estimate(report: CandidateReport) -> str:
     low, high = report.interval
     return f"{_finite(report.mean):.2f} ({_finite(low):.2f} to {_finite(high):.2f})"
+
+
+def _finite_or_blank(value: float | None) -> float | str:
+    return "" if value is None else _finite(value)
 
 
 def _finite(value: float) -> float:

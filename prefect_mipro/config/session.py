@@ -76,6 +76,11 @@ class MiproConfig(Section):
         """Whether the cost of the policy model's calls can be known."""
         return self.policy.priced or self._price_of(self.policy.model) is not None
 
+    @property
+    def has_prices(self) -> bool:
+        """Whether the cost of any call can be known."""
+        return self.policy.priced or bool(self.prompt_learning.prices)
+
     def call_cost_usd(
         self, model: str | None, usage: Usage, *, asked_model: str | None = None
     ) -> float | None:

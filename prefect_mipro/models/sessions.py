@@ -123,7 +123,8 @@ class CandidateReport(Record):
 
     `mean` and `interval` are the posterior mean and its central 95 % interval, `avg_reward` the
     raw mean the wire asks for. `probability_best` and `probability_better` (than the champion)
-    come from the same posterior. `cost_usd` is known where the config tells prices.
+    come from the same posterior. `cost_usd` is known where the config tells prices: of calls whose
+    model has one. `latency_seconds` and `first_byte_seconds` are means over its calls.
     """
 
     candidate_id: str
@@ -146,6 +147,7 @@ class CandidateReport(Record):
     completion_tokens: int
     cost_usd: float | None
     latency_seconds: float | None
+    first_byte_seconds: float | None = None
     instruction: str
     demonstrations: list[dict[str, str]]
     origin: str

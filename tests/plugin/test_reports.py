@@ -100,6 +100,12 @@ def test_all_leaderboard_rows_have_the_same_columns() -> None:
     assert len({tuple(row) for row in rows}) == 1
 
 
+def test_leaderboard_shows_what_the_calls_of_a_candidate_took() -> None:
+    (row,) = leaderboard(status(candidate(1, cost_usd=0.0125, first_byte_seconds=0.0404)))
+    assert (row["tokens"], row["cost USD"]) == (960, 0.013)
+    assert (row["latency s"], row["first byte s"]) == (0.1, 0.04)
+
+
 def test_leaderboard_instruction_is_one_short_line() -> None:
     row = leaderboard(status(candidate(1, instruction="Say\nyes. " * 400)))[0]
     assert "\n" not in str(row["instruction"])

@@ -166,9 +166,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
 
 def spending(session: Session, config: MiproConfig, totals: Statistics) -> Spending:
     """Tokens so far and their cost, where the config tells a price."""
-    policy = config.policy.cost_usd(
-        prompt_tokens=totals.prompt_tokens, completion_tokens=totals.completion_tokens
-    )
+    policy = totals.cost_usd_sum if config.has_prices else None
     proposer = config.proposer_cost_usd(
         prompt_tokens=session.proposer_prompt_tokens,
         completion_tokens=session.proposer_completion_tokens,
@@ -294,10 +292,9 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
         unapplied_calls=counted.unapplied_calls,
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
-        cost_usd=facts.config.policy.cost_usd(
-            prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens
-        ),
-        latency_seconds=counted.latency_seconds_sum / counted.calls if counted.calls else None,
+        cost_usd=counted.cost_usd_sum if facts.config.has_prices else None,
+        latency_seconds=_mean(counted.latency_seconds_sum, counted.calls),
+        first_byte_seconds=_mean(counted.first_byte_seconds_sum, counted.first_byte_calls),
         instruction=instruction.text,
         demonstrations=shown,
         origin=newest.provenance.operator or newest.provenance.reason or "baseline",
@@ -310,6 +307,10 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
         if is_baseline
         else None,
     )
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None
 
 
 def _status_word(candidate: Candidate) -> CandidateStatus:

@@ -114,6 +114,17 @@ class TestCounting:
         post(caller, session)
         assert baseline(caller, session)["cost_usd"] == pytest.approx(27.0)
 
+    def test_the_model_that_answered_has_a_price_of_its_own(self, caller: Caller) -> None:
+        price = {
+            "prompt_usd_per_million_tokens": 1_000_000.0,
+            "completion_usd_per_million_tokens": 0.0,
+        }
+        session = caller.session(overrides={"prompt_learning.prices": {"claude": price}})
+        lease(caller, session, "r1")
+        post(caller, session, model="claude")
+        report = baseline(caller, session)
+        assert report["cost_usd"] == pytest.approx(7.0)
+
     def test_a_call_that_failed_counts_as_failed(self, caller: Caller, session: Json) -> None:
         answer = post(caller, session, output=None, usage=None, error="ThrottlingException: slow")
         report = baseline(caller, session)
