@@ -142,7 +142,12 @@ class Rollouts:
                             latency_seconds=self._timer() - started,
                             asked_model=text_or_none(body.get("model")),
                         )
-                        call.metered.read(trace.usage, model=trace.model, broken=trace.error != "")
+                        call.metered.read(
+                            trace.usage,
+                            model=trace.model,
+                            cost_usd=trace.cost_usd,
+                            broken=trace.error != "",
+                        )
             except MiproError as error:
                 if candidate is not None:
                     error.detail = {

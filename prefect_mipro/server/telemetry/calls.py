@@ -132,6 +132,7 @@ class CallMeter(Collector):
             ("kind",),
             known=(("prompt",), ("completion",)),
         )
+        self._cost = Tally("mipro_proxy_cost_usd", "What they cost, where prices are known.")
 
     def call(self) -> MeteredCall:
         """A call that is about to begin."""
@@ -147,17 +148,23 @@ class CallMeter(Collector):
         if call.started_at:
             self._first_bytes.observe(streaming, call.started_at - call.began_at)
 
-    def count_tokens(self, usage: Usage) -> None:
-        """Add what an upstream says it has read and written."""
+    def count_use(self, usage: Usage, cost_usd: float | None) -> None:
+        """Add what an upstream says it has read and written, and what that costs, if known."""
         self._tokens.add("prompt", amount=usage.prompt_tokens)
         self._tokens.add("completion", amount=usage.completion_tokens)
+        if cost_usd is not None:
+            self._cost.add(amount=cost_usd)
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "mipro_proxy_calls_in_flight", "Proxied calls under way.", self.in_flight
         )
-        for part in (self._calls, self._durations, self._first_bytes, self._added, self._tokens):
-            yield from part.collect()
+        yield from self._calls.collect()
+        yield from self._durations.collect()
+        yield from self._first_bytes.collect()
+        yield from self._added.collect()
+        yield from self._tokens.collect()
+        yield from self._cost.collect()
 
 
 class MeteredCall:
@@ -199,9 +206,11 @@ class MeteredCall:
         self.ended_at = self._meter.timer()
         self._whole = True
 
-    def read(self, usage: Usage, *, model: str | None, broken: bool) -> None:
+    def read(
+        self, usage: Usage, *, model: str | None, cost_usd: float | None, broken: bool
+    ) -> None:
         """What the answer says: what it took, which model gave it, and whether it is one."""
-        self._meter.count_tokens(usage)
+        self._meter.count_use(usage, cost_usd)
         self._broken = broken
 
     def __enter__(self) -> Self:

@@ -149,8 +149,12 @@ class TracedCall(MeteredCall):
             if status >= 400:
                 _fail(self._upstream, str(status))
 
-    def read(self, usage: Usage, *, model: str | None, broken: bool) -> None:
-        super().read(usage, model=model, broken=broken)
+    def read(
+        self, usage: Usage, *, model: str | None, cost_usd: float | None, broken: bool
+    ) -> None:
+        super().read(usage, model=model, cost_usd=cost_usd, broken=broken)
+        if cost_usd is not None:
+            self._span.set_attribute("mipro.cost_usd", cost_usd)
         self._span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
         self._span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
         if model is not None:

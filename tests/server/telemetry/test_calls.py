@@ -140,7 +140,7 @@ def test_a_stream_without_an_end_is_an_error_of_the_upstream(meter: CallMeter) -
     with meter.call() as call:
         answer(call, streaming=True)
         call.finished()
-        call.read(Usage(), model=None, broken=True)
+        call.read(Usage(), model=None, cost_usd=None, broken=True)
     labels = {"outcome": "upstream_error", "status_class": "2xx", "streaming": "true"}
     assert value(meter, "mipro_proxy_calls_total", **labels) == 1
 
@@ -195,11 +195,13 @@ def test_a_call_without_an_answer_has_no_first_byte(meter: CallMeter) -> None:
     assert value(meter, "mipro_proxy_call_duration_seconds_count", streaming="false") == 1
 
 
-def test_tokens_are_summed_by_kind(meter: CallMeter) -> None:
-    for _ in range(2):
-        meter.call().read(Usage(prompt_tokens=7, completion_tokens=2), model="m", broken=False)
-    assert value(meter, "mipro_proxy_tokens_total", kind="prompt") == 14
-    assert value(meter, "mipro_proxy_tokens_total", kind="completion") == 4
+def test_tokens_and_costs_are_summed(meter: CallMeter) -> None:
+    usage = Usage(prompt_tokens=7, completion_tokens=2)
+    for cost_usd in (0.25, 0.5, None):
+        meter.call().read(usage, model="m", cost_usd=cost_usd, broken=False)
+    assert value(meter, "mipro_proxy_tokens_total", kind="prompt") == 21
+    assert value(meter, "mipro_proxy_tokens_total", kind="completion") == 6
+    assert value(meter, "mipro_proxy_cost_usd_total") == 0.75
 
 
 def test_each_call_is_a_line_of_the_log_at_debug_only(

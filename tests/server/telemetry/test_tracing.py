@@ -60,7 +60,12 @@ def serve(call: MeteredCall, status: int = 200) -> None:
         call.chosen("s", "r", "c")
         call.forwarded("openai", "gpt-x")
         call.started(status, streaming=True)
-        call.read(Usage(prompt_tokens=7, completion_tokens=2), model="gpt-x-2026", broken=False)
+        call.read(
+            Usage(prompt_tokens=7, completion_tokens=2),
+            model="gpt-x-2026",
+            cost_usd=0.5,
+            broken=False,
+        )
         call.finished()
 
 
@@ -79,6 +84,7 @@ def test_a_call_tells_who_served_it_in_the_words_of_the_conventions(
         "http.request.method": "POST",
         "http.response.status_code": 200,
         "mipro.candidate_id": "c",
+        "mipro.cost_usd": 0.5,
         "mipro.first_byte_seconds": 0.0,
         "mipro.outcome": "ok",
         "mipro.rollout_id": "r",
