@@ -44,9 +44,15 @@ class Place:
     session: MiproOnlineSession
 
     @property
+    def session_url(self) -> str:
+        """The base URL of the session."""
+        assert self.session.online_url
+        return self.session.online_url
+
+    @property
     def url(self) -> str:
         """The base URL of one rollout."""
-        return f"{self.session.online_url}/r1"
+        return f"{self.session_url}/r1"
 
     def answer(self, body: bytes, **more: Any) -> None:
         """Script this answer."""
@@ -62,6 +68,11 @@ class Place:
         assert len(candidates) == 1
         found: dict[str, Any] = next(iter(candidates.values()))
         return found
+
+    def seed_evals(self) -> list[dict[str, Any]]:
+        """The session's rewarded rollouts whose example is known."""
+        items: list[dict[str, Any]] = self.session.list_seed_evals()["items"]
+        return items
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tests.server.scripted_upstream import Connection, answers, hang
 
 WHOLE = b"".join([*EVENTS, DONE])
 ENDING = event("{}", finish='"stop"') + DONE
-ASKS_USAGE = {"stream_options": {"include_usage": True}}
+ASKS_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 CHAT: dict[str, Any] = {"model": "m", "messages": MESSAGES}
 
 
