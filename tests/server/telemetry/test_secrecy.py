@@ -6,17 +6,20 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretStr
 
 from prefect_mipro.server.app import create_app
 from prefect_mipro.server.logs import EventFormatter, JsonFormatter
 from prefect_mipro.server.settings import ServerSettings
+from prefect_mipro.server.telemetry.spans import Spans
 from tests.server.live import LiveServer
 from tests.server.scripted_upstream import DONE, Connection, ScriptedUpstream, answers, drop, event
 
@@ -26,6 +29,7 @@ CALLERS_KEY = "planted-provider-key"
 PROMPT = "planted prompt"
 ANSWER = "planted answer"
 FEEDBACK = "planted feedback"
+SESSION_SECRET = "<the secret of the session>"
 SESSIONS = "/api/v1/online/sessions"
 CONFIG: dict[str, Any] = {
     "prompt_learning": {
@@ -87,18 +91,21 @@ def logged() -> Iterator[io.StringIO]:
             root.removeHandler(stream)
 
 
-@pytest.fixture
-def shown(tmp_path: Path) -> str:
-    """The log and the metrics of a server that has seen all kinds of calls."""
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The log, the metrics and the spans of a server that has seen all kinds of calls."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
     with ScriptedUpstream() as upstream, logged() as log:
         settings = ServerSettings(
-            database_url=f"sqlite:///{tmp_path}/mipro.db",
+            database_url=f"sqlite:///{tmp_path_factory.mktemp('planted')}/mipro.db",
             api_keys=(SecretStr(KEY),),
             upstream_url=upstream.url,
             upstream_api_key=SecretStr(UPSTREAM_KEY),
         )
         with (
-            LiveServer(create_app(settings)) as server,
+            LiveServer(create_app(settings, tracing=Spans(provider))) as server,
             httpx.Client(base_url=server.url, headers={"x-api-key": KEY}, timeout=20) as http,
         ):
             body = {"session_id": "s", "config_body": CONFIG}
@@ -123,13 +130,16 @@ def shown(tmp_path: Path) -> str:
             metrics = http.get("/metrics").text
     assert "request failed" in log.getvalue()
     #    assert 'mipro_rewards_total{outcome="attached"} 1.0' in metrics
+    spans = "\n".join(span.to_json() for span in exporter.get_finished_spans())
+    assert '"mipro.outcome": "unreachable"' in spans
+    provider.shutdown()
     secret = online.rpartition(".")[2]
-    return f"{log.getvalue()}\n{metrics}".replace(secret, "the secret of the session")
+    return "\n".join((log.getvalue(), metrics, spans)).replace(secret, SESSION_SECRET)
 
 
 @pytest.mark.parametrize(
     "planted",
-    [KEY, UPSTREAM_KEY, CALLERS_KEY, PROMPT, ANSWER, FEEDBACK, "the secret of the session"],
+    [KEY, UPSTREAM_KEY, CALLERS_KEY, PROMPT, ANSWER, FEEDBACK, SESSION_SECRET],
 )
 def test_what_is_planted_is_never_shown(shown: str, planted: str) -> None:
     assert planted not in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -198,6 +199,22 @@ def test_tokens_and_rewards_are_counted(watched: Watched) -> None:
     }
 
 
+def test_a_proposal_round_is_counted_with_what_its_model_took_and_what_it_made(
+    watched: Watched,
+) -> None:
+    before = watched.samples()
+    _propose(watched)
+    risen = watched.samples()
+    rounds = watched.risen(before, "mipro_proposal_rounds_total")
+    assert rounds == {"finished": 1}
+    assert watched.risen(before, "mipro_proposer_tokens_total")["prompt"] >= 7
+    made = ("mipro_lever_versions_total", frozenset({("lever", "instruction")}))
+    assert risen[made] > before[made]
+    attributes = dict(watched.spans()["proposal_round"].attributes or {})
+    assert attributes["mipro.outcome"] == "finished"
+    assert attributes["mipro.session_id"] == "proposing"
+
+
 def test_the_documents_table_is_what_is_shown(watched: Watched) -> None:
     watched.chat(drop, drop, drop)
     shown = {
@@ -311,6 +328,36 @@ asyncio.run(main())
         [sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True
     )
     assert done.stdout == ""
+
+
+def _propose(watched: Watched) -> None:
+    """One rewarded rollout in a session that proposes after each."""
+    config = {
+        "prompt_learning": {
+            "algorithm": "mipro",
+            "initial_prompt": {
+                "messages": [{"role": "system", "order": 0, "pattern": "Answer with one word."}]
+            },
+            "mipro": {"online_proposer_min_rollouts": 1, "online_proposer_min_rewards": 1},
+        }
+    }
+    body = {"session_id": "proposing", "config_body": config}
+    online = urlsplit(watched.http.post(SESSIONS, json=body).json()["online_url"]).path
+    messages = [
+        {"role": "system", "content": "Answer with one word."},
+        {"role": "user", "content": "where?"},
+    ]
+    watched.http.post(f"{online}/r/chat/completions", json={"messages": messages})
+    written = "<instruction>Answer with one short and polite word.</instruction>"
+    choice = {"message": {"role": "assistant", "content": written}, "finish_reason": "stop"}
+    completion = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    watched.upstream.script.extend([answers(200, json.dumps(completion).encode())] * 9)
+    reward = {"rollout_id": "r", "reward_info": {"score": 1.0}}
+    watched.http.post(f"{SESSIONS}/proposing/reward", json=reward)
+    for _ in range(MOST_SCRAPES):
+        if watched.http.get(f"{SESSIONS}/proposing").json()["proposal_seq"]:
+            return
+    raise AssertionError("no round comes")
 
 
 def _documented() -> Iterator[tuple[str, str, frozenset[str]]]:
