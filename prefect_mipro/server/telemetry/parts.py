@@ -95,6 +95,6 @@ class UpstreamCollector(Collector):
             waiting.add_metric((name,), counts.waiting)
             refused.add_metric((name,), counts.refused)
             fallbacks.add_metric((name,), counts.fallbacks)
-            for cause, count in counts.repeats.items():
+            for cause, count in list(counts.repeats.items()):
                 repeats.add_metric((name, cause), count)
         yield from (in_flight, waiting, refused, repeats, fallbacks)
