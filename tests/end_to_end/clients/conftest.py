@@ -64,15 +64,19 @@ class Place:
 
     def candidate(self) -> dict[str, Any]:
         """What the session's status says of its only candidate."""
-        candidates = self.session.status()["candidates"]
-        assert len(candidates) == 1
-        found: dict[str, Any] = next(iter(candidates.values()))
-        return found
+        return only_candidate(self.session.status())
 
     def seed_evals(self) -> list[dict[str, Any]]:
         """The session's rewarded rollouts whose example is known."""
         items: list[dict[str, Any]] = self.session.list_seed_evals()["items"]
         return items
+
+
+def only_candidate(status: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a status that has one candidate."""
+    (found,) = status["candidates"].values()
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture(scope="session")
