@@ -58,7 +58,11 @@ class JournalCollector(Collector):
             ("batches", "Transactions in which they were written.", counts.batches),
             ("failures", "Transactions that the store refused.", counts.failures),
             ("lost", "Recorded calls that could not be written for good.", counts.lost),
-            ("refused", "Calls refused because too many recordings waited.", counts.refused),
+            (
+                "refused",
+                "Calls refused: too many were under way, or waited to be written.",
+                counts.refused,
+            ),
         ):
             yield CounterMetricFamily(f"mipro_journal_{name}", meaning, count)
 

@@ -203,9 +203,10 @@ def _exported(exporter: str) -> Spans:
     if exporter == CONSOLE:
         spans_to = ConsoleSpanExporter(out=sys.stderr)
     else:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        # The type checker's environment need not have it.
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter  # type: ignore[import-not-found, unused-ignore]
 
-        spans_to = OTLPSpanExporter()
+        spans_to = trace_exporter.OTLPSpanExporter()
     ours = Resource.create({"service.name": SERVICE, "service.version": __version__})
     # What the environment says of the service counts more.
     resource = ours.merge(OTELResourceDetector().detect())

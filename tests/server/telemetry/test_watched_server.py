@@ -210,7 +210,9 @@ def test_a_proposal_round_is_counted_with_what_its_model_took_and_what_it_made(
     assert watched.risen(before, "mipro_proposer_tokens_total")["prompt"] >= 7
     made = ("mipro_lever_versions_total", frozenset({("lever", "instruction")}))
     assert risen[made] > before[made]
-    attributes = dict(watched.spans()["proposal_round"].attributes or {})
+    spans = watched.spans()
+    attributes = dict(spans["proposal_round"].attributes or {})
+    assert spans["proposal_round"].parent == spans["reward"].context
     assert attributes["mipro.outcome"] == "finished"
     assert attributes["mipro.session_id"] == "proposing"
 
