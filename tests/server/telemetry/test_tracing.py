@@ -186,6 +186,16 @@ def test_nothing_of_opentelemetry_is_loaded_for_nothing() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+def test_a_provider_that_is_set_already_is_used() -> None:
+    program = (
+        "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider; "
+        "trace.set_tracer_provider(TracerProvider()); "
+        "from prefect_mipro.server.telemetry.tracing import Tracing, tracing_of; "
+        "assert type(tracing_of({})) is not Tracing"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_spans_go_where_the_environment_says() -> None:
     program = (
         "import os; from prefect_mipro.server.telemetry.tracing import tracing_of; "
