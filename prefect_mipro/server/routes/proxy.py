@@ -86,11 +86,7 @@ class Proxy:
                     _require_method(scope, "GET", "HEAD")
                     await self._show_models(proxy_id, "/".join(names), scope, receive, send)
                 case [_, *steps]:
-                    raise NotFound(
-                        "a session's URL serves chat/completions and models, also with a rollout "
-                        f"id before them, and not {short(repr('/'.join(steps)))}; "
-                        "ask the model's own server for that"
-                    )
+                    raise _not_served("/".join(steps), query=scope["query_string"])
         except MiproError as error:
             await error_response(Request(scope), error)(scope, receive, send)
         except HTTPException as error:
@@ -194,10 +190,25 @@ class _Given:
 
     def either(self, header: bytes, parameter: str) -> str | None:
         """The header, else the parameter of the query, if it is not empty."""
-        return self.header(header) or self._query.get(parameter) or None
+        value = self._headers.get(header)
+        if value:
+            return value.decode("latin-1")
+        return self._query.get(parameter) or None if self._query else None
 
 
 _NO_QUERY = QueryParams()
+
+
+def _not_served(path: str, *, query: bytes) -> NotFound:
+    if query.rstrip(b"/").endswith((b"/chat/completions", b"/models")):
+        return NotFound(
+            "the path of this call stands behind its query, as it does when a base URL has one; "
+            "name the rollout in the path of the base URL, or in the client's default query"
+        )
+    return NotFound(
+        "a session's URL serves chat/completions and models, also with a rollout id before them, "
+        f"and not {short(repr(path))}; ask the model's own server for that"
+    )
 
 
 def _require_method(scope: Scope, *methods: str) -> None:

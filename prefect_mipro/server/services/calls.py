@@ -42,8 +42,10 @@ class Call:
 class Served:
     """An answer under way: the candidate that made it, the upstream's status, the body to come.
 
-    `started` is when the upstream was called, by the `timer`. `usage_hidden` says that the caller
-    of a stream did not ask for its usage, and so does not get it.
+    `content_type` is the upstream's; JSON for a refusal, and where the upstream says none.
+    `headers` are those that are worth passing on. `started` is when the upstream was called, by
+    the `timer`. `usage_hidden` says that the caller of a stream did not ask for its usage, and so
+    does not get it.
     """
 
     def __init__(
@@ -58,6 +60,11 @@ class Served:
     ) -> None:
         self.candidate_id = candidate_id
         self.rollout_id = rollout_id
+        self.status = reply.status
+        self.is_refusal = reply.status >= 400
+        self.content_type = (not self.is_refusal and reply.content_type) or JSON
+        self.is_stream = self.content_type.startswith(EVENT_STREAM)
+        self.headers: Mapping[str, str] = reply.headers
         self.size_bytes = 0
         self.first_byte_seconds: float | None = None
         self._reply = reply
@@ -66,31 +73,6 @@ class Served:
         self._timer = timer
         self._whole: Completion | None = None
         self._events: Events | None = None
-
-    @property
-    def status(self) -> int:
-        """The upstream's HTTP status."""
-        return self._reply.status
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether the upstream says no."""
-        return self.status >= 400
-
-    @property
-    def content_type(self) -> str:
-        """The upstream's content type; JSON for a refusal, and where the upstream says none."""
-        return (not self.is_refusal and self._reply.content_type) or JSON
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The upstream's headers that are worth passing on."""
-        return self._reply.headers
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the body comes as server-sent events."""
-        return self.content_type.startswith(EVENT_STREAM)
 
     async def read(self) -> bytes:
         """The whole body: the upstream's own bytes, those of a refusal in OpenAI's shape.

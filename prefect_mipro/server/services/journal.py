@@ -26,10 +26,9 @@ DELAY_SECONDS = 0.05
 # So many recordings are written in one transaction. More would keep pins waiting.
 BATCH = 64
 
-# While more than a few calls are under way, pins are committed so often at most: a commit costs as
-# much as ten pins.
-PIN_INTERVAL_SECONDS = 0.003
-FEW_CALLS = 4
+# A commit costs as much as ten pins. It waits for so many turns of the event loop, which are long
+# when many calls come at once.
+GATHERING_TURNS = 2
 
 MOST_CALLS_IN_FLIGHT = 1_000
 MOST_RECORDINGS = 10_000
@@ -80,11 +79,10 @@ class Journal:
         self._retry_seconds = retry_seconds
         self._most_recordings = most_recordings
         self._most_bytes = most_bytes
-        self._most_calls_in_flight = most_calls_in_flight
+        self.most_calls_in_flight = most_calls_in_flight
         self.calls_in_flight = 0
         self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
         self._pinning: asyncio.Task[None] | None = None
-        self._next_pins_at = 0.0
         self._recordings: deque[_Recording] = deque()
         self._size_bytes = 0
         self._due: asyncio.TimerHandle | None = None
@@ -111,7 +109,7 @@ class Journal:
 
         Raises Overloaded while there are too many, or while the store is too far behind.
         """
-        if self.calls_in_flight >= self._most_calls_in_flight:
+        if self.calls_in_flight >= self.most_calls_in_flight:
             self.counts.refused += 1
             raise Overloaded(
                 f"{self.calls_in_flight} calls are under way, and this server takes no more at "
@@ -151,11 +149,13 @@ class Journal:
             self._due = loop.call_later(self._delay_seconds, self._write_now)
 
     async def flush(self) -> None:
-        """Write what is here now, for who is about to read it; not while the store refuses."""
+        """Write what is here now, for who is about to read it; until the store refuses."""
         last = self._accepted
-        while self._accepted - len(self._recordings) < last and not self._refused:
+        while self._accepted - len(self._recordings) < last:
             self._write_now()
             await self._attempted.wait()
+            if self._refused:
+                return
 
     async def close(self) -> None:
         """Write all that is here. What the store refuses now is lost, and said to be."""
@@ -181,11 +181,9 @@ class Journal:
             self._pinning = None
 
     async def _gather(self) -> None:
-        """Let more pins come where many calls are under way."""
-        loop = asyncio.get_running_loop()
-        if self.calls_in_flight > FEW_CALLS:
-            await asyncio.sleep(self._next_pins_at - loop.time())
-        self._next_pins_at = loop.time() + PIN_INTERVAL_SECONDS
+        """Let the calls come that are here already: a turn of an idle loop takes no time."""
+        for _ in range(min(self.calls_in_flight - 1, GATHERING_TURNS)):
+            await asyncio.sleep(0)
 
     async def _pin_together(self, pins: Sequence[tuple[Rollout, asyncio.Future[Rollout]]]) -> None:
         try:

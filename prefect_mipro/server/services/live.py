@@ -17,6 +17,7 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.sessions import Session
+from prefect_mipro.optimizer.stopping import has_budget
 from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge
 from prefect_mipro.server.store.interface import Standing, Store
 
@@ -66,6 +67,7 @@ class LiveSession:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.has_budget = has_budget(config.prompt_learning)
         self._priced = config.policy.priced or bool(config.prompt_learning.prices)
 
     @property

@@ -61,9 +61,9 @@ class Promotion:
         `own` is what it has reserved itself. The session ends where the budgets are used up. While
         the calls under way may use them up, it goes on, but with its champion only.
         """
-        rules = live.config.prompt_learning
-        if not has_budget(rules):
+        if not live.has_budget:
             return True
+        rules = live.config.prompt_learning
         session = live.as_session()
         progress = self._progress(session, live.config, live.totals)
         if reason := used_up(rules, progress):

@@ -90,6 +90,7 @@ class Backend:
     rollouts: Rollouts
     proposals: Proposals
     journal: Journal
+    live: Live
     now: list[datetime]
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
@@ -199,7 +200,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         clock=clock,
         new_id=new_id,
     )
-    yield Backend(store, model, sessions, rollouts, proposals, journal, now)
+    yield Backend(store, model, sessions, rollouts, proposals, journal, live, now)
     await proposals.close()
     await rollouts.close()
     await store.close()

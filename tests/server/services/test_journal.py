@@ -1,0 +1,194 @@
+"""The journal: what waits is bounded, what is refused is tried again, nothing is lost silently."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.errors import CandidateNotFound, Overloaded, StoreFailed
+from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.sql import SqlStore
+from tests.server.store.records import BASELINE, call, create, frame, rollout, trace
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "mipro.db"
+
+
+@pytest.fixture
+async def store(file: Path) -> AsyncIterator[SqlStore]:
+    opened = await open_store(f"sqlite+aiosqlite:///{file}")
+    await create(opened)
+    yield opened
+    await opened.close()
+
+
+@contextmanager
+def refusing(file: Path, table: str) -> Iterator[None]:
+    """Let nothing be written to a table meanwhile."""
+    other = sqlite3.connect(file)
+    other.execute(f"ALTER TABLE {table} RENAME TO away")
+    try:
+        yield
+    finally:
+        other.execute(f"ALTER TABLE away RENAME TO {table}")
+        other.close()
+
+
+def recorded(number: int, rollout_id: str = "r") -> CallRecord:
+    return call(trace(f"t{number}", rollout_id), frame(f"f{number}", rollout_id))
+
+
+async def calls_of(store: SqlStore) -> int:
+    return (await store.candidate(BASELINE)).statistics.calls
+
+
+async def test_pins_that_come_at_once_are_all_answered(store: SqlStore) -> None:
+    journal = Journal(store)
+    pinned = await asyncio.gather(*(journal.pin(rollout(f"r{n}")) for n in range(100)))
+    assert [r.position for r in pinned] == list(range(1, 101))
+    await journal.close()
+
+
+async def test_a_pin_that_fails_is_no_reason_for_others_to_fail(store: SqlStore) -> None:
+    journal = Journal(store)
+    outcomes = await asyncio.gather(
+        *(journal.pin(rollout(f"r{n}", "cand_9" if n == 3 else BASELINE)) for n in range(8)),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes.pop(3), CandidateNotFound)
+    assert all(not isinstance(outcome, BaseException) for outcome in outcomes)
+    assert (await store.candidate(BASELINE)).statistics.rollouts == 7
+    await journal.close()
+
+
+async def test_a_pin_that_the_store_refuses_is_its_calls_error(store: SqlStore, file: Path) -> None:
+    journal = Journal(store)
+    with refusing(file, "mipro_rollouts"), pytest.raises(StoreFailed):
+        await journal.pin(rollout())
+    assert (await journal.pin(rollout())).position == 1
+    await journal.close()
+
+
+async def test_a_recording_is_written_without_being_waited_for(store: SqlStore) -> None:
+    journal = Journal(store, delay_seconds=0.001)
+    await journal.pin(rollout("r"))
+    journal.record(recorded(1), size_bytes=1)
+    assert journal.waiting == 1
+    async with asyncio.timeout(20):
+        while not await calls_of(store):
+            pass
+    assert journal.counts.written == 1
+    await journal.close()
+
+
+async def test_who_is_about_to_read_has_all_written(store: SqlStore) -> None:
+    journal = Journal(store, delay_seconds=1_000)
+    await journal.pin(rollout("r"))
+    for number in range(150):
+        journal.record(recorded(number), size_bytes=1)
+    await journal.flush()
+    assert (await calls_of(store), journal.waiting) == (150, 0)
+    await journal.close()
+
+
+async def test_closing_writes_all(store: SqlStore) -> None:
+    journal = Journal(store, delay_seconds=1_000)
+    await journal.pin(rollout("r"))
+    for number in range(70):
+        journal.record(recorded(number), size_bytes=1)
+    await journal.close()
+    assert (await calls_of(store), journal.counts.written) == (70, 70)
+
+
+async def test_what_the_store_refuses_is_written_later(store: SqlStore, file: Path) -> None:
+    journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
+    await journal.pin(rollout("r"))
+    with refusing(file, "mipro_frames"):
+        journal.record(recorded(1), size_bytes=1)
+        await journal.flush()
+        assert journal.waiting == 1
+        assert journal.counts.failures >= 1
+        # Serving goes on meanwhile.
+        assert (await journal.pin(rollout("other"))).position == 2
+    async with asyncio.timeout(20):
+        while journal.waiting:
+            await journal.flush()
+    assert (await calls_of(store), journal.counts.lost) == (1, 0)
+    await journal.close()
+
+
+async def test_a_full_journal_takes_no_calls_until_it_is_written(
+    store: SqlStore, file: Path
+) -> None:
+    journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001, most_recordings=3)
+    await journal.pin(rollout("r"))
+    with refusing(file, "mipro_frames"):
+        for number in range(3):
+            with journal.admitted():
+                journal.record(recorded(number), size_bytes=1)
+        with pytest.raises(Overloaded, match="3 calls behind") as refused, journal.admitted():
+            pass
+        assert refused.value.status == 429
+        assert refused.value.retry_after_seconds
+    async with asyncio.timeout(20):
+        while journal.waiting:
+            await journal.flush()
+    with journal.admitted():
+        pass
+    await journal.close()
+    assert await calls_of(store) == 3
+
+
+async def test_large_recordings_fill_the_journal_sooner(store: SqlStore) -> None:
+    journal = Journal(store, delay_seconds=1_000, most_bytes=1_000)
+    await journal.pin(rollout("r"))
+    journal.record(recorded(1), size_bytes=1_000)
+    with pytest.raises(Overloaded), journal.admitted():
+        pass
+    await journal.flush()
+    with journal.admitted():
+        pass
+    await journal.close()
+
+
+async def test_no_more_calls_are_under_way_than_allowed(store: SqlStore) -> None:
+    journal = Journal(store, most_calls_in_flight=2)
+    with journal.admitted(), journal.admitted():
+        with pytest.raises(Overloaded, match="--max-calls-in-flight"), journal.admitted():
+            pass
+        assert journal.calls_in_flight == 2
+    assert journal.calls_in_flight == 0
+    await journal.close()
+
+
+async def test_a_recording_that_can_never_be_stored_is_lost_alone_and_said_to_be(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(store, delay_seconds=1_000)
+    await journal.pin(rollout("r"))
+    for number, rollout_id in enumerate(["r", "nobody", "r"]):
+        journal.record(recorded(number, rollout_id), size_bytes=1)
+    with caplog.at_level(logging.ERROR):
+        await journal.flush()
+    assert (await calls_of(store), journal.counts.lost, journal.waiting) == (2, 1, 0)
+    assert [r.message for r in caplog.records] == ["recordings_lost"]
+    await journal.close()
+
+
+async def test_what_is_refused_at_the_end_is_counted_as_lost(store: SqlStore, file: Path) -> None:
+    journal = Journal(store, delay_seconds=1_000)
+    await journal.pin(rollout("r"))
+    journal.record(recorded(1), size_bytes=1)
+    with refusing(file, "mipro_frames"):
+        await journal.close()
+    assert (journal.counts.lost, journal.waiting) == (1, 0)

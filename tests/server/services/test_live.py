@@ -1,0 +1,115 @@
+"""What a process holds of sessions: its own changes at once, those of others within a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.sql import SqlStore
+from tests.server.store.records import at, create, pin, reward, rollout
+
+
+class Process:
+    """A process of its own on a database that it shares, with a clock that moves when told."""
+
+    def __init__(self, store: SqlStore) -> None:
+        # Only the database is shared: each process tells its own watchers.
+        self.store = SqlStore(store._database)
+        self.seconds = 100.0
+        self.live = Live(self.store, Knowledge(self.store), timer=lambda: self.seconds)
+
+    async def state(self) -> SessionState:
+        return (await self.live.of("s1")).session.state
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    opened = await open_store(f"sqlite+aiosqlite:///{tmp_path}/mipro.db")
+    await create(opened)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def own(store: SqlStore) -> AsyncIterator[Process]:
+    process = Process(store)
+    yield process
+    await process.live.close()
+
+
+@pytest.fixture
+def other(store: SqlStore) -> Process:
+    return Process(store)
+
+
+async def test_own_changes_are_seen_at_once(own: Process) -> None:
+    assert await own.state() is SessionState.RUNNING
+    await own.store.set_state("s1", SessionState.PAUSED, at=at(1))
+    assert await own.state() is SessionState.PAUSED
+
+
+async def test_changes_of_others_are_seen_within_the_stated_time(
+    own: Process, other: Process
+) -> None:
+    assert await own.state() is SessionState.RUNNING
+    await other.store.set_state("s1", SessionState.PAUSED, at=at(1))
+    own.seconds += OLDEST_SECONDS / 4
+    assert await own.state() is SessionState.RUNNING
+    own.seconds += OLDEST_SECONDS
+    assert await own.state() is SessionState.PAUSED
+
+
+async def test_what_grows_old_is_read_beside_the_calls(own: Process, other: Process) -> None:
+    held = await own.live.of("s1")
+    await other.store.set_state("s1", SessionState.PAUSED, at=at(1))
+    own.seconds += OLDEST_SECONDS * 0.75
+    # No call waits for it.
+    assert await own.state() is SessionState.RUNNING
+    async with asyncio.timeout(20):
+        while await own.state() is SessionState.RUNNING:
+            await own.store.session("s1")
+    assert held.session.state is SessionState.PAUSED
+
+
+async def test_a_reading_that_began_before_a_change_does_not_hide_it(own: Process) -> None:
+    reading = asyncio.create_task(own.live.of("s1"))
+    await asyncio.sleep(0)
+    await own.store.set_state("s1", SessionState.PAUSED, at=at(1))
+    await reading
+    assert await own.state() is SessionState.PAUSED
+
+
+async def test_counters_of_others_are_taken_over_and_own_ones_stay(
+    own: Process, other: Process
+) -> None:
+    held = await own.live.of("s1")
+    held.rollouts = 3
+    await pin(other.store, rollout())
+    await other.store.add_reward(reward())
+    own.seconds += 2 * OLDEST_SECONDS
+    held = await own.live.of("s1")
+    assert (held.rollouts, held.rewards) == (3, 1)
+
+
+async def test_an_unknown_session_is_told_each_time(own: Process, other: Process) -> None:
+    for _ in range(2):
+        with pytest.raises(SessionNotFound):
+            await own.live.of("s2")
+    await create(other.store, "s2")
+    assert (await own.live.of("s2")).session_id == "s2"
+
+
+async def test_the_newest_pins_are_remembered_and_no_more(own: Process) -> None:
+    for number in range(REMEMBERED_PINS + 10):
+        own.live.remember_pin("s1", f"r{number}", "cand")
+    assert own.live.pinned("s1", "r9") is None
+    assert own.live.pinned("s1", "r10") == "cand"
+    assert own.live.pinned("s2", "r10") is None
