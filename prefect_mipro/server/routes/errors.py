@@ -77,7 +77,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
-    path = short(request.url.path, 80)
+    path = short(_without_secret(request.url.path), 80)
     if error.status_code == 404:
         return error_response(request, NotFound(f"there is no {path} here; /docs lists all paths"))
     message = f"{request.method} is not possible on {path}; /docs lists what is"
@@ -107,6 +107,13 @@ def short(value: object, length: int = 80) -> str:
     """Text of a value, cut to a length fit for a message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _without_secret(path: str) -> str:
+    """The path; of one of the proxy, what comes behind the session."""
+    if not path.startswith(PROXY_PREFIX):
+        return path
+    return path.removeprefix(PROXY_PREFIX).partition("/")[2]
 
 
 def _api_error(error: MiproError) -> bytes:

@@ -200,7 +200,7 @@ _NO_QUERY = QueryParams()
 
 
 def _not_served(path: str, *, query: bytes) -> NotFound:
-    if query.rstrip(b"/").endswith((b"/chat/completions", b"/models")):
+    if query.endswith((b"chat/completions", b"models")):
         return NotFound(
             "the path of this call stands behind its query, as it does when a base URL has one; "
             "name the rollout in the path of the base URL, or in the client's default query"

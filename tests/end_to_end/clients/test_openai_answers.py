@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -64,6 +65,22 @@ def test_an_answer_without_a_type_is_json(plain: httpx.Client, place: Place) -> 
     place.answer(ANSWER, content_type="")
     answer = plain.post("/chat/completions", json={"messages": MESSAGES})
     assert (answer.content, answer.headers["content-type"]) == (ANSWER, "application/json")
+
+
+def test_an_answer_that_comes_compressed_against_our_wish_is_unpacked(
+    plain: httpx.Client, place: Place
+) -> None:
+    place.answer(gzip.compress(ANSWER), headers={"content-encoding": "gzip"})
+    answer = plain.post("/chat/completions", json={"messages": MESSAGES})
+    assert answer.content == ANSWER
+    assert "content-encoding" not in answer.headers
+
+
+def test_large_images_arrive(plain: httpx.Client, place: Place) -> None:
+    url = "data:image/png;base64," + "iVBORw0K" * 400_000
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    plain.post("/chat/completions", json={"messages": [*MESSAGES, image]})
+    assert place.upstream.received[0].body["messages"] == [*MESSAGES, image]
 
 
 def test_a_parsed_answer_has_all_its_fields(

@@ -108,10 +108,19 @@ def test_other_paths_say_what_is_served(plain: httpx.Client, path: str) -> None:
     assert "chat/completions" in answer.json()["error"]["message"]
 
 
-def test_a_get_of_the_completions_is_not_possible(plain: httpx.Client) -> None:
+def test_a_query_in_the_base_url_is_explained(place: Place) -> None:
+    with (
+        openai.OpenAI(base_url=f"{place.session_url}?cid=r7", api_key="x") as client,
+        pytest.raises(openai.NotFoundError, match="default query"),
+    ):
+        served(client)
+
+
+def test_a_get_of_the_completions_is_not_possible(plain: httpx.Client, place: Place) -> None:
     answer = plain.get("/chat/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert place.session_url.rpartition(".")[2] not in answer.text
 
 
 @pytest.mark.parametrize("header", ["x-mipro-candidate-id", "x-mipro-rollout-id"])
