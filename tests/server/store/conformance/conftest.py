@@ -10,11 +10,20 @@ import pytest
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 
-DATABASE_URLS = {"sqlite": "sqlite+aiosqlite:///{file}"}
+
+@pytest.fixture
+def sqlite_url(migrated_file: Path) -> str:
+    return f"sqlite+aiosqlite:///{migrated_file}"
 
 
-@pytest.fixture(params=DATABASE_URLS)
-async def store(request: pytest.FixtureRequest, migrated_file: Path) -> AsyncIterator[Store]:
-    opened = await open_store(DATABASE_URLS[request.param].format(file=migrated_file))
+@pytest.fixture(params=["sqlite_url", "postgres_url"], ids=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param)
+    return url
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    opened = await open_store(database_url)
     yield opened
     await opened.close()

@@ -178,7 +178,7 @@ async def test_the_watermark_of_a_session_without_rollouts_is_zero(store: Store)
 
 async def test_more_than_a_thousand_are_given_up_at_once(store: Store) -> None:
     await create(store)
-    await asyncio.gather(*(pin(store, rollout(f"r{number}")) for number in range(1_005)))
+    await store.pin([rollout(f"r{number}") for number in range(1_005)])
     await pin(store, rollout("young", pinned_at=at(9)))
     assert await give_up(store, pinned_before=at(1)) == 1_005
     assert await store.watermark("s1") == 1_005

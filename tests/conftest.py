@@ -1,0 +1,33 @@
+"""The databases that tests on a PostgreSQL get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from tests.postgres import Postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Started for the first test that asks, in each worker; its first database has the schema."""
+
+    async def migrate(url: str) -> None:
+        await (await open_store(url)).close()
+
+    with Postgres() as postgres:
+        asyncio.run(migrate(postgres.url()))
+        yield postgres
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database with the newest schema and nothing in it."""
+    yield postgres.url()
+    # Rows, not files: a new database for each test would take fifty times as long.
+    tables = [table.name for table in reversed(metadata.sorted_tables)]
+    postgres.run(*(f"DELETE FROM {name}" for name in tables if name != VERSION_TABLE))
