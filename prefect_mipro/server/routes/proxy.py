@@ -181,7 +181,7 @@ class _Given:
     def __init__(self, scope: Scope) -> None:
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         query = scope["query_string"]
-        self._query = QueryParams(query) if query else _NO_QUERY
+        self._query = QueryParams(query) if query else None
 
     def header(self, name: bytes) -> str | None:
         """The header of that name, in lower case."""
@@ -193,10 +193,7 @@ class _Given:
         value = self._headers.get(header)
         if value:
             return value.decode("latin-1")
-        return self._query.get(parameter) or None if self._query else None
-
-
-_NO_QUERY = QueryParams()
+        return self._query.get(parameter) or None if self._query is not None else None
 
 
 def _not_served(path: str, *, query: bytes) -> NotFound:

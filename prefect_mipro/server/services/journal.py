@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from prefect_mipro.errors import MiproError, Overloaded, StoreFailed
@@ -81,6 +81,7 @@ class Journal:
         self._most_bytes = most_bytes
         self.most_calls_in_flight = most_calls_in_flight
         self.calls_in_flight = 0
+        self._admission = _Admission(self)
         self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
         self._pinning: asyncio.Task[None] | None = None
         self._recordings: deque[_Recording] = deque()
@@ -103,12 +104,15 @@ class Journal:
         """How many may wait. Large ones fill the journal sooner."""
         return self._most_recordings
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self) -> AbstractContextManager[None]:
         """One more call is under way meanwhile.
 
         Raises Overloaded while there are too many, or while the store is too far behind.
         """
+        return self._admission
+
+    def begin_call(self) -> None:
+        """What entering that does."""
         if self.calls_in_flight >= self.most_calls_in_flight:
             self.counts.refused += 1
             raise Overloaded(
@@ -124,10 +128,6 @@ class Journal:
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         self.calls_in_flight += 1
-        try:
-            yield
-        finally:
-            self.calls_in_flight -= 1
 
     async def pin(self, rollout: Rollout) -> Rollout:
         """Pin it with the next transaction; the rollout that was pinned first is returned."""
@@ -276,3 +276,16 @@ class Journal:
         if isinstance(error, StoreFailed):  # others quote what could not be stored
             fields["reason"] = error.message
         log.error("recordings_lost", extra=fields)
+
+
+class _Admission:
+    """One for all calls, since it holds nothing of its own: this is entered for every call."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def __enter__(self) -> None:
+        self._journal.begin_call()
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.calls_in_flight -= 1

@@ -55,11 +55,11 @@ class Knowledge:
             (LeverName.DEMONSTRATIONS, candidate.demonstrations_version),
         )
         known = self._levers.get(candidate.session_id, dict)
-        if any(key not in known for key in wanted):
+        instruction, demonstrations = wanted
+        if instruction not in known or demonstrations not in known:
             for version in await self._store.levers(candidate.session_id):
                 known[(version.lever, version.version)] = version
-        instruction, demonstrations = (known[key] for key in wanted)
-        return instruction, demonstrations
+        return known[instruction], known[demonstrations]
 
 
 class Recent(Generic[T]):

@@ -18,6 +18,13 @@ from prefect_mipro.server.store.interface import CallRecord, Store
 
 CALLER_WENT_AWAY = 499
 
+# As plain text, which is what is written.
+_TIMING = SensorKind.TIMING.value
+_RESOURCE = SensorKind.RESOURCE.value
+_CONTEXT_APPLY = SensorKind.CONTEXT_APPLY.value
+_TRACE = SensorKind.TRACE.value
+_NO_METADATA: JsonObject = {}
+
 
 class Recorder:
     """The traces and frames of all sessions."""
@@ -100,37 +107,26 @@ def lever_versions(candidate: Candidate) -> LeverVersions:
 
 
 def _sensors(trace: Trace) -> list[JsonObject]:
-    usage = trace.usage
-    why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else {}
-    error = {"error": trace.error} if trace.error else {}
+    usage, none = trace.usage, _NO_METADATA
+    why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else none
+    error = {"error": trace.error} if trace.error else none
     sensors = [
-        _sensor("latency", SensorKind.TIMING, trace.latency_seconds, "seconds"),
-        _sensor("prompt_tokens", SensorKind.RESOURCE, usage.prompt_tokens, "tokens"),
-        _sensor("completion_tokens", SensorKind.RESOURCE, usage.completion_tokens, "tokens"),
-        _sensor("prompt_applied", SensorKind.CONTEXT_APPLY, not why, metadata=why),
-        _sensor("status", SensorKind.TRACE, trace.status, metadata=error),
+        _sensor("latency", _TIMING, trace.latency_seconds, "seconds", none),
+        _sensor("prompt_tokens", _RESOURCE, usage.prompt_tokens, "tokens", none),
+        _sensor("completion_tokens", _RESOURCE, usage.completion_tokens, "tokens", none),
+        _sensor("prompt_applied", _CONTEXT_APPLY, not why, None, why),
+        _sensor("status", _TRACE, trace.status, None, error),
     ]
     if trace.first_byte_seconds is not None:
         waited = trace.first_byte_seconds
-        sensors.append(_sensor("time_to_first_token", SensorKind.TIMING, waited, "seconds"))
+        sensors.append(_sensor("time_to_first_token", _TIMING, waited, "seconds", none))
     if trace.cost_usd is not None:
-        sensors.append(_sensor("cost_usd", SensorKind.RESOURCE, trace.cost_usd, "USD"))
+        sensors.append(_sensor("cost_usd", _RESOURCE, trace.cost_usd, "USD", none))
     return sensors
 
 
 def _sensor(
-    name: str,
-    kind: SensorKind,
-    value: float,
-    units: str | None = None,
-    *,
-    metadata: JsonObject | None = None,
+    name: str, kind: str, value: float, units: str | None, metadata: JsonObject
 ) -> JsonObject:
     """A `Sensor` as plain JSON: no call waits for records that nobody reads."""
-    return {
-        "name": name,
-        "kind": kind,
-        "value": value,
-        "units": units,
-        "metadata": metadata or {},
-    }
+    return {"name": name, "kind": kind, "value": value, "units": units, "metadata": metadata}

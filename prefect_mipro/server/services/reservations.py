@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.chat import ChatBody, Usage
 from prefect_mipro.server.services.live import NOTHING, LiveSession, Reserved
 
@@ -15,15 +16,24 @@ COMPLETION_TOKENS = 1_000
 
 
 def reserve(live: LiveSession, body: ChatBody) -> Reserved:
-    """Hold what the call may use at most. The caller gives it back when the call is counted."""
+    """Hold what the call may use at most. The caller gives it back when the call is counted.
+
+    Raises InputInvalid where the session has a budget of money, and the model no known price.
+    """
     limits = live.config.prompt_learning.termination_config
     if limits.max_tokens is None and limits.max_cost_usd is None:
         return NOTHING
     usage = most_usage(live, body)
-    own = Reserved(
-        usage.prompt_tokens + usage.completion_tokens,
-        live.config.call_cost_usd(text_or_none(body.get("model")), usage) or 0.0,
-    )
+    model = text_or_none(body.get("model")) or live.config.policy.model
+    cost_usd = live.config.call_cost_usd(model, usage)
+    if cost_usd is None and limits.max_cost_usd is not None and not live.session.state.final:
+        raise InputInvalid(
+            f"the session has a budget of {limits.max_cost_usd:g} US dollars, and nobody knows "
+            f"what the model {model!r} costs; tell its price in prompt_learning.prices, or ask for "
+            "a model whose price is told there",
+            status=400,
+        )
+    own = Reserved(usage.prompt_tokens + usage.completion_tokens, cost_usd or 0.0)
     live.reserved += own
     return own
 

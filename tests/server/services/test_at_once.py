@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mipro.errors import Overloaded
+from prefect_mipro.errors import InputInvalid, Overloaded
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.services.calls import Call
@@ -87,3 +87,15 @@ async def test_blocks_of_rollouts_hold_when_their_calls_come_at_once(backend: Ba
     served = [rollout.candidate_id for rollout in in_order]
     blocks = [served[start : start + 8] for start in range(0, CALLS, 8)]
     assert all(len(set(block)) == 1 for block in blocks)
+
+
+async def test_with_a_budget_of_money_a_model_without_a_price_is_refused(
+    backend: Backend,
+) -> None:
+    prices = {"prompt_usd_per_million_tokens": 1.0, "completion_usd_per_million_tokens": 1.0}
+    await backend.create(termination={"max_cost_usd": 1.0}, policy=prices)
+    body = {"model": "dear", "messages": [{"role": "user", "content": "Query: hi"}]}
+    with pytest.raises(InputInvalid, match=r"'dear'.*prompt_learning\.prices") as refused:
+        await backend.call("r", body=body)
+    assert refused.value.status == 400
+    await backend.call("r", body={**body, "model": "m"})
