@@ -1,0 +1,188 @@
+"""Two servers on one PostgreSQL serve one session as one server would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from prefect_mipro.client.clients import AsyncClient
+from prefect_mipro.errors import SessionEnded
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
+from prefect_mipro.server.services.live import OLDEST_SECONDS
+from tests.end_to_end.conftest import CONFIG, BackendProcess, messages_of
+from tests.fake_upstream import FakeUpstream, better_with_demonstrations
+from tests.postgres import Postgres
+
+TEXT = "Classify with care."
+ROLLOUTS = [f"r{number}" for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def urls(postgres: Postgres) -> Iterator[tuple[str, str]]:
+    """Two processes that began at once on a database with nothing in it."""
+    with (
+        postgres.new_database() as database_url,
+        FakeUpstream(better_with_demonstrations) as upstream,
+        ExitStack() as running,
+        ThreadPoolExecutor() as threads,
+    ):
+        options = ("--database-url", database_url, "--upstream-url", upstream.url)
+        processes = [BackendProcess(*options), BackendProcess(*options)]
+        for started in [threads.submit(running.enter_context, process) for process in processes]:
+            started.result()
+        first, second = processes
+        yield first.url, second.url
+
+
+class Server:
+    """One of the two, as its callers see it."""
+
+    def __init__(self, url: str, http: httpx.AsyncClient) -> None:
+        self.api = AsyncClient(url)
+        self._url = url
+        self._http = http
+
+    async def call(self, session_id: str, rollout_id: str) -> str:
+        """The candidate that answered."""
+        answer = await self._http.post(
+            f"{self._url}/api/mipro/v1/{session_id}/{rollout_id}/chat/completions",
+            json={"model": "m", "messages": messages_of(f"{rollout_id} #a")},
+        )
+        assert answer.status_code == 200, answer.text
+        return str(answer.headers["x-mipro-candidate-id"])
+
+    async def reward(self, session_id: str, rollout_id: str) -> RewardReceipt:
+        score = int(rollout_id[1:]) % 2
+        request = RewardRequest(reward_info={"score": score}, rollout_id=rollout_id)
+        return await self.api.reward(session_id, request)
+
+
+Pair = tuple[Server, Server]
+
+
+@pytest.fixture
+async def pair(urls: tuple[str, str]) -> AsyncIterator[Pair]:
+    async with httpx.AsyncClient(timeout=30) as http:
+        first, second = (Server(url, http) for url in urls)
+        async with first.api, second.api:
+            yield first, second
+
+
+async def create(server: Server, session_id: str) -> str:
+    """A session with a second candidate, whose id is returned."""
+    await server.api.create_session(CreateSession(session_id=session_id, config_body=CONFIG))
+    added = await server.api.add_candidate(session_id, {"deltas": {"instruction_text": TEXT}})
+    return str(added["candidate_id"])
+
+
+async def serve(pair: Pair, session_id: str) -> Mapping[str, str]:
+    """The candidate of each rollout, whose first calls come to both servers at once."""
+    first, second = pair
+
+    async def candidate_of(rollout_id: str) -> str:
+        at_once = (server.call(session_id, rollout_id) for server in pair)
+        later = (first, second, first)
+        answers = {
+            *await asyncio.gather(*at_once),
+            *[await server.call(session_id, rollout_id) for server in later],
+        }
+        (candidate_id,) = answers
+        return candidate_id
+
+    found: dict[str, str] = {}
+    for start in range(0, len(ROLLOUTS), 8):
+        some = ROLLOUTS[start : start + 8]
+        ids = await asyncio.gather(*(candidate_of(rollout_id) for rollout_id in some))
+        found.update(zip(some, ids, strict=True))
+    return found
+
+
+async def settled(server: Server, session_id: str) -> SessionStatus:
+    """The status when nothing goes on in the background any more."""
+    before = await server.api.session_status(session_id)
+    while (after := await server.api.session_status(session_id)) != before:
+        before = after
+    return after
+
+
+def without_urls(status: SessionStatus) -> dict[str, Any]:
+    return status.model_dump(exclude={"online_url", "proxy_url", "chat_completions_url"})
+
+
+async def test_a_rollout_keeps_its_candidate_whichever_server_is_called(pair: Pair) -> None:
+    await create(pair[0], "pins")
+    candidates = await serve(pair, "pins")
+    assert len(set(candidates.values())) > 1
+    for server in pair:
+        status = await settled(server, "pins")
+        assert status.rollout_count == len(ROLLOUTS)
+        served = {id_: report.rollout_count for id_, report in status.candidates.items()}
+        assert served == {id_: [*candidates.values()].count(id_) for id_ in served}
+
+
+async def test_rewards_count_at_either_server_and_once(pair: Pair) -> None:
+    first, second = pair
+    await create(first, "rewards")
+    candidates = await serve(pair, "rewards")
+    for number, rollout_id in enumerate(ROLLOUTS):
+        server, other = pair if number % 2 else (second, first)
+        receipt = await server.reward("rewards", rollout_id)
+        assert (receipt.candidate_id, receipt.duplicate) == (candidates[rollout_id], False)
+        again = await other.reward("rewards", rollout_id)
+        assert (again.candidate_id, again.duplicate) == (candidates[rollout_id], True)
+    told = without_urls(await settled(first, "rewards"))
+    assert told["reward_count"] == len(ROLLOUTS)
+    assert without_urls(await settled(second, "rewards")) == told
+
+
+async def test_a_session_that_is_paused_at_one_server_is_paused_at_the_other(pair: Pair) -> None:
+    first, second = pair
+    await create(first, "pause")
+    await first.api.change_state("pause", SessionState.PAUSED)
+    assert (await second.api.session_status("pause")).state is SessionState.PAUSED
+    await second.api.change_state("pause", SessionState.RUNNING)
+    assert (await first.api.session_status("pause")).state is SessionState.RUNNING
+
+
+async def test_calls_and_rewards_at_the_other_server_heed_a_change_within_a_second(
+    pair: Pair,
+) -> None:
+    first, second = pair
+    added = await create(first, "change")
+    champion = await second.call("change", "r0")
+    numbers = count(1)
+
+    async def ended() -> bool:
+        try:
+            await second.reward("change", f"r{next(numbers)}")
+        except SessionEnded:
+            return True
+        return False
+
+    async def serves_the_added() -> bool:
+        return await second.call("change", f"r{next(numbers)}") == added
+
+    await first.api.change_state("change", SessionState.CANCELLED)
+    await within_a_second(ended)
+    assert await second.call("change", f"r{next(numbers)}") == champion
+    await first.api.promote("change", added)
+    await within_a_second(serves_the_added)
+    assert await serves_the_added()
+
+
+async def within_a_second(seen: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is so: nobody who asks later than the stated time may miss the change."""
+    changed = time.monotonic()
+    asked = changed
+    while not await seen():
+        assert asked - changed < OLDEST_SECONDS
+        asked = time.monotonic()
