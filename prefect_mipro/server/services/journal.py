@@ -131,6 +131,10 @@ class Journal:
 
     async def pin(self, rollout: Rollout) -> Rollout:
         """Pin it with the next transaction; the rollout that was pinned first is returned."""
+        if self.calls_in_flight <= 1 and self._pinning is None:
+            # Nobody is there to share a transaction with.
+            (alone,) = await self._store.pin([rollout])
+            return alone
         pinned: asyncio.Future[Rollout] = asyncio.get_running_loop().create_future()
         self._pins.append((rollout, pinned))
         if self._pinning is None:

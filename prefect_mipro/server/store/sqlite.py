@@ -178,21 +178,34 @@ class SqliteDatabase:
         """Do all of it in one transaction, in which a work that fails undoes only itself."""
         if not batch:
             return
-        with connection.begin():
-            driver = driver_of(connection)
-            for asked in batch:
-                driver.execute("SAVEPOINT work")
-                try:
-                    with translated(self.name):
-                        asked.result = asked.run(connection)
-                except Exception as error:
-                    asked.error = error
-                    # A full disk, for one, undoes the whole transaction by itself.
-                    if not driver.in_transaction:
-                        raise
-                    driver.execute("ROLLBACK TO work")
-                driver.execute("RELEASE work")
+        with connection.begin() as transaction:
+            if len(batch) == 1:
+                self._do(connection, batch[0])
+                if batch[0].error is not None:
+                    transaction.rollback()
+            else:
+                for asked in batch:
+                    self._do_apart(connection, asked)
         self._written.set()
+
+    def _do_apart(self, connection: Connection, asked: _Asked) -> None:
+        """Do it in a transaction of others."""
+        driver = driver_of(connection)
+        driver.execute("SAVEPOINT work")
+        self._do(connection, asked)
+        if asked.error is not None:
+            # A full disk, for one, undoes the whole transaction by itself.
+            if not driver.in_transaction:
+                raise asked.error
+            driver.execute("ROLLBACK TO work")
+        driver.execute("RELEASE work")
+
+    def _do(self, connection: Connection, asked: _Asked) -> None:
+        try:
+            with translated(self.name):
+                asked.result = asked.run(connection)
+        except Exception as error:
+            asked.error = error
 
     # the tidying thread
 
