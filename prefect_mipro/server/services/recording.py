@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect_mipro.errors import MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.models.sensors import SensorKind
@@ -14,9 +15,11 @@ from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.store.interface import CallRecord, Store
 
 CALLER_WENT_AWAY = 499
+NO_USAGE = Usage()
 
 # As plain text, which is what is written.
 _TIMING = SensorKind.TIMING.value
@@ -24,6 +27,7 @@ _RESOURCE = SensorKind.RESOURCE.value
 _CONTEXT_APPLY = SensorKind.CONTEXT_APPLY.value
 _TRACE = SensorKind.TRACE.value
 _NO_METADATA: JsonObject = {}
+_ESTIMATED: JsonObject = {"estimated": True}
 
 
 class Recorder:
@@ -49,7 +53,13 @@ class Recorder:
     ) -> Trace:
         """Keep what the call was and what it cost, also when its caller has gone away by now."""
         completion = served.completion if served else Completion(error="the caller went away")
+        output = answer_text(completion.response)
         usage = completion.usage
+        # The model has worked, and may be paid for it, whether or not the answer came to its end.
+        worked = not served.is_refusal if served else failure is None
+        estimated = worked and usage == NO_USAGE
+        if estimated:
+            usage = likely_usage(applied.messages, output)
         model = served.model if served else None
         if served and served.is_fallback:
             asked_model = model  # the first model's price is not the fallback's
@@ -63,7 +73,7 @@ class Recorder:
             messages=applied.messages,
             response=completion.response,
             input=user_text(applied.messages),
-            output=answer_text(completion.response),
+            output=output,
             unapplied_reason=applied.reason,
             status=failure.status if failure else served.status if served else CALLER_WENT_AWAY,
             error=failure.message if failure else completion.error,
@@ -74,23 +84,30 @@ class Recorder:
             model=model,
             created_at=self._clock(),
         )
-        self.keep(trace, candidate=candidate, size_bytes=served.size_bytes if served else 0)
+        size_bytes = served.size_bytes if served else 0
+        self.keep(trace, candidate=candidate, estimated=estimated, size_bytes=size_bytes)
         return trace
 
-    def keep(self, trace: Trace, *, candidate: Candidate, size_bytes: int = 0) -> None:
-        """Have the trace of that candidate, and its frame, written soon."""
+    def keep(
+        self, trace: Trace, *, candidate: Candidate, estimated: bool = False, size_bytes: int = 0
+    ) -> None:
+        """Have the trace of that candidate, and its frame, written soon.
+
+        `estimated` says that nobody has counted its tokens.
+        """
         size_bytes += sum(len(str(message.get("content"))) for message in trace.messages)
-        self._journal.record(self._call(trace, candidate), size_bytes=size_bytes)
+        call = self._call(trace, candidate, estimated=estimated)
+        self._journal.record(call, size_bytes=size_bytes)
 
     async def post(self, trace: Trace, *, candidate: Candidate) -> Trace:
         """Write the trace of a call made elsewhere, once; the one that has its id is returned."""
         return await self._store.post_trace(self._call(trace, candidate))
 
-    def _call(self, trace: Trace, candidate: Candidate) -> CallRecord:
+    def _call(self, trace: Trace, candidate: Candidate, *, estimated: bool = False) -> CallRecord:
         return CallRecord(
             trace,
             frame_id=f"frame_{trace.trace_id.removeprefix('trace_')}",
-            sensors=_sensors(trace),
+            sensors=_sensors(trace, estimated=estimated),
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),
         )
@@ -106,14 +123,15 @@ def lever_versions(candidate: Candidate) -> LeverVersions:
     }
 
 
-def _sensors(trace: Trace) -> list[JsonObject]:
+def _sensors(trace: Trace, *, estimated: bool) -> list[JsonObject]:
     usage, none = trace.usage, _NO_METADATA
+    counted = _ESTIMATED if estimated else none
     why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else none
     error = {"error": trace.error} if trace.error else none
     sensors = [
         _sensor("latency", _TIMING, trace.latency_seconds, "seconds", none),
-        _sensor("prompt_tokens", _RESOURCE, usage.prompt_tokens, "tokens", none),
-        _sensor("completion_tokens", _RESOURCE, usage.completion_tokens, "tokens", none),
+        _sensor("prompt_tokens", _RESOURCE, usage.prompt_tokens, "tokens", counted),
+        _sensor("completion_tokens", _RESOURCE, usage.completion_tokens, "tokens", counted),
         _sensor("prompt_applied", _CONTEXT_APPLY, not why, None, why),
         _sensor("status", _TRACE, trace.status, None, error),
     ]
@@ -121,7 +139,7 @@ def _sensors(trace: Trace) -> list[JsonObject]:
         waited = trace.first_byte_seconds
         sensors.append(_sensor("time_to_first_token", _TIMING, waited, "seconds", none))
     if trace.cost_usd is not None:
-        sensors.append(_sensor("cost_usd", _RESOURCE, trace.cost_usd, "USD", none))
+        sensors.append(_sensor("cost_usd", _RESOURCE, trace.cost_usd, "USD", counted))
     return sensors
 
 

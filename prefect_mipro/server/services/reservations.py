@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.models.chat import ChatBody, Usage
+from prefect_mipro.models.chat import ChatBody, ChatMessage, Usage
 from prefect_mipro.server.services.live import NOTHING, LiveSession, Reserved
 
 # A token of text is at least three bytes long, but for rare scripts.
@@ -43,8 +43,16 @@ def most_usage(live: LiveSession, body: ChatBody) -> Usage:
     policy = live.config.policy.max_completion_tokens or COMPLETION_TOKENS
     told = body.get("max_completion_tokens") or body.get("max_tokens")
     return Usage(
-        prompt_tokens=sum(_bytes(message) for message in body["messages"]) // BYTES_PER_TOKEN + 1,
+        prompt_tokens=sum(map(_bytes, body["messages"])) // BYTES_PER_TOKEN + 1,
         completion_tokens=_count(told, policy) * _count(body.get("n"), 1),
+    )
+
+
+def likely_usage(messages: Sequence[ChatMessage], answer: str) -> Usage:
+    """What a call has used whose upstream did not say: its tokens by the length of the texts."""
+    return Usage(
+        prompt_tokens=sum(map(_bytes, messages)) // BYTES_PER_TOKEN + 1,
+        completion_tokens=-(-len(answer.encode("utf-8", "replace")) // BYTES_PER_TOKEN),
     )
 
 
@@ -53,7 +61,7 @@ def text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _bytes(message: dict[str, Any]) -> int:
+def _bytes(message: ChatMessage) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
     return sum(len(str(part.get("text") or "").encode("utf-8", "replace")) for part in parts)

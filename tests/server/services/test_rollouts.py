@@ -152,6 +152,34 @@ async def test_a_caller_who_goes_away_is_recorded_all_the_same(backend: Backend)
     assert (report.rollout_count, report.failed_calls) == (1, 1)
 
 
+async def test_tokens_that_nobody_counted_are_estimated_and_said_to_be(backend: Backend) -> None:
+    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "nine text"}}]}
+    backend.model.answer = lambda _: Answer(json.dumps(answer).encode())
+    await backend.create()
+    await backend.call("r")
+    await backend.journal.flush()
+    (frame,) = await backend.store.frames("s", limit=1)
+    tokens = {s.name: (s.value, s.metadata) for s in frame.sensors if s.units == "tokens"}
+    # The prompt has 31 bytes, the answer 9; a token counts as three.
+    assert tokens == {
+        "prompt_tokens": (11, {"estimated": True}),
+        "completion_tokens": (3, {"estimated": True}),
+    }
+
+
+async def test_a_caller_who_leaves_in_mid_answer_has_used_its_budget(backend: Backend) -> None:
+    await backend.create(termination={"max_tokens": 10})
+    session = await backend.store.session("s")
+    body = {"model": "m", "messages": [{"role": "user", "content": "Query: " + 30 * "card "}]}
+    with pytest.raises(asyncio.CancelledError):
+        async with backend.rollouts.serve(session, Call(body, rollout_id="r")):
+            raise asyncio.CancelledError
+    await backend.call("r2")
+    assert (await backend.sessions.status("s")).stop_reason.startswith(
+        "termination_config.max_tokens of 10"
+    )
+
+
 @pytest.mark.parametrize(
     "answer",
     [
