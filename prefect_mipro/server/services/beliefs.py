@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from prefect_mipro.server.store.interface import Store
 REFIT_REWARDS = 4
 REFIT_ROLLOUTS = 16
 REFIT_REWARDS_SHARE = 1 / 64
-REFIT_ROLLOUTS_SHARE = 1 / 8
+REFIT_ROLLOUTS_SHARE = 1 / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +64,16 @@ class Snapshot:
     @cached_property
     def most_rollouts(self) -> float:
         """Up to how many rollouts of the session it serves."""
+        if len(self.active) == 1:  # nothing to share out
+            return math.inf
         awaited = sum(candidate.statistics.in_flight for candidate in self.candidates)
         return self.session.rollouts + max(REFIT_ROLLOUTS, REFIT_ROLLOUTS_SHARE * awaited)
 
     def suits(self, session: Session | LiveSession) -> bool:
         """Whether little enough has happened since."""
         then = self.session
+        if isinstance(session, LiveSession) and session.active_candidates != len(self.active):
+            return False
         return (
             session.rewards < self.most_rewards
             and session.rollouts < self.most_rollouts

@@ -55,6 +55,7 @@ class LiveSession:
     config: MiproConfig
     read_at: float
     duel: Duel | None = None
+    active_candidates: int = 0
     rollouts: int = 0
     rewards: int = 0
     prompt_tokens: int = 0
@@ -107,6 +108,7 @@ class LiveSession:
         session, totals = standing.session, standing.totals
         self.session = session
         self.duel = standing.duel
+        self.active_candidates = standing.active_candidates
         self.read_at = read_at
         self.rollouts = max(self.rollouts, session.rollouts)
         self.rewards = max(self.rewards, session.rewards)

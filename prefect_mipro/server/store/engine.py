@@ -152,7 +152,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _postgres(url: URL) -> PostgresDatabase:
     try:
-        engine = create_async_engine(url, **_OPTIONS)
+        # A connection may have ended while nobody used it: a failover, a firewall's patience.
+        engine = create_async_engine(url, pool_pre_ping=True, **_OPTIONS)
     except ModuleNotFoundError as error:
         raise StoreFailed(
             f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"

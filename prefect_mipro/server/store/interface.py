@@ -79,11 +79,15 @@ class Attached:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a session stands: its newest duel, if any, and the statistics of all its candidates."""
+    """How a session stands: its newest duel, if any, and the statistics of all its candidates.
+
+    `active_candidates` are how many of them are in play.
+    """
 
     session: Session
     duel: Duel | None
     totals: Statistics
+    active_candidates: int
 
 
 @dataclass(frozen=True, slots=True)

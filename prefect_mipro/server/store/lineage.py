@@ -56,6 +56,7 @@ _LISTED = union_all(select(candidates).where(_MINE, active), select(_RETIRED_LAS
 _TOTALS = select(
     *(func.sum(candidates.c[name]).label(name) for name in Statistics.model_fields)
 ).where(_MINE)
+_ACTIVE = select(func.count()).select_from(candidates).where(_MINE, active)
 
 
 def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ...]:
@@ -96,6 +97,10 @@ def totals(connection: Connection, session_id: str) -> Statistics:
     if row.rollouts is None:
         raise session_missing(session_id)
     return Statistics.model_validate(row._asdict())
+
+
+def count_active(connection: Connection, session_id: str) -> int:
+    return connection.scalar(_ACTIVE, {"of_session": session_id}) or 0
 
 
 def read_candidate(connection: Connection, candidate_id: str) -> Candidate:

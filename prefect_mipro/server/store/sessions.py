@@ -26,7 +26,7 @@ from prefect_mipro.server.store.changes import (
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
 from prefect_mipro.server.store.interface import Page, SessionFilter, Standing
-from prefect_mipro.server.store.lineage import totals
+from prefect_mipro.server.store.lineage import count_active, totals
 from prefect_mipro.server.store.rows import (
     candidate_values,
     event_record,
@@ -64,6 +64,7 @@ def standing(connection: Connection, session_id: str) -> Standing:
         read_session(connection, session_id),
         duels.newest(connection, session_id),
         totals(connection, session_id),
+        count_active(connection, session_id),
     )
 
 

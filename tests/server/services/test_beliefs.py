@@ -27,13 +27,32 @@ async def test_a_belief_serves_until_enough_rewards_have_come(backend: Backend) 
 
 async def test_rollouts_without_rewards_renew_the_belief_too(backend: Backend) -> None:
     await backend.create(online_proposer_mode="off")
+    await backend.sessions.add_candidate("s", instruction="Classify the query, please.")
     beliefs = beliefs_of(backend)
     first = await beliefs.recent(await backend.store.session("s"))
     for i in range(REFIT_ROLLOUTS):
         await backend.call(f"r{i}")
     later = await beliefs.recent(await backend.store.session("s"))
     assert later is not first
-    assert later.candidates[0].statistics.in_flight == REFIT_ROLLOUTS
+    assert sum(c.statistics.in_flight for c in later.candidates) == REFIT_ROLLOUTS
+
+
+async def test_rollouts_of_a_candidate_without_a_rival_change_no_belief(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    beliefs = beliefs_of(backend)
+    first = await beliefs.recent(await backend.store.session("s"))
+    for i in range(REFIT_ROLLOUTS):
+        await backend.call(f"r{i}")
+    assert await beliefs.recent(await backend.store.session("s")) is first
+
+
+async def test_a_candidate_that_another_process_adds_is_seen(backend: Backend) -> None:
+    await backend.create(online_proposer_mode="off")
+    beliefs = beliefs_of(backend)
+    first = await beliefs.recent(await backend.live.of("s"))
+    await backend.sessions.add_candidate("s", instruction="Classify the query, please.")
+    later = await beliefs.recent(await backend.live.of("s"))
+    assert len(later.active) == len(first.active) + 1
 
 
 async def test_a_candidate_that_a_human_adds_is_in_play_at_once(backend: Backend) -> None:
