@@ -134,7 +134,7 @@ class Server:
             example_id=str(number % EXAMPLES),
         )
         began = time.perf_counter()
-        session = await self._backend.sessions.admit(SESSION_ID, key_accepted=True)
+        session = await self._backend.sessions.admit(SESSION_ID, key_accepted=lambda: True)
         async with self._backend.rollouts.serve(session, call) as served:
             await served.read()
         return self._model.asked_at - began

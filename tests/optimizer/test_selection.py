@@ -114,7 +114,6 @@ def test_a_cautious_belief_gives_new_levers_less() -> None:
     assert cautious < shares(planned(arms))["2.2"]
 
 
-
 # Choices
 
 

@@ -64,7 +64,7 @@ class Program:
     def candidate_with_demonstrations(self) -> str:
         """The id of one of them."""
         reports = self.status()["candidates"].values()
-        return next(report["candidate_id"] for report in reports if report["demonstrations"])
+        return str(next(r["candidate_id"] for r in reports if r["demonstrations"]))
 
     @staticmethod
     def query(number: int) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData, NullPool, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.store.tables import metadata
+from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from tests.postgres import Postgres
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -25,6 +31,8 @@ from tests.server.store.records import (
     rollout,
     trace,
 )
+
+T = TypeVar("T")
 
 # What `live` leaves in a database of the first schema, made with the store of that time.
 MADE_BY_0001 = Path(__file__).with_name("made_by_0001.sql")
@@ -104,6 +112,50 @@ async def test_an_upgraded_database_holds_what_one_of_this_release_holds(
         assert old[table] == new[table], table
 
 
+async def test_a_postgresql_is_upgraded_like_a_file(
+    old_file: Path, postgres: Postgres, postgres_url: str
+) -> None:
+    with postgres.new_database() as old_url:
+        await _work(old_url, _fill_like, old_file)
+        upgraded, made = await open_store(old_url), await open_store(postgres_url)
+        await live(made)
+        for store in (upgraded, made):
+            await live_on(store)
+            await store.close()
+        old, new = await _work(old_url, _all_rows), await _work(postgres_url, _all_rows)
+    for table in metadata.tables:
+        assert old[table] == new[table], table
+
+
+async def _work(url: str, work: Callable[..., T], *args: object) -> T:
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        return await connection.run_sync(work, *args)
+
+
+def _fill_like(connection: Connection, file: Path) -> None:
+    """Make a database of the first schema with the rows of that file."""
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "prefect_mipro.server.store:migrations")
+    command.upgrade(config, "0001")
+    engine, tables = create_engine(f"sqlite:///{file}"), MetaData()
+    tables.reflect(engine, only=lambda name, _: name != VERSION_TABLE)
+    with engine.connect() as source:
+        for table in tables.sorted_tables:
+            rows = source.execute(table.select()).mappings().all()
+            connection.execute(table.insert(), [dict(row) for row in rows])
+    engine.dispose()
+
+
+def _all_rows(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: sorted(
+            (_comparable(row) for row in connection.execute(table.select()).mappings()), key=repr
+        )
+        for name, table in metadata.tables.items()
+    }
+
+
 def _rows(file: Path) -> dict[str, list[dict[str, Any]]]:
     """All rows of all tables, in an order that does not depend on when they were inserted."""
     connection = sqlite3.connect(file)
@@ -118,7 +170,7 @@ def _rows(file: Path) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def _comparable(row: sqlite3.Row) -> dict[str, Any]:
+def _comparable(row: sqlite3.Row | Mapping[Any, Any]) -> dict[str, Any]:
     """By column, without the last digits: sums may have been added up in another order."""
     return {
         name: round(row[name], 12) if isinstance(row[name], float) else row[name]
