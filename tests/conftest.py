@@ -31,3 +31,10 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     # Rows, not files: a new database for each test would take fifty times as long.
     tables = [table.name for table in reversed(metadata.sorted_tables)]
     postgres.run(*(f"DELETE FROM {name}" for name in tables if name != VERSION_TABLE))
+
+
+@pytest.fixture
+def empty_postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database without even a schema."""
+    with postgres.new_database() as url:
+        yield url

@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, NullPool, create_engine
+from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
-from tests.postgres import Postgres
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -113,16 +112,15 @@ async def test_an_upgraded_database_holds_what_one_of_this_release_holds(
 
 
 async def test_a_postgresql_is_upgraded_like_a_file(
-    old_file: Path, postgres: Postgres, postgres_url: str
+    old_file: Path, empty_postgres_url: str, postgres_url: str
 ) -> None:
-    with postgres.new_database() as old_url:
-        await _work(old_url, _fill_like, old_file)
-        upgraded, made = await open_store(old_url), await open_store(postgres_url)
-        await live(made)
-        for store in (upgraded, made):
-            await live_on(store)
-            await store.close()
-        old, new = await _work(old_url, _all_rows), await _work(postgres_url, _all_rows)
+    await _work(empty_postgres_url, _fill_like, old_file)
+    upgraded, made = await open_store(empty_postgres_url), await open_store(postgres_url)
+    await live(made)
+    for store in (upgraded, made):
+        await live_on(store)
+        await store.close()
+    old, new = await _work(empty_postgres_url, _all_rows), await _work(postgres_url, _all_rows)
     for table in metadata.tables:
         assert old[table] == new[table], table
 
@@ -145,6 +143,10 @@ def _fill_like(connection: Connection, file: Path) -> None:
             rows = source.execute(table.select()).mappings().all()
             connection.execute(table.insert(), [dict(row) for row in rows])
     engine.dispose()
+    for name in ("mipro_frames", "mipro_traces"):
+        # The next row's number, which the rows above had with them.
+        sequence = f"pg_get_serial_sequence('{name}', 'position')"
+        connection.execute(text(f"SELECT setval({sequence}, max(position)) FROM {name}"))
 
 
 def _all_rows(connection: Connection) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,91 @@
+"""What is PostgreSQL's own: its schema, servers that begin at once, connections that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, NullPool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from prefect_mipro.errors import StoreFailed
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from tests.postgres import Postgres
+from tests.server.store.records import create, session
+
+SCHEMA = text("""
+    SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    UNION ALL
+    SELECT conrelid::regclass::text, conname || ' ' || pg_get_constraintdef(oid)
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT table_name, concat_ws(' ', column_name, data_type, is_nullable, column_default)
+    FROM information_schema.columns WHERE table_schema = 'public'
+""")
+OTHERS_OF_THIS_DATABASE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    store = await open_store(postgres_url)
+    yield store
+    await store.close()
+
+
+async def test_a_migrated_database_has_the_schema_of_the_tables(
+    postgres_url: str, empty_postgres_url: str
+) -> None:
+    def made(connection: Connection) -> set[tuple[str, str]]:
+        metadata.create_all(connection)
+        return schema(connection)
+
+    def migrated(connection: Connection) -> set[tuple[str, str]]:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+        return schema(connection)
+
+    schemas = []
+    for url, read in ((postgres_url, migrated), (empty_postgres_url, made)):
+        engine = create_async_engine(url, poolclass=NullPool)
+        async with engine.begin() as connection:
+            schemas.append(await connection.run_sync(read))
+    assert schemas[0] == schemas[1]
+
+
+async def test_servers_that_begin_at_once_on_an_empty_database_all_begin(
+    empty_postgres_url: str,
+) -> None:
+    stores = await asyncio.gather(*(open_store(empty_postgres_url) for _ in range(4)))
+    await create(stores[0])
+    for store in stores:
+        assert (await store.session("s1")).session_id == "s1"
+        await store.close()
+
+
+async def test_connections_that_have_ended_meanwhile_are_made_again(
+    store: SqlStore, postgres: Postgres
+) -> None:
+    await create(store)
+    for _ in range(3):
+        await asyncio.gather(*(store.session("s1") for _ in range(4)))
+        await asyncio.to_thread(postgres.run, OTHERS_OF_THIS_DATABASE)
+        assert (await store.session("s1")).baseline_id == session().baseline_id
+
+
+async def test_a_database_that_is_not_there_is_named(postgres: Postgres) -> None:
+    with pytest.raises(StoreFailed, match=r'/nowhere refused: database "nowhere" does not exist'):
+        await open_store(postgres.url("nowhere"))
+
+
+def schema(connection: Connection) -> set[tuple[str, str]]:
+    """Columns, indexes and constraints of each table, in PostgreSQL's own words."""
+    rows = connection.execute(SCHEMA).all()
+    return {(table, words) for table, words in rows if table != VERSION_TABLE}
