@@ -46,9 +46,9 @@ from prefect_mipro.server.routes.errors import (
 from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.telemetry.calls import MeteredCall
 
-# A client that goes away sooner is not noticed: most answers are there by then, and to watch for
-# it costs as much as to choose.
-WATCHED_AFTER_SECONDS = 0.02
+# A client that goes away sooner is noticed then: short calls are over before, and to watch for it
+# costs as much as to choose.
+WATCHED_AFTER_SECONDS = 0.1
 
 # Every digit as 0, and all else as a space.
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(256))
