@@ -30,7 +30,10 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     yield postgres.url()
     # Rows, not files: a new database for each test would take fifty times as long.
     tables = [table.name for table in reversed(metadata.sorted_tables)]
-    postgres.run(*(f"DELETE FROM {name}" for name in tables if name != VERSION_TABLE))
+    postgres.run(
+        *(f"DELETE FROM {name}" for name in tables if name != VERSION_TABLE),
+        "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'",
+    )
 
 
 @pytest.fixture

@@ -178,7 +178,9 @@ async def test_the_watermark_of_a_session_without_rollouts_is_zero(store: Store)
 
 async def test_more_than_a_thousand_are_given_up_at_once(store: Store) -> None:
     await create(store)
-    await store.pin([rollout(f"r{number}") for number in range(1_005)])
+    rollouts = [rollout(f"r{number}") for number in range(1_005)]
+    for start in range(0, 1_005, 64):
+        await store.pin(rollouts[start : start + 64])
     await pin(store, rollout("young", pinned_at=at(9)))
     assert await give_up(store, pinned_before=at(1)) == 1_005
     assert await store.watermark("s1") == 1_005
