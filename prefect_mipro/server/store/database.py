@@ -93,8 +93,8 @@ def _translation(error: Exception, name: str) -> MiproError:
         return Conflict(
             f"another request changed the same rows first ({said}); read them again and repeat"
         )
-    # SQLAlchemy wraps a DataError of asyncpg in no class of its own.
-    kinds = {type(cause).__name__ for cause in (error, said.__cause__)}
+    # SQLAlchemy wraps a DataError of asyncpg, and its many kinds, in no class of its own.
+    kinds = {kind.__name__ for cause in (error, said.__cause__) for kind in type(cause).__mro__}
     if isinstance(error, OverflowError | UnicodeError) or "DataError" in kinds:
         return InputInvalid(
             f"the database cannot hold a value that was sent ({said}); "

@@ -11,12 +11,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from prefect_mipro.errors import StoreFailed
+from prefect_mipro.errors import InputInvalid, StoreFailed
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
-from tests.server.store.records import create, session
+from tests.server.store.records import create, pin, rollout, session
 
 SCHEMA = text("""
     SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
@@ -78,6 +78,15 @@ async def test_connections_that_have_ended_meanwhile_are_made_again(
         await asyncio.gather(*(store.session("s1") for _ in range(4)))
         await asyncio.to_thread(postgres.run, OTHERS_OF_THIS_DATABASE)
         assert (await store.session("s1")).baseline_id == session().baseline_id
+
+
+async def test_an_id_with_a_character_that_postgresql_lacks_is_invalid_input(
+    store: SqlStore,
+) -> None:
+    await create(store)
+    with pytest.raises(InputInvalid, match="cannot hold"):
+        await pin(store, rollout("r\0"))
+    assert (await pin(store, rollout("r1"))).position == 1
 
 
 async def test_a_database_that_is_not_there_is_named(postgres: Postgres) -> None:
