@@ -140,11 +140,12 @@ def test_a_fallback_is_named_by_its_trace_and_has_no_price_but_its_own(place: Pl
 def test_one_call_more_than_the_server_takes_is_told_to_come_back(place: Place) -> None:
     place.model.script.append(place.model.stream(event("a"), DONE))
     with place.client(provider="spared") as client:
-        with client.chat.completions.create(model="m", messages=[HI], stream=True) as under_way:
-            next(iter(under_way))
-            with pytest.raises(openai.RateLimitError, match="--max-calls-in-flight") as refused:
-                ask(client)
-            place.model.gate.set()
+        under_way = iter(client.chat.completions.create(model="m", messages=[HI], stream=True))
+        next(under_way)
+        with pytest.raises(openai.RateLimitError, match="--max-calls-in-flight") as refused:
+            ask(client)
+        place.model.gate.set()
+        assert [chunk.choices[0].finish_reason for chunk in under_way] == ["stop"]
         assert refused.value.response.headers["retry-after"]
         assert ask(client) == "hello"
 
