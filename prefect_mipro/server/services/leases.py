@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_mipro.errors import CandidateNotFound, Conflict, InputInvalid, UpstreamFailed
+from prefect_mipro.errors import Conflict, InputInvalid, UpstreamFailed
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatMessage, InitialPrompt, Usage
@@ -188,11 +188,7 @@ class Leases:
                 example_id=asked.example_id,
             )
         else:
-            candidate = await self._store.candidate(asked.candidate_id)
-            if candidate.session_id != session.session_id:
-                raise CandidateNotFound(
-                    f"session {session.session_id} has no candidate {asked.candidate_id!r}"
-                )
+            candidate = await self._rollouts.candidate_of(session.session_id, asked.candidate_id)
         instruction, demonstrations = await self._knowledge.prompt_of(candidate)
         return _Leased(candidate, instruction, demonstrations, asked.example_id)
 

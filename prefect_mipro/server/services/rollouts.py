@@ -171,6 +171,13 @@ class Rollouts:
         live = await self._live.of(session.session_id)
         return await self._assigned(live, rollout_id, correlation_id, example_id, NOTHING)
 
+    async def candidate_of(self, session_id: str, candidate_id: str) -> Candidate:
+        """The session's candidate of that id. Raises CandidateNotFound."""
+        candidate = await self._knowledge.candidate(candidate_id)
+        if candidate.session_id != session_id:
+            raise CandidateNotFound(f"session {session_id} has no candidate {candidate_id!r}")
+        return candidate
+
     async def prompt_of(
         self,
         session: Session,
@@ -185,7 +192,6 @@ class Rollouts:
 
     async def find(self, session_id: str, rollout_id: str) -> Rollout:
         """A rollout that has been served. Raises SessionNotFound or RolloutNotFound."""
-        await self._store.session(session_id)
         rollout = await self._store.rollout(session_id, rollout_id)
         if rollout is None:
             raise RolloutNotFound(f"session {session_id} has served no rollout {rollout_id!r}")
@@ -240,7 +246,7 @@ class Rollouts:
         self, live: LiveSession, rollout_id: str, call: Call, own: Reserved
     ) -> Candidate:
         if call.candidate_id is not None:
-            return await self._candidate_of(live, call.candidate_id)
+            return await self.candidate_of(live.session_id, call.candidate_id)
         return await self._assigned(live, rollout_id, call.correlation_id, call.example_id, own)
 
     def _upstream_of(self, live: LiveSession) -> Upstream:
@@ -322,12 +328,6 @@ class Rollouts:
             promotion=config.mipro.promotion,
             rng=Chance(config, live.session_id, rollout_id),
         )
-
-    async def _candidate_of(self, live: LiveSession, candidate_id: str) -> Candidate:
-        candidate = await self._knowledge.candidate(candidate_id)
-        if candidate.session_id != live.session_id:
-            raise CandidateNotFound(f"session {live.session_id} has no candidate {candidate_id!r}")
-        return candidate
 
     async def _applied(
         self,
