@@ -19,7 +19,6 @@ import uvicorn
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.logs import log_to_stderr
-from prefect_mipro.server.packets import HttpProtocol
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
 from prefect_mipro.server.upstream.addresses import is_loopback
 
@@ -117,7 +116,6 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             access_log=False,
-            http=HttpProtocol,
             lifespan="on",
             log_config=None,
             proxy_headers=False,

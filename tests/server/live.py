@@ -10,15 +10,12 @@ from typing import Self
 import uvicorn
 from fastapi import FastAPI
 
-from prefect_mipro.server.packets import HttpProtocol
-
 
 class LiveServer:
     """An app on a free port of loopback for the length of a `with` block."""
 
     def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, log_config=None, lifespan="on", http=HttpProtocol)
-        self._server = _Announcing(config)
+        self._server = _Announcing(uvicorn.Config(app, log_config=None, lifespan="on"))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
 
