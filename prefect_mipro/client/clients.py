@@ -7,7 +7,8 @@ import math
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
@@ -18,7 +19,7 @@ from pydantic import SecretStr
 from prefect_mipro.client import environment, operations
 from prefect_mipro.client.exchange import Reply, Send, Wait, exchange
 from prefect_mipro.client.operations import Operation
-from prefect_mipro.errors import InputInvalid
+from prefect_mipro.errors import BackendUnreachable, InputInvalid
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -153,15 +154,38 @@ class Client(_Connection):
             value: T = done.value
             return value
 
+    @contextmanager
+    def stream(self, operation: Operation[object]) -> Iterator[Iterator[bytes]]:
+        """The lines of a long answer as they come. Raises as `send` does, also on the way."""
+        with ExitStack() as opened:
+            answer = self._opened(operation, opened)
+            try:
+                yield _lines(answer.iter_bytes())
+            except httpx.RequestError as failure:
+                raise _cut_off(failure) from None
+
+    def _opened(self, operation: Operation[object], opened: ExitStack) -> httpx.Response:
+        """The answer's head, once it is a good one."""
+        steps = exchange(operation, jitter=self._jitter, key=self._key.get_secret_value())
+        reply: Reply | None = None
+        while True:
+            step = steps.send(reply)
+            if isinstance(step, Wait):
+                reply = None
+                self._sleep(step.seconds)
+                continue
+            try:
+                answer = opened.enter_context(self._http.stream(**_request(step)))
+                if answer.is_success:
+                    return answer
+                answer.read()
+                reply = answer
+            except httpx.RequestError as failure:
+                reply = failure
+
     def _reply(self, send: Send) -> Reply:
         try:
-            return self._http.request(
-                send.method,
-                send.path,
-                params=send.query,
-                headers=send.headers,
-                content=send.content,
-            )
+            return self._http.request(**_request(send))
         except httpx.RequestError as failure:
             return failure
 
@@ -220,13 +244,7 @@ class AsyncClient(_Connection):
     async def _reply(self, send: Send) -> Reply:
         try:
             async with self._turns:
-                return await self._http.request(
-                    send.method,
-                    send.path,
-                    params=send.query,
-                    headers=send.headers,
-                    content=send.content,
-                )
+                return await self._http.request(**_request(send))
         except httpx.RequestError as failure:
             return failure
 
@@ -244,6 +262,35 @@ class AsyncClient(_Connection):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _request(send: Send) -> dict[str, Any]:
+    """The request as httpx takes it."""
+    return {
+        "method": send.method,
+        "url": send.path,
+        "params": send.query,
+        "headers": send.headers,
+        "content": send.content,
+    }
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines end with a newline and nothing else: JSON may hold other separators as they are."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _cut_off(failure: httpx.RequestError) -> BackendUnreachable:
+    reason = str(failure) or type(failure).__name__
+    return BackendUnreachable(
+        f"the answer was cut off ({reason}); check the backend, then ask again",
+        url=str(failure.request.url),
+    )
 
 
 def backend_root(backend_url: str) -> str:

@@ -311,6 +311,16 @@ def seed_evals(
     return _get(f"{_system_path(session_id)}/seed-evals", _as_it_is, query)
 
 
+def export_session(session_id: str, *, traces: bool = True) -> Operation[JsonObject]:
+    """All that is known of a session, as JSON lines: an answer for `stream`.
+
+    Without `traces` no line holds what was asked and answered.
+    """
+    return _get(
+        f"{_session_path(session_id)}/export", _as_it_is, {"traces": "true" if traces else "false"}
+    )
+
+
 def health() -> Operation[JsonObject]:
     """Whether the backend is up."""
     return _get("/health", _as_it_is)

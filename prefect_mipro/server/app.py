@@ -18,6 +18,7 @@ from prefect_mipro.server.garbage import rarely_collected
 from prefect_mipro.server.routes import (
     candidates,
     errors,
+    exports,
     health,
     metrics,
     prompt_learning,
@@ -26,6 +27,7 @@ from prefect_mipro.server.routes import (
 from prefect_mipro.server.routes.dependencies import Backend, Keys
 from prefect_mipro.server.routes.proxy import Proxy
 from prefect_mipro.server.services.beliefs import Beliefs
+from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.identity import new_id, utc_now
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
@@ -113,6 +115,7 @@ def create_app(
         sessions.session_router(sessions.PROMPT_LEARNING_PREFIX, tag=prompt_learning.TAG),
         prompt_learning.router,
         candidates.router,
+        exports.router,
     ):
         app.include_router(router)
     return app
@@ -192,6 +195,7 @@ def _backend(
         sessions=sessions,
         rollouts=rollouts,
         leases=Leases(store, knowledge, sessions, rollouts, recorder, clock=utc_now, new_id=new_id),
+        exports=Exports(store, journal, clock=utc_now),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,

@@ -24,6 +24,7 @@ from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.errors import short
+from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
@@ -69,6 +70,7 @@ class Backend:
     sessions: Sessions
     rollouts: Rollouts
     leases: Leases
+    exports: Exports
     keys: Keys
     max_body_bytes: int
     telemetry: Telemetry
@@ -93,6 +95,10 @@ def _leases(request: Request) -> Leases:
     return backend_of(request).leases
 
 
+def _exports(request: Request) -> Exports:
+    return backend_of(request).exports
+
+
 def _clamped(limit: int) -> int:
     return min(max(limit, 1), MOST_ITEMS)
 
@@ -104,6 +110,7 @@ def _with_zone(moment: datetime) -> datetime:
 SessionsOf = Annotated[Sessions, Depends(_sessions)]
 RolloutsOf = Annotated[Rollouts, Depends(_rollouts)]
 LeasesOf = Annotated[Leases, Depends(_leases)]
+ExportsOf = Annotated[Exports, Depends(_exports)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
 Moment = Annotated[datetime, AfterValidator(_with_zone)]

@@ -27,6 +27,7 @@ from prefect_mipro.models.candidates import (
     Statistics,
 )
 from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import LeverVersion, LeverVersions
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
@@ -384,6 +385,19 @@ class Store(Protocol):
         reason: str,
     ) -> None:
         """End a running duel; won, its challenger becomes champion. A duel that has ended stays."""
+        ...
+
+    # a session as a whole
+
+    async def part(
+        self, session: Session, part: Part, *, limit: int, cursor: str | None = None
+    ) -> Page[JsonObject]:
+        """A page of a part's rows as plain JSON, without the session's secret, by their key.
+
+        Rollouts and traces are those of the rollouts that `session` counts: later ones may run with
+        candidates that were not listed yet. A trace has its sensor frame under `frame`. A page may
+        have fewer rows than `limit`, or none, and another one after it.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -16,6 +16,7 @@ from prefect_mipro.models.candidates import (
     Statistics,
 )
 from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
@@ -27,6 +28,7 @@ from prefect_mipro.server.store import (
     missing,
     observations,
     overview,
+    parts,
     posted,
     rewards,
     rollouts,
@@ -225,6 +227,11 @@ class SqlStore:
         self, session_id: str, number: int, state: DuelState, *, at: datetime, reason: str
     ) -> None:
         await self._change(session_id, duels.end, number, state, at=at, reason=reason)
+
+    async def part(
+        self, session: Session, part: Part, *, limit: int, cursor: str | None = None
+    ) -> Page[JsonObject]:
+        return await self._database.read(parts.read, session, part, limit=limit, cursor=cursor)
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""

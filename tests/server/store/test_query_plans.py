@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
 
+from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import SeedEvalFilter
 from prefect_mipro.server.store.sql import SqlStore
@@ -27,6 +29,13 @@ from tests.server.store.records import (
     rollout,
     trace,
 )
+
+
+async def _second_page(store: SqlStore, part: Part) -> None:
+    session = await store.session("s1")
+    page = await store.part(session, part, limit=1)
+    await store.part(session, part, limit=1, cursor=page.next_cursor)
+
 
 QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "session": lambda store: store.session("s1"),
@@ -68,6 +77,11 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "seed_evals of a seed": lambda store: store.seed_evals(
         SeedEvalFilter(session_id="s1", seeds=[7]), limit=9
     ),
+    **{
+        f"{part} of an export": partial(_second_page, part=part)
+        for part in Part
+        if part not in (Part.SESSION, Part.END)
+    },
 }
 
 
