@@ -1,17 +1,22 @@
-"""The blocks: where the backend is and with which key, and what a session optimizes."""
+"""The blocks: where the backend is and with which key, what a session optimizes, its champion."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 from prefect_mipro.client.clients import AsyncClient, Client
 from prefect_mipro.config import MiproConfig, override, parse_toml, read_toml
+from prefect_mipro.errors import Conflict
 from prefect_mipro.models.base import JsonObject, SessionId
+from prefect_mipro.models.champions import ChampionVersion
 
 SavedBlock = TypeVar("SavedBlock", bound=Block)
+
+VERSIONS_KEPT = 20
+DECLINED_KEPT = 100
 
 # Prefect demands a square picture behind an http(s) address; these are its own, pinned.
 _LOGOS = (
@@ -134,6 +139,76 @@ class MiproSessionConfig(Block):
         if self.toml_path:
             return read_toml(self.toml_path)
         return self.config or {}
+
+
+class PromptChampion(Block, ChampionVersion):
+    """The promoted prompt of a session, for any flow: one line loads it, no backend is needed.
+
+    It holds the present version and those before it, so that a bad one can be taken back. The flow
+    `promote_champion` writes it.
+
+    Example:
+        Load the champion and make the messages of a call:
+        ```python
+        from prefect_mipro import PromptChampion
+
+        champion = PromptChampion.load("BLOCK_NAME")
+        messages = champion.render(request="Wake me at seven.")
+        ```
+    """
+
+    # A block's fields change when it is saved and loaded; the versions inside never do.
+    model_config = ConfigDict(frozen=False, extra="ignore", protected_namespaces=())
+
+    _block_type_name: ClassVar[str | None] = "Prompt Champion"
+    _block_type_slug: ClassVar[str | None] = "prompt-champion"
+    _logo_url: ClassVar[HttpUrl | None] = HttpUrl(f"{_LOGOS}/json.png")
+    _documentation_url: ClassVar[HttpUrl | None] = _DOCUMENTATION
+
+    previous: tuple[ChampionVersion, ...] = Field(
+        default=(), description="The versions before this one, the newest first."
+    )
+    declined: tuple[str, ...] = Field(
+        default=(), description="Candidates that a person did not want; they are not shown again."
+    )
+
+    @classmethod
+    def first(cls, version: ChampionVersion) -> Self:
+        """A block without history."""
+        return cls.model_validate(dict(version))
+
+    @property
+    def version(self) -> ChampionVersion:
+        """The present version, as a record."""
+        return ChampionVersion.model_validate(
+            {name: getattr(self, name) for name in ChampionVersion.model_fields}
+        )
+
+    def promote(self, version: ChampionVersion) -> Self:
+        """The block with that version in front of the present one. Save it to make it so."""
+        return self._with(version, (self.version, *self.previous)[:VERSIONS_KEPT])
+
+    def roll_back(self, candidate_id: str | None = None) -> Self:
+        """The block as it was: at the version before, or at that candidate's newest. Save it.
+
+        Later versions are dropped; their artifacts stay. Raises Conflict where there is no such.
+        """
+        for age, version in enumerate(self.previous):
+            if candidate_id in (None, version.candidate_id):
+                return self._with(version, self.previous[age + 1 :])
+        known = ", ".join(version.candidate_id for version in self.previous) or "none"
+        raise Conflict(
+            f"the champion of {self.session_id} cannot go back to "
+            f"{candidate_id or 'an earlier version'}; earlier versions: {known}"
+        )
+
+    def decline(self, candidate_id: str) -> Self:
+        """The block with a candidate noted as unwanted. Save it."""
+        unwanted = dict.fromkeys((candidate_id, *self.declined))
+        return self.model_copy(update={"declined": tuple(unwanted)[:DECLINED_KEPT]})
+
+    def _with(self, version: ChampionVersion, previous: tuple[ChampionVersion, ...]) -> Self:
+        return self.model_copy(update={**dict(version), "previous": previous})
 
 
 def load(block: type[SavedBlock], name: str) -> SavedBlock:

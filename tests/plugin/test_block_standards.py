@@ -9,7 +9,7 @@ from PIL import Image
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
-from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig
+from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, PromptChampion
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def logo_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect.testing.standard_test_suites.blocks.urlopen", fetch)
 
 
-@pytest.mark.parametrize("block", [MiproCredentials, MiproSessionConfig])
+@pytest.mark.parametrize("block", [MiproCredentials, MiproSessionConfig, PromptChampion])
 class TestBlockStandards(BlockStandardTestSuite):
     @pytest.fixture
     def block(self, request: pytest.FixtureRequest) -> type[Block]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig
+from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, PromptChampion
 from prefect_mipro.client.clients import AsyncClient, Client
 from prefect_mipro.errors import ConfigInvalid, ConfigNotFound
 
@@ -52,7 +52,7 @@ def test_the_key_is_not_shown() -> None:
     assert KEY not in f"{block!r} {block} {block.model_dump_json()}"
 
 
-@pytest.mark.parametrize("block", [MiproCredentials, MiproSessionConfig])
+@pytest.mark.parametrize("block", [MiproCredentials, MiproSessionConfig, PromptChampion])
 def test_a_deployment_can_tell_the_block_from_its_reference(block: type[MiproCredentials]) -> None:
     # With no required field, a reference would match both forms of the API's schema.
     assert any(field.is_required() for field in block.model_fields.values())

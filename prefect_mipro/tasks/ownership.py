@@ -1,0 +1,130 @@
+"""Which run works on which session: what it created, and what a cancelled one leaves behind.
+
+A session remembers the run that created it, in its metadata; a run remembers its sessions, in its
+labels. Both outlive the run's process and hold no secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import VariableCreate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+from prefect.runtime import flow_run
+from prefect.transactions import Transaction, get_transaction
+
+from prefect_mipro.events import SessionEvent, tell
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.sessions import SessionState, SessionStatus
+from prefect_mipro.tasks.connections import SessionHandle, connection_to
+from prefect_mipro.tasks.logs import run_logger
+
+CREATOR = "prefect_flow_run_id"
+SESSION_LABEL = "prefect-mipro.session."
+
+_CREATED = "prefect-mipro.created"
+
+
+def creation_metadata(metadata: Mapping[str, Any] | None) -> JsonObject:
+    """What is stored with a new session: the caller's facts, and the flow run that creates it."""
+    run_id = flow_run.get_id()
+    return {**(metadata or {}), **({CREATOR: str(run_id)} if run_id else {})}
+
+
+def joined(session: SessionHandle, status: SessionStatus) -> None:
+    """Note that the present flow run works on the session; nothing outside of a flow run.
+
+    A session that the cancellation of an earlier run had paused makes proposals again.
+    """
+    run_id = flow_run.get_id()
+    if run_id is None:
+        return
+    _label(session, run_id)
+    if status.metadata.get(CREATOR) == str(run_id):
+        transaction = get_transaction()
+        if transaction is not None:
+            transaction.set(_CREATED, session)
+        tell(SessionEvent.CREATED, session.session_id)
+        return
+    if status.status is SessionState.PAUSED and _forget_pause(session.session_id):
+        with connection_to(session) as connection:
+            connection.client.change_state(session.session_id, SessionState.RUNNING)
+    if not status.status.final:
+        tell(SessionEvent.RESUMED, session.session_id)
+
+
+def cancel_created(transaction: Transaction) -> None:
+    """Rollback hook of `create_session`: cancel the session that this run created, no other."""
+    session = transaction.get(_CREATED, None)
+    if session is None:
+        return
+    with connection_to(session) as connection:
+        connection.client.change_state(session.session_id, SessionState.CANCELLED)
+    tell(SessionEvent.CANCELLED, session.session_id)
+
+
+def sessions_of(flow_run_id: UUID) -> tuple[SessionHandle, ...]:
+    """The sessions that a flow run and its subflows have worked on."""
+    with get_client(sync_client=True) as client:
+        labels = client.read_flow_run(flow_run_id).labels
+    handles = (value for key, value in labels.items() if key.startswith(SESSION_LABEL))
+    return tuple(SessionHandle.model_validate_json(str(handle)) for handle in handles)
+
+
+def note_pause(session_id: str, flow_run_id: UUID) -> None:
+    """Remember that a cancellation paused the session and nobody else: the next run may resume."""
+    value = {"session_id": session_id, "flow_run_id": str(flow_run_id)}
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_variable(VariableCreate(name=_pause_name(session_id), value=value))
+        except ObjectAlreadyExists:
+            return
+
+
+def _forget_pause(session_id: str) -> bool:
+    """Whether a cancellation had paused it."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.delete_variable_by_name(_pause_name(session_id))
+        except ObjectNotFound:
+            return False
+    return True
+
+
+def _pause_name(session_id: str) -> str:
+    """In the letters that Prefect allows; different sessions never share one."""
+    slug = re.sub(r"[^a-z0-9]+", "_", session_id.lower())[:80]
+    return f"mipro_paused_{slug}_{hashlib.sha256(session_id.encode()).hexdigest()[:8]}"
+
+
+def _label(session: SessionHandle, run_id: str) -> None:
+    handle = session.model_dump_json(include=_HANDLE_FIELDS, exclude_none=True)
+    with _known_anyway(session.session_id), get_client(sync_client=True) as client:
+        for labelled in dict.fromkeys((run_id, _root_id(run_id))):
+            client.update_flow_run_labels(
+                UUID(labelled), {f"{SESSION_LABEL}{session.session_id}": handle}
+            )
+
+
+def _root_id(run_id: str) -> str:
+    """The run that a person or a schedule started: the one that can be cancelled."""
+    return str(flow_run.get_root_flow_run_id()) if flow_run.get_parent_flow_run_id() else run_id
+
+
+@contextmanager
+def _known_anyway(session_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (PrefectException, httpx.HTTPError) as error:
+        # A run without its labels works; only its cancellation will not find the session.
+        run_logger().warning("Could not note session %s at the flow run: %s", session_id, error)
+
+
+_HANDLE_FIELDS = {"session_id", "backend_url", "correlation_id", "credentials"}
