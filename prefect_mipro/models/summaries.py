@@ -45,6 +45,54 @@ class RolloutResult(Record):
     seconds: float
 
 
+class RewardOutcome(StrEnum):
+    """What became of a reward that was reported for a rollout.
+
+    It counted, it was there before, the rollout has another reward already, nobody knows the
+    rollout (its reward is kept until it comes), the session was cancelled before, or the reward
+    itself is none.
+    """
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    CONFLICTING = "conflicting"
+    UNKNOWN = "unknown"
+    TOO_LATE = "too_late"
+    INVALID = "invalid"
+
+
+class RewardReport(Record):
+    """What became of many rewards: the ids of their rollouts by outcome.
+
+    `problems` says by rollout id why a reward was refused.
+    """
+
+    session_id: str
+    rollout_ids: dict[RewardOutcome, tuple[str, ...]]
+    problems: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each outcome, zeros included."""
+        return {outcome.value: len(ids) for outcome, ids in self.rollout_ids.items()}
+
+    @property
+    def accepted(self) -> int:
+        """How many counted now."""
+        return len(self.rollout_ids[RewardOutcome.ACCEPTED])
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The rollouts that need no further report: repeating theirs would change nothing."""
+        again = {RewardOutcome.INVALID}
+        return frozenset(
+            rollout_id
+            for outcome, ids in self.rollout_ids.items()
+            if outcome not in again
+            for rollout_id in ids
+        )
+
+
 class Evaluation(Record):
     """A candidate on held-out examples, none of which the optimizer learned from.
 

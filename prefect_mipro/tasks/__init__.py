@@ -8,7 +8,10 @@ from __future__ import annotations
 from prefect_mipro.tasks.connections import SessionHandle
 from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
+from prefect_mipro.tasks.opening import aopen_session, open_session
 from prefect_mipro.tasks.programs import Judgement, RolloutJob
+from prefect_mipro.tasks.rewards import areport_rewards, report_rewards
 from prefect_mipro.tasks.rollouts import (
     aevaluate_candidate,
     arun_rollout,
@@ -43,11 +46,14 @@ from prefect_mipro.tasks.sessions import (
     session_status,
     session_urls,
 )
+from prefect_mipro.tasks.steps import arollout_step, rollout_step
 
 __all__ = [
     "AsyncLiveRollout",
+    "AsyncOpenRollout",
     "Judgement",
     "LiveRollout",
+    "OpenRollout",
     "RolloutJob",
     "SessionHandle",
     "abegin_epoch",
@@ -58,11 +64,14 @@ __all__ = [
     "alease_prompt",
     "alist_candidates",
     "alist_seed_evals",
+    "aopen_session",
     "apause_session",
     "apost_trace",
     "apromote_candidate",
     "areport_reward",
+    "areport_rewards",
     "aresume_session",
+    "arollout_step",
     "arun_rollout",
     "arun_rollouts",
     "asession_status",
@@ -75,11 +84,14 @@ __all__ = [
     "lease_prompt",
     "list_candidates",
     "list_seed_evals",
+    "open_session",
     "pause_session",
     "post_trace",
     "promote_candidate",
     "report_reward",
+    "report_rewards",
     "resume_session",
+    "rollout_step",
     "run_rollout",
     "run_rollouts",
     "session_status",

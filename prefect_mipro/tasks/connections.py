@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -16,6 +17,12 @@ from prefect_mipro.client.clients import AsyncClient, Client, backend_root
 from prefect_mipro.embedded import running_backend
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import Record
+from prefect_mipro.models.chat import InitialPrompt
+from prefect_mipro.tasks.openai_clients import AsyncOpenAIClient, OpenAIClient
+
+if TYPE_CHECKING:
+    from prefect_mipro.tasks.open_rollouts import AsyncReward, RolloutBlock
+    from prefect_mipro.tasks.programs import OnError, Reward
 
 URL_VARIABLE = "MIPRO_BACKEND_URL"
 
@@ -27,13 +34,47 @@ class SessionHandle(Record):
     """What travels between tasks, is shown in Prefect and may be stored: no key, no secret URL.
 
     `credentials` is the name of a saved `MiproCredentials` block. Without one the key is that of
-    the embedded backend, else `MIPRO_API_KEY` or `SYNTH_API_KEY` where the task runs.
+    the embedded backend, else `MIPRO_API_KEY` or `SYNTH_API_KEY` where the task runs. `prompt` is
+    the one that the session began with, where it has one.
     """
 
     session_id: str
     backend_url: str
     correlation_id: str | None = None
     credentials: str | None = None
+    prompt: InitialPrompt | None = None
+
+    def rollout(
+        self,
+        example: Any = None,
+        *,
+        rollout_id: str | None = None,
+        example_id: str | None = None,
+        metric: Reward | AsyncReward | None = None,
+        on_error: OnError = "no_reward",
+    ) -> RolloutBlock:
+        """A `with` or `async with` block that is one rollout.
+
+        The body calls the model through the rollout it gets (`rollout.openai()` is a client of
+        OpenAI's, `rollout.complete(messages)` needs none) and says what the answer is worth:
+        `rollout.reward(value)`, or `rollout.answer = ...` for `metric(example, answer)` to judge.
+        The reward is reported once, when the body ends. When body or metric raise, so does the
+        block; a reward that was given before is reported, else `on_error` where it is a number.
+
+        Without `rollout_id` it is a new rollout; in a task, with an example's id, a retry of the
+        task is the same one.
+        """
+        # Imported here, because rollouts are made of handles.
+        from prefect_mipro.tasks.open_rollouts import RolloutBlock
+
+        return RolloutBlock(
+            self,
+            example,
+            rollout_id=rollout_id,
+            example_id=example_id,
+            metric=metric,
+            on_error=on_error,
+        )
 
     def proxy_url(self, rollout_id: str) -> str:
         """The base URL of one rollout for any OpenAI client; it asks for the key."""
@@ -46,14 +87,16 @@ class SessionHandle(Record):
 
 @dataclass(frozen=True)
 class Connection:
-    """Clients for one backend: one for its operations, one for the model behind its proxy."""
+    """Clients for one backend: one for its operations, two for the model behind its proxy."""
 
     client: Client
     model: Client
+    openai: OpenAIClient
     api_key: SecretStr | None
 
     def close(self) -> None:
-        """Close both."""
+        """Close them all."""
+        self.openai.close()
         self.model.close()
         self.client.close()
 
@@ -64,6 +107,7 @@ class AsyncConnection:
 
     client: AsyncClient
     model: AsyncClient
+    openai: AsyncOpenAIClient
     api_key: SecretStr | None
 
 
@@ -120,7 +164,9 @@ async def async_connection_to(session: SessionHandle) -> AsyncIterator[AsyncConn
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(credentials.get_async_client())
         model = await stack.enter_async_context(_patient(credentials).get_async_client())
-        yield AsyncConnection(client, model, credentials.api_key)
+        openai = AsyncOpenAIClient(*_openai(credentials))
+        stack.push_async_callback(openai.aclose)
+        yield AsyncConnection(client, model, openai, credentials.api_key)
 
 
 def credentials_of(session: SessionHandle) -> MiproCredentials:
@@ -165,8 +211,13 @@ def _connect(credentials: MiproCredentials) -> Connection:
     return Connection(
         client=credentials.get_client(),
         model=_patient(credentials).get_client(),
+        openai=OpenAIClient(*_openai(credentials)),
         api_key=credentials.api_key,
     )
+
+
+def _openai(credentials: MiproCredentials) -> tuple[str, SecretStr | None, float]:
+    return credentials.backend_url, credentials.api_key, _patient(credentials).timeout_seconds
 
 
 def _patient(credentials: MiproCredentials) -> MiproCredentials:

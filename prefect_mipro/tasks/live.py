@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from prefect_mipro.client import operations
 from prefect_mipro.client.arguments import TraceArguments, record_of
@@ -14,14 +14,15 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
-from prefect_mipro.tasks.requests import without_secret
+from prefect_mipro.tasks.openai_clients import usable
+from prefect_mipro.tasks.requests import usable_id, without_secret
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
 
 CANDIDATE_HEADER = "x-mipro-candidate-id"
 CORRELATION_HEADER = "x-correlation-id"
 EXAMPLE_HEADER = "x-mipro-example-id"
-
-# What an OpenAI client wants to be told where a backend asks for no key.
-NO_KEY = "no-key"
 
 
 class _Live:
@@ -41,7 +42,7 @@ class _Live:
         candidate_id: str | None = None,
     ) -> None:
         self.session_id = session.session_id
-        self.rollout_id = rollout_id
+        self.rollout_id = usable_id(rollout_id)
         self.example_id = example_id
         self.candidate_id = candidate_id
         self.base_url = session.proxy_url(rollout_id)
@@ -52,7 +53,7 @@ class _Live:
     @property
     def api_key(self) -> str:
         """The key for an OpenAI client."""
-        return (self._api_key.get_secret_value() if self._api_key else "") or NO_KEY
+        return usable(self._api_key)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -112,6 +113,12 @@ class _Live:
     def _shown(self, lease: Lease) -> Lease:
         return without_secret(lease, self.session_id)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"rollout {self.rollout_id} holds open connections and a key, so it cannot be pickled "
+            "or returned from a task; return its answer, or rollout.result"
+        )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
@@ -119,8 +126,8 @@ class _Live:
 class LiveRollout(_Live):
     """A rollout for programs that block.
 
-    Any OpenAI client works: `OpenAI(base_url=rollout.base_url, api_key=rollout.api_key,
-    default_headers=rollout.headers)`. `complete` and `chat` spare the client.
+    `openai()` is a ready client. Any other works as well: `Other(base_url=rollout.base_url,
+    api_key=rollout.api_key, default_headers=rollout.headers)`. `complete` and `chat` spare it.
     """
 
     def __init__(
@@ -137,6 +144,11 @@ class LiveRollout(_Live):
         )
         self._model: Client = connection.model
         self._client: Client = connection.client
+        self._openai = connection.openai
+
+    def openai(self) -> OpenAI:
+        """The official client for this rollout's calls; it needs the package `openai`."""
+        return self._openai.at(self.base_url, self._marks())
 
     def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""
@@ -166,7 +178,7 @@ class LiveRollout(_Live):
 
 
 class AsyncLiveRollout(_Live):
-    """A rollout for programs that are coroutines; `AsyncOpenAI` takes the same three values."""
+    """A rollout for programs that are coroutines; see `LiveRollout`."""
 
     def __init__(
         self,
@@ -182,6 +194,11 @@ class AsyncLiveRollout(_Live):
         )
         self._model: AsyncClient = connection.model
         self._client: AsyncClient = connection.client
+        self._openai = connection.openai
+
+    def openai(self) -> AsyncOpenAI:
+        """The official client for this rollout's calls; it needs the package `openai`."""
+        return self._openai.at(self.base_url, self._marks())
 
     async def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from math import isfinite
 from numbers import Real
 from typing import Any, Literal
@@ -58,10 +59,20 @@ class RolloutJob:
         cls, example: Example, rollout_id: str, *, example_id: str | None = None, stop: bool = False
     ) -> RolloutJob:
         """With the example's id: the caller's, else what the example says about itself."""
-        if example_id is None and isinstance(example, Mapping):
-            told = (example.get(key) for key in EXAMPLE_ID_KEYS)
+        fields = fields_of(example) if example_id is None else None
+        if fields is not None:
+            told = (fields.get(key) for key in EXAMPLE_ID_KEYS)
             example_id = next((str(value) for value in told if value is not None), None)
         return cls(example, rollout_id, example_id, stop)
+
+
+def fields_of(example: Example) -> Mapping[str, Any] | None:
+    """The fields of a row: a mapping, or what can be made a dict, such as `sqlite3.Row`."""
+    if isinstance(example, Mapping):
+        return example
+    if hasattr(example, "keys") and hasattr(example, "__getitem__"):
+        return dict(example)
+    return None
 
 
 def judgement(value: object) -> Judgement:
@@ -69,11 +80,11 @@ def judgement(value: object) -> Judgement:
     match value:
         case Judgement():
             return value
-        case (Real() as score, str(feedback)) if isfinite(score):
+        case (Real() | Decimal() as score, str(feedback)) if isfinite(score):
             return Judgement(score=float(score), feedback=feedback)
-        case Real() if isfinite(value):
+        case Real() | Decimal() if isfinite(value):
             return Judgement(score=float(value))
     raise RewardInvalid(
-        f"the reward function returned {value!r:.80}; return a finite number, a pair of number "
-        "and feedback, or a Judgement"
+        f"the reward is {value!r:.80}; give or return a finite number, a pair of number and "
+        "feedback, or a Judgement"
     )

@@ -13,8 +13,10 @@ from typing import Any
 from prefect import task
 
 from prefect_mipro.blocks import MiproCredentials, aload, load
+from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import CandidateNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.chat import InitialPrompt, PromptMessage
 from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
 from prefect_mipro.tasks.connections import (
@@ -48,9 +50,10 @@ def create_session(
     """
     url = load(MiproCredentials, credentials).backend_url if credentials else _found(backend_url)
     request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    prompt = MiproConfig.parse(config, overrides).initial_prompt
     session = _handle(request, url, credentials)
     with connection_to(session) as connection:
-        return _created(session, connection.client.create_session(request))
+        return _created(session, connection.client.create_session(request), prompt)
 
 
 @task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
@@ -72,9 +75,10 @@ async def acreate_session(
         else _found(backend_url)
     )
     request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    prompt = MiproConfig.parse(config, overrides).initial_prompt
     session = _handle(request, url, credentials)
     async with async_connection_to(session) as connection:
-        return _created(session, await connection.client.create_session(request))
+        return _created(session, await connection.client.create_session(request), prompt)
 
 
 @task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
@@ -322,10 +326,26 @@ def _handle(request: CreateSession, backend_url: str, credentials: str | None) -
     )
 
 
-def _created(session: SessionHandle, status: SessionStatus) -> SessionHandle:
+def _created(
+    session: SessionHandle, status: SessionStatus, prompt: InitialPrompt | None
+) -> SessionHandle:
     for warning in status.warnings:
         run_logger().warning("Session %s: %s", status.session_id, warning)
-    return session.model_copy(update={"session_id": status.session_id})
+    own = _own_prompt(status, prompt)
+    return session.model_copy(update={"session_id": status.session_id, "prompt": own})
+
+
+def _own_prompt(status: SessionStatus, prompt: InitialPrompt | None) -> InitialPrompt | None:
+    """The session's: one that goes on keeps the prompt it began with, whatever is sent now."""
+    baseline = status.candidates.get(status.baseline_candidate_id)
+    if baseline is None or baseline.baseline_messages is None:
+        return prompt
+    messages = tuple(
+        PromptMessage(role=message["role"], pattern=message["content"], order=order)
+        for order, message in enumerate(baseline.baseline_messages)
+    )
+    wildcards = prompt.wildcards if prompt else {}
+    return InitialPrompt(messages=messages, wildcards=wildcards) if messages else None
 
 
 def _found(backend_url: str | None) -> str:

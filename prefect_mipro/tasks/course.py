@@ -1,0 +1,96 @@
+"""What becomes of a rollout: its answer, what that is worth, and whether the reward counted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from prefect_mipro.errors import RewardConflict, SessionEnded
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
+from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
+from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.programs import HOPELESS, Answer, Judgement, OnError, RolloutJob
+from prefect_mipro.tasks.requests import reward_request
+
+
+@dataclass
+class Course:
+    """What has happened to a rollout so far."""
+
+    job: RolloutJob
+    started: float = field(default_factory=time.perf_counter)
+    answer: Answer = None
+    judged: Judgement | None = None
+    receipt: RewardReceipt | None = None
+    refusal: RewardConflict | SessionEnded | None = None
+    failure: Exception | None = None
+
+    def failed(self, error: Exception, on_error: OnError) -> None:
+        """Keep the error, and what stands for a reward; or raise it."""
+        if on_error == "raise" or isinstance(error, HOPELESS):
+            raise error
+        run_logger().warning(
+            "Rollout %s raised %s: %s", self.job.rollout_id, type(error).__name__, error
+        )
+        self.failure = error
+        if on_error != "no_reward":
+            self.judged = failure_reward(error, on_error)
+
+    def send(self, connection: Connection, session: SessionHandle) -> None:
+        """Report the reward, if there is one."""
+        if self.judged is not None:
+            request = self._reward(session, self.judged)
+            try:
+                self.receipt = connection.client.reward(session.session_id, request)
+            except (RewardConflict, SessionEnded) as error:
+                self.refusal = error
+
+    async def asend(self, connection: AsyncConnection, session: SessionHandle) -> None:
+        """Report the reward, if there is one."""
+        if self.judged is not None:
+            request = self._reward(session, self.judged)
+            try:
+                self.receipt = await connection.client.reward(session.session_id, request)
+            except (RewardConflict, SessionEnded) as error:
+                self.refusal = error
+
+    def result(self) -> RolloutResult:
+        """How it ended."""
+        failure = self.failure
+        return RolloutResult(
+            rollout_id=self.job.rollout_id,
+            outcome=self._outcome(),
+            example_id=self.job.example_id,
+            candidate_id=self.receipt.candidate_id if self.receipt else None,
+            answer=self.answer,
+            score=self.judged.score if self.judged else None,
+            error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
+        return reward_request(
+            session,
+            judged.score,
+            self.job.rollout_id,
+            judged.feedback,
+            judged.expected,
+            self.job.example_id,
+            judged.metadata,
+            True if self.job.stop else None,
+        )
+
+    def _outcome(self) -> RolloutOutcome:
+        if self.failure:
+            return RolloutOutcome.FAILED
+        if isinstance(self.refusal, SessionEnded):
+            return RolloutOutcome.TOO_LATE
+        if self.refusal or (self.receipt and self.receipt.duplicate):
+            return RolloutOutcome.REPEATED
+        return RolloutOutcome.REWARDED if self.receipt else RolloutOutcome.UNREWARDED
+
+
+def failure_reward(error: Exception, score: float) -> Judgement:
+    """What stands for the reward of a program that raised."""
+    return Judgement(score=score, feedback=f"the program raised {type(error).__name__}")

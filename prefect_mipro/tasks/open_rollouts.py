@@ -1,0 +1,245 @@
+"""A rollout as a `with` block: its body is the program, and its end reports the reward."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from inspect import isawaitable
+from types import TracebackType
+from typing import Any, Final
+from uuid import UUID, uuid4, uuid5
+
+from prefect.runtime import task_run
+
+from prefect_mipro.errors import InputInvalid, MiproError, RewardConflict, RewardInvalid
+from prefect_mipro.models.summaries import RolloutResult
+from prefect_mipro.tasks.connections import (
+    AsyncConnection,
+    Connection,
+    SessionHandle,
+    async_connection_to,
+    connection_to,
+)
+from prefect_mipro.tasks.course import Course, failure_reward
+from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.programs import (
+    HOPELESS,
+    Answer,
+    Example,
+    Judgement,
+    OnError,
+    Reward,
+    RolloutJob,
+    judgement,
+)
+
+AsyncReward = Callable[[Example, Answer], Awaitable[float | tuple[float, str] | Judgement]]
+
+_NO_ANSWER: Final = object()
+
+
+class _Judged:
+    """What the body of the block may say of its rollout."""
+
+    answer: Answer = _NO_ANSWER
+    """What the metric is to judge; the body sets it."""
+
+    _course: Course
+    _ended = False
+
+    def reward(
+        self, value: float | tuple[float, str] | Judgement, feedback: str | None = None
+    ) -> None:
+        """What the rollout is worth. It is reported once, when the block ends."""
+        judged = judgement(value)
+        if feedback is not None:
+            judged = judged.model_copy(update={"feedback": feedback})
+        if self._ended:
+            raise InputInvalid(
+                f"rollout {self._course.job.rollout_id} has ended, so {judged.score:g} is not "
+                "counted; reward it in its with block, or later by report_reward"
+            )
+        given = self._course.judged
+        if given is not None and given.score != judged.score:
+            raise RewardConflict(
+                f"rollout {self._course.job.rollout_id} has the reward {given.score:g} already, "
+                f"so {judged.score:g} is not counted; a rollout is rewarded once"
+            )
+        self._course.judged = judged
+
+    @property
+    def result(self) -> RolloutResult:
+        """How it stands, and after the block how it ended."""
+        self._course.answer = None if self.answer is _NO_ANSWER else self.answer
+        return self._course.result()
+
+
+class OpenRollout(_Judged, LiveRollout):
+    """The rollout of a `with session.rollout(...)` block."""
+
+    def __init__(self, session: SessionHandle, connection: Connection, course: Course) -> None:
+        job = course.job
+        super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
+        self._course = course
+
+
+class AsyncOpenRollout(_Judged, AsyncLiveRollout):
+    """The rollout of an `async with session.rollout(...)` block."""
+
+    def __init__(self, session: SessionHandle, connection: AsyncConnection, course: Course) -> None:
+        job = course.job
+        super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
+        self._course = course
+
+
+class RolloutBlock:
+    """What `session.rollout(...)` returns: for one `with` or `async with` block."""
+
+    def __init__(
+        self,
+        session: SessionHandle,
+        example: Example,
+        *,
+        rollout_id: str | None,
+        example_id: str | None,
+        metric: Reward | AsyncReward | None,
+        on_error: OnError,
+    ) -> None:
+        job = RolloutJob.of(example, rollout_id or "", example_id=example_id)
+        self.rollout_id = rollout_id or _own_id(job.example_id)
+        self._session = session
+        self._job = RolloutJob(example, self.rollout_id, job.example_id)
+        self._metric = metric
+        self._on_error = on_error
+        self._begun = False
+        self._blocking: AbstractContextManager[OpenRollout] | None = None
+        self._awaiting: AbstractAsyncContextManager[AsyncOpenRollout] | None = None
+
+    def __enter__(self) -> OpenRollout:
+        self._begin()
+        self._blocking = self._open()
+        return self._blocking.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._blocking is not None
+        return self._blocking.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> AsyncOpenRollout:
+        self._begin()
+        self._awaiting = self._aopen()
+        return await self._awaiting.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._awaiting is not None
+        return await self._awaiting.__aexit__(kind, error, traceback)
+
+    @contextmanager
+    def _open(self) -> Iterator[OpenRollout]:
+        course = Course(self._job)
+        with connection_to(self._session) as connection:
+            rollout = OpenRollout(self._session, connection, course)
+            try:
+                yield rollout
+                if self._to_be_judged(rollout):
+                    course.judged = judgement(_at_once(self._judge(rollout)))
+            except Exception as error:
+                self._failed(course, error)
+                with _unless_unreachable(course):
+                    course.send(connection, self._session)
+                raise
+            finally:
+                rollout._ended = True
+            course.send(connection, self._session)
+            _tell(course)
+
+    @asynccontextmanager
+    async def _aopen(self) -> AsyncIterator[AsyncOpenRollout]:
+        course = Course(self._job)
+        async with async_connection_to(self._session) as connection:
+            rollout = AsyncOpenRollout(self._session, connection, course)
+            try:
+                yield rollout
+                if self._to_be_judged(rollout):
+                    value = self._judge(rollout)
+                    course.judged = judgement(await value if isawaitable(value) else value)
+            except Exception as error:
+                self._failed(course, error)
+                with _unless_unreachable(course):
+                    await course.asend(connection, self._session)
+                raise
+            finally:
+                rollout._ended = True
+            await course.asend(connection, self._session)
+            _tell(course)
+
+    def _begin(self) -> None:
+        if self._begun:
+            raise InputInvalid(
+                f"rollout {self.rollout_id} has begun already; call session.rollout() for another"
+            )
+        self._begun = True
+
+    def _to_be_judged(self, rollout: _Judged) -> bool:
+        return self._metric is not None and rollout._course.judged is None
+
+    def _judge(self, rollout: _Judged) -> Any:
+        if rollout.answer is _NO_ANSWER:
+            raise RewardInvalid(
+                f"the metric has no answer of rollout {self.rollout_id} to judge; set "
+                "rollout.answer in the with block, or call rollout.reward there"
+            )
+        assert self._metric is not None
+        return self._metric(self._job.example, rollout.answer)
+
+    def _failed(self, course: Course, error: Exception) -> None:
+        course.failure = error
+        hopeless = isinstance(error, HOPELESS)
+        if course.judged is None and not hopeless and not isinstance(self._on_error, str):
+            course.judged = failure_reward(error, self._on_error)
+
+
+@contextmanager
+def _unless_unreachable(course: Course) -> Iterator[None]:
+    """The error of the body matters more than one of its report."""
+    try:
+        yield
+    except MiproError as error:
+        run_logger().warning(
+            "The reward of rollout %s was not reported: %s", course.job.rollout_id, error
+        )
+
+
+def _tell(course: Course) -> None:
+    if course.refusal:
+        run_logger().warning("The reward did not count: %s", course.refusal.message)
+
+
+def _at_once(value: Any) -> Any:
+    if isawaitable(value):
+        raise RewardInvalid(
+            "the metric is a coroutine function; use it in an `async with` block, or give one that "
+            "is not"
+        )
+    return value
+
+
+def _own_id(example_id: str | None) -> str:
+    """In a task that of the example in this task run: a retry is then the same rollout."""
+    own = task_run.get_id()
+    return str(uuid5(UUID(str(own)), example_id) if own and example_id else uuid4())

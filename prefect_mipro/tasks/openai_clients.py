@@ -1,0 +1,95 @@
+"""The official OpenAI clients of a connection: made when first asked for, closed with it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+from pydantic import SecretStr
+
+from prefect_mipro.client.environment import is_loopback
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+# What an OpenAI client wants to be told where a backend asks for no key.
+NO_KEY: Final = "no-key"
+
+_MISSING = (
+    "rollout.openai() needs the package openai: pip install openai. rollout.complete(messages) and "
+    "any other client at rollout.base_url do without it"
+)
+
+
+class OpenAIClient:
+    """One client for all rollouts of a connection: a new one would open connections of its own."""
+
+    def __init__(self, backend_url: str, api_key: SecretStr | None, timeout_seconds: float) -> None:
+        self._backend_url = backend_url
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._client: OpenAI | None = None
+
+    def at(self, base_url: str, headers: dict[str, str]) -> OpenAI:
+        """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._new()
+        return self._client.with_options(base_url=base_url, default_headers=headers)
+
+    def close(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            self._client.close()
+
+    def _new(self) -> OpenAI:
+        try:
+            from openai import DefaultHttpxClient, OpenAI
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(_MISSING, name=error.name) from None
+        return OpenAI(
+            base_url=self._backend_url,
+            api_key=usable(self._api_key),
+            timeout=self._timeout_seconds,
+            # A proxy of the environment cannot reach this machine's own loopback interface.
+            http_client=DefaultHttpxClient(trust_env=not is_loopback(self._backend_url)),
+        )
+
+
+class AsyncOpenAIClient:
+    """The same for one event loop."""
+
+    def __init__(self, backend_url: str, api_key: SecretStr | None, timeout_seconds: float) -> None:
+        self._backend_url = backend_url
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
+        self._client: AsyncOpenAI | None = None
+
+    def at(self, base_url: str, headers: dict[str, str]) -> AsyncOpenAI:
+        """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
+        if self._client is None:
+            self._client = self._new()
+        return self._client.with_options(base_url=base_url, default_headers=headers)
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _new(self) -> AsyncOpenAI:
+        try:
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(_MISSING, name=error.name) from None
+        return AsyncOpenAI(
+            base_url=self._backend_url,
+            api_key=usable(self._api_key),
+            timeout=self._timeout_seconds,
+            http_client=DefaultAsyncHttpxClient(trust_env=not is_loopback(self._backend_url)),
+        )
+
+
+def usable(api_key: SecretStr | None) -> str:
+    """The key in the form that OpenAI's clients accept, who refuse to have none."""
+    return (api_key.get_secret_value() if api_key else "") or NO_KEY
