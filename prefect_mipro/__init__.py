@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from prefect_mipro.blocks import MiproCredentials as MiproCredentials
     from prefect_mipro.blocks import MiproSessionConfig as MiproSessionConfig
+    from prefect_mipro.blocks import PromptChampion as PromptChampion
     from prefect_mipro.client.clients import AsyncClient as AsyncClient
     from prefect_mipro.client.clients import Client as Client
     from prefect_mipro.client.session import MiproOnlineSession as MiproOnlineSession
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from prefect_mipro.models.leases import TraceRequest as TraceRequest
     from prefect_mipro.models.results import PolicyOptimizationResult as PolicyOptimizationResult
     from prefect_mipro.models.results import PromptLearningResult as PromptLearningResult
+    from prefect_mipro.tasks.opening import aopen_session as aopen_session
+    from prefect_mipro.tasks.opening import open_session as open_session
+    from prefect_mipro.tasks.rewards import areport_rewards as areport_rewards
+    from prefect_mipro.tasks.rewards import report_rewards as report_rewards
+    from prefect_mipro.tasks.steps import arollout_step as arollout_step
+    from prefect_mipro.tasks.steps import rollout_step as rollout_step
 
 _HOMES = {
     "AsyncClient": "client.clients",
@@ -33,9 +40,16 @@ _HOMES = {
     "MiproOnlineSession": "client.session",
     "MiproSessionConfig": "blocks",
     "PolicyOptimizationResult": "models.results",
+    "PromptChampion": "blocks",
     "PromptLearningResult": "models.results",
     "TraceRequest": "models.leases",
+    "aopen_session": "tasks.opening",
+    "areport_rewards": "tasks.rewards",
+    "arollout_step": "tasks.steps",
+    "open_session": "tasks.opening",
     "optimize_prompt": "flows",
+    "report_rewards": "tasks.rewards",
+    "rollout_step": "tasks.steps",
 }
 
 __all__ = ["__version__", *_HOMES]

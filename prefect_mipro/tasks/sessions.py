@@ -7,6 +7,7 @@ who reads the storage.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from prefect_mipro.tasks.connections import (
     connection_to,
 )
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.ownership import cancel_created, creation_metadata, joined
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
 
@@ -49,11 +51,15 @@ def create_session(
     Without a session id the config's `system_id` is taken, else a new one is made.
     """
     url = load(MiproCredentials, credentials).backend_url if credentials else _found(backend_url)
-    request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    facts = creation_metadata(metadata)
+    request = creation_request(config, session_id, overrides, facts, agent_id, correlation_id)
     prompt = MiproConfig.parse(config, overrides).initial_prompt
     session = _handle(request, url, credentials)
     with connection_to(session) as connection:
-        return _created(session, connection.client.create_session(request), prompt)
+        status = connection.client.create_session(request)
+        session = _created(session, status, prompt)
+        joined(session, status)
+        return session
 
 
 @task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
@@ -74,11 +80,19 @@ async def acreate_session(
         if credentials
         else _found(backend_url)
     )
-    request = creation_request(config, session_id, overrides, metadata, agent_id, correlation_id)
+    facts = creation_metadata(metadata)
+    request = creation_request(config, session_id, overrides, facts, agent_id, correlation_id)
     prompt = MiproConfig.parse(config, overrides).initial_prompt
     session = _handle(request, url, credentials)
     async with async_connection_to(session) as connection:
-        return _created(session, await connection.client.create_session(request), prompt)
+        status = await connection.client.create_session(request)
+        session = _created(session, status, prompt)
+        await asyncio.to_thread(joined, session, status)
+        return session
+
+
+create_session.on_rollback(cancel_created)
+acreate_session.on_rollback(cancel_created)
 
 
 @task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
