@@ -1,9 +1,16 @@
-"""The loop users deploy."""
+"""The flows users deploy: the loop, and what brings its outcome to use."""
 
 from __future__ import annotations
 
 from prefect_mipro.flows.backend import some_backend
 from prefect_mipro.flows.optimize import optimize_prompt
+from prefect_mipro.flows.promotion import promote_champion, roll_back_champion
 from prefect_mipro.flows.temporary_server import temporary_server_settings
 
-__all__ = ["optimize_prompt", "some_backend", "temporary_server_settings"]
+__all__ = [
+    "optimize_prompt",
+    "promote_champion",
+    "roll_back_champion",
+    "some_backend",
+    "temporary_server_settings",
+]

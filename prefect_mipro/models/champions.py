@@ -5,9 +5,9 @@ What a session knows of its champion ends with the session's backend; these reco
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
@@ -18,9 +18,8 @@ from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage
 from prefect_mipro.models.leases import Lease, Placeholder
 from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.placeholders import fill
 from prefect_mipro.models.sessions import CandidateReport, SessionStatus
-
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Evidence(Record):
@@ -163,25 +162,50 @@ class ChampionVersion(Record):
     def _texts(self, inputs: Mapping[str, Any]) -> dict[str, str]:
         texts = {}
         for placeholder in self.placeholders:
-            name = placeholder.name
-            if name not in inputs and placeholder.required:
+            name, value = placeholder.name, inputs.get(placeholder.name)
+            if value is None and placeholder.required:
                 raise InputInvalid(
                     f"the prompt of {self.session_id} needs a text for {name!r} (given: "
                     f"{', '.join(sorted(inputs)) or 'nothing'}); call render({name}=...)"
                 )
-            value = inputs.get(name, "")
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
+            if isinstance(value, bool) or not isinstance(value, str | int | float | None):
                 raise InputInvalid(f"{name} is {value!r:.80}; give render a text or a number")
-            texts[name] = str(value)
+            texts[name] = "" if value is None else str(value)
         return texts
+
+
+class PromotionOutcome(StrEnum):
+    """What came of a look at the champion.
+
+    Another prompt is in use, the one in use stays, a person did not want the other one, or an
+    earlier one is in use again.
+    """
+
+    PROMOTED = "promoted"
+    UNCHANGED = "unchanged"
+    DECLINED = "declined"
+    ROLLED_BACK = "rolled back"
+
+
+class PromotionSummary(Record):
+    """What a promotion flow did. `champion` is the name of the block that programs load."""
+
+    session_id: str
+    champion: str
+    outcome: PromotionOutcome
+    candidate_id: str
+    number: int
+    previous_candidate_id: str | None = None
+    reason: str = ""
+    artifact_key: str | None = None
+    evidence: Evidence | None = None
 
 
 def _filled(message: ChatMessage, texts: Mapping[str, str]) -> ChatMessage:
     content = message.get("content")
     if not isinstance(content, str):
         return dict(message)
-    filled = _PLACEHOLDER.sub(lambda found: texts.get(found[1], found[0]), content)
-    return {**message, "content": filled}
+    return {**message, "content": fill(content, texts)}
 
 
 def _ancestors(candidate: CandidateReport, status: SessionStatus) -> tuple[Ancestor, ...]:
