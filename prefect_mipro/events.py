@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 from prefect.events import emit_event
 
-from prefect_mipro.models.sessions import SessionState, SessionStatus
+from prefect_mipro.models.sessions import CandidateReport, SessionState, SessionStatus
 
 RESOURCE_PREFIX = "prefect-mipro.session."
 CAUSE_LABEL = "prefect-mipro.cause"
+
+Fact = str | int | float | None
 
 
 class SessionEvent(StrEnum):
@@ -44,7 +47,7 @@ def tell(
     session_id: str,
     *,
     cause: Cause | None = None,
-    **facts: str | int | float | None,
+    **facts: Fact,
 ) -> None:
     """Emit the event; the run that does so is related to it. Never raises, and waits for nothing.
 
@@ -63,33 +66,43 @@ def tell(
 
 
 def tell_changes(before: SessionStatus, after: SessionStatus) -> None:
-    """What a run has seen happen to its session: new and retired candidates, champion, end."""
-    session_id = after.session_id
+    """Emit what a run has seen happen to its session: candidates, champion, end."""
+    for change in changes(before, after):
+        tell(change.event, after.session_id, cause=change.cause, **change.facts)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be told."""
+
+    event: SessionEvent
+    facts: dict[str, Fact]
+    cause: Cause | None = None
+
+
+def changes(before: SessionStatus, after: SessionStatus) -> Iterator[Change]:
+    """New candidates, retired ones, the champion of a won duel, and another state."""
     for candidate_id, candidate in after.candidates.items():
         known = before.candidates.get(candidate_id)
-        told = partial(
-            tell,
-            session_id=session_id,
-            candidate_id=candidate_id,
-            number=candidate.number,
-            origin=candidate.origin,
-        )
+        facts = _facts(candidate)
         if known is None:
-            told(SessionEvent.PROPOSED)
+            yield Change(SessionEvent.PROPOSED, facts)
         if candidate.status == "retired" and (known is None or known.status != "retired"):
-            told(SessionEvent.RETIRED)
+            yield Change(SessionEvent.RETIRED, facts)
     if after.champion_candidate_id != before.champion_candidate_id:
         champion = after.candidates[after.champion_candidate_id]
-        tell(
-            SessionEvent.PROMOTED,
-            session_id,
-            cause=Cause.DUEL,
-            candidate_id=champion.candidate_id,
-            number=champion.number,
-            previous_candidate_id=before.champion_candidate_id,
-        )
-    if after.status is not before.status and (event := _EVENT_OF.get(after.status)):
-        tell(event, session_id, stop_reason=after.stop_reason)
+        facts = {**_facts(champion), "previous_candidate_id": before.champion_candidate_id}
+        yield Change(SessionEvent.PROMOTED, facts, Cause.DUEL)
+    if after.status is not before.status:
+        yield Change(_EVENT_OF[after.status], {"stop_reason": after.stop_reason})
+
+
+def _facts(candidate: CandidateReport) -> dict[str, Fact]:
+    return {
+        "candidate_id": candidate.candidate_id,
+        "number": candidate.number,
+        "origin": candidate.origin,
+    }
 
 
 _EVENT_OF = {

@@ -28,6 +28,7 @@ from prefect_mipro.tasks.logs import run_logger
 
 CREATOR = "prefect_flow_run_id"
 SESSION_LABEL = "prefect-mipro.session."
+FIRST_ROLLOUT_LABEL = "prefect-mipro.first-rollout."
 
 _CREATED = "prefect-mipro.created"
 
@@ -53,11 +54,30 @@ def joined(session: SessionHandle, status: SessionStatus) -> None:
             transaction.set(_CREATED, session)
         tell(SessionEvent.CREATED, session.session_id)
         return
-    if status.status is SessionState.PAUSED and _forget_pause(session.session_id):
+    # Also where somebody has resumed it meanwhile: who pauses it then means it.
+    paused_by_cancellation = _forget_pause(session.session_id)
+    if paused_by_cancellation and status.status is SessionState.PAUSED:
         with connection_to(session) as connection:
             connection.client.change_state(session.session_id, SessionState.RUNNING)
     if not status.status.final:
         tell(SessionEvent.RESUMED, session.session_id)
+
+
+def first_rollout(session: SessionHandle, status: SessionStatus) -> int:
+    """How many rollouts the session had when this flow run began: the same for each attempt.
+
+    A run that Prefect retries counts from there, so that its budget is spent once.
+    """
+    run_id = flow_run.get_id()
+    if run_id is None:
+        return status.rollout_count
+    label = f"{FIRST_ROLLOUT_LABEL}{session.session_id}"
+    with _known_anyway(session.session_id), get_client(sync_client=True) as client:
+        known = client.read_flow_run(UUID(run_id)).labels.get(label)
+        if known is not None:
+            return int(known)
+        client.update_flow_run_labels(UUID(run_id), {label: status.rollout_count})
+    return status.rollout_count
 
 
 def cancel_created(transaction: Transaction) -> None:
