@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TEST ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format clean
+.PHONY: help demo serve test lint format docs clean
 
 help:  ## Show this text
 	@echo "prefect-mipro: prompt optimization as a Prefect flow. Usage: make TARGET"
@@ -39,13 +39,22 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the virtual environment and the tools' caches
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+docs: $(VENV)/.docs  ## Build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Open site/index.html"
+
+clean:  ## Remove the virtual environment, the built documentation and the tools' caches
+	rm -rf $(VENV) site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/pip
 	@echo "Installing prefect-mipro and its development tools into $(VENV): about two minutes the first time"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $(VENV)/.embedded $@
+	@touch $(VENV)/.docs $(VENV)/.embedded $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/pip
+	@echo "Installing prefect-mipro and what builds its documentation into $(VENV): about a minute the first time"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 $(VENV)/.embedded: pyproject.toml | $(BIN)/pip
 	@echo "Installing prefect-mipro and its server into $(VENV): about a minute the first time"
