@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from prefect_mipro.config import MiproConfig as MiproConfig
     from prefect_mipro.errors import HTTPError as HTTPError
     from prefect_mipro.errors import MiproError as MiproError
+    from prefect_mipro.flows import cancel_sessions as cancel_sessions
     from prefect_mipro.flows import optimize_prompt as optimize_prompt
+    from prefect_mipro.flows import pause_sessions as pause_sessions
+    from prefect_mipro.flows import promote_champion as promote_champion
+    from prefect_mipro.flows import roll_back_champion as roll_back_champion
     from prefect_mipro.models.leases import Lease as Lease
     from prefect_mipro.models.leases import TraceRequest as TraceRequest
     from prefect_mipro.models.results import PolicyOptimizationResult as PolicyOptimizationResult
@@ -46,9 +50,13 @@ _HOMES = {
     "aopen_session": "tasks.opening",
     "areport_rewards": "tasks.rewards",
     "arollout_step": "tasks.steps",
+    "cancel_sessions": "flows",
     "open_session": "tasks.opening",
     "optimize_prompt": "flows",
+    "pause_sessions": "flows",
+    "promote_champion": "flows",
     "report_rewards": "tasks.rewards",
+    "roll_back_champion": "flows",
     "rollout_step": "tasks.steps",
 }
 

@@ -151,7 +151,7 @@ def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
 
     A function, because tasks are pickled with what they mention, and open connections cannot be.
     """
-    return _shared.to(session)
+    return _shared.to(_handle(session))
 
 
 _shared = Connections()
@@ -160,7 +160,7 @@ _shared = Connections()
 @asynccontextmanager
 async def async_connection_to(session: SessionHandle) -> AsyncIterator[AsyncConnection]:
     """A connection for this event loop alone: loops cannot share one."""
-    credentials = await acredentials_of(session)
+    credentials = await acredentials_of(_handle(session))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(credentials.get_async_client())
         model = await stack.enter_async_context(_patient(credentials).get_async_client())
@@ -186,6 +186,15 @@ async def acredentials_of(session: SessionHandle) -> MiproCredentials:
 def configured_backend_url() -> str | None:
     """`MIPRO_BACKEND_URL`, if it is set."""
     return os.environ.get(URL_VARIABLE) or None
+
+
+def _handle(session: Any) -> SessionHandle:
+    if isinstance(session, SessionHandle):
+        return session
+    raise InputInvalid(
+        f"the session is {session!r:.80}; give the handle that open_session returns, and to `.map` "
+        "give unmapped(session)"
+    )
 
 
 def _surroundings(backend_url: str) -> MiproCredentials:

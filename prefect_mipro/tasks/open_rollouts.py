@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -9,7 +10,9 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from dataclasses import replace
 from inspect import isawaitable
+from numbers import Real
 from types import TracebackType
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
@@ -51,7 +54,7 @@ class _Judged:
     """What the metric is to judge; the body sets it."""
 
     _course: Course
-    _ended = False
+    _final: RolloutResult | None = None
 
     def reward(
         self, value: float | tuple[float, str] | Judgement, feedback: str | None = None
@@ -60,7 +63,7 @@ class _Judged:
         judged = judgement(value)
         if feedback is not None:
             judged = judged.model_copy(update={"feedback": feedback})
-        if self._ended:
+        if self._final is not None:
             raise InputInvalid(
                 f"rollout {self._course.job.rollout_id} has ended, so {judged.score:g} is not "
                 "counted; reward it in its with block, or later by report_reward"
@@ -76,8 +79,13 @@ class _Judged:
     @property
     def result(self) -> RolloutResult:
         """How it stands, and after the block how it ended."""
+        if self._final is not None:
+            return self._final
         self._course.answer = None if self.answer is _NO_ANSWER else self.answer
         return self._course.result()
+
+    def _end(self) -> None:
+        self._final = self.result
 
 
 class OpenRollout(_Judged, LiveRollout):
@@ -111,15 +119,20 @@ class RolloutBlock:
         metric: Reward | AsyncReward | None,
         on_error: OnError,
     ) -> None:
+        _check(metric, on_error)
         job = RolloutJob.of(example, rollout_id or "", example_id=example_id)
-        self.rollout_id = rollout_id or _own_id(job.example_id)
         self._session = session
-        self._job = RolloutJob(example, self.rollout_id, job.example_id)
+        self._job = job if rollout_id else replace(job, rollout_id=_own_id(job.example_id))
         self._metric = metric
         self._on_error = on_error
         self._begun = False
         self._blocking: AbstractContextManager[OpenRollout] | None = None
         self._awaiting: AbstractAsyncContextManager[AsyncOpenRollout] | None = None
+
+    @property
+    def rollout_id(self) -> str:
+        """The rollout's id, also for a reward that comes later."""
+        return self._job.rollout_id
 
     def __enter__(self) -> OpenRollout:
         self._begin()
@@ -163,10 +176,11 @@ class RolloutBlock:
                 with _unless_unreachable(course):
                     course.send(connection, self._session)
                 raise
+            else:
+                course.send(connection, self._session)
+                _tell(course)
             finally:
-                rollout._ended = True
-            course.send(connection, self._session)
-            _tell(course)
+                rollout._end()
 
     @asynccontextmanager
     async def _aopen(self) -> AsyncIterator[AsyncOpenRollout]:
@@ -183,10 +197,11 @@ class RolloutBlock:
                 with _unless_unreachable(course):
                     await course.asend(connection, self._session)
                 raise
+            else:
+                await course.asend(connection, self._session)
+                _tell(course)
             finally:
-                rollout._ended = True
-            await course.asend(connection, self._session)
-            _tell(course)
+                rollout._end()
 
     def _begin(self) -> None:
         if self._begun:
@@ -237,6 +252,18 @@ def _at_once(value: Any) -> Any:
             "is not"
         )
     return value
+
+
+def _check(metric: object, on_error: object) -> None:
+    """Raise InputInvalid before a model is asked in vain."""
+    if metric is not None and not callable(metric):
+        raise InputInvalid(f"the metric is {metric!r:.80}; give a function of example and answer")
+    finite = isinstance(on_error, Real) and math.isfinite(on_error)
+    if not finite and on_error not in ("no_reward", "raise"):
+        raise InputInvalid(
+            f'on_error is {on_error!r:.80}; give "no_reward", or the reward of a rollout that '
+            "fails as a finite number"
+        )
 
 
 def _own_id(example_id: str | None) -> str:

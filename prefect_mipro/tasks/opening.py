@@ -44,8 +44,7 @@ def open_session(
         overrides: Values that replace those of the config, by dotted path.
     """
     plan = session_plan(config, session_id=session_id, credentials=credentials, overrides=overrides)
-    create = create_session if _in_run() else create_session.fn
-    return create(plan.config, **plan.arguments(backend_url))
+    return plan.open(backend_url)
 
 
 async def aopen_session(
@@ -75,6 +74,11 @@ class SessionPlan:
     credentials: str | None = None
     metadata: JsonObject | None = None
     agent_id: str | None = None
+
+    def open(self, backend_url: str | None = None) -> SessionHandle:
+        """Create the session, or go on with it."""
+        create = create_session if _in_run() else create_session.fn
+        return create(self.config, **self.arguments(backend_url))
 
     def arguments(self, backend_url: str | None) -> dict[str, Any]:
         """Those of `create_session` but for the config."""

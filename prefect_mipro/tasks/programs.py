@@ -62,8 +62,8 @@ class RolloutJob:
         fields = fields_of(example) if example_id is None else None
         if fields is not None:
             told = (fields.get(key) for key in EXAMPLE_ID_KEYS)
-            example_id = next((str(value) for value in told if value is not None), None)
-        return cls(example, rollout_id, example_id, stop)
+            example_id = next((value for value in told if value is not None), None)
+        return cls(example, rollout_id, None if example_id is None else str(example_id), stop)
 
 
 def fields_of(example: Example) -> Mapping[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect import task
+from prefect.runtime import task_run
 
 from prefect_mipro.errors import InputInvalid, MiproError, RewardConflict, SessionEnded
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
@@ -24,7 +25,12 @@ Rewards = Mapping[str, RewardValue] | Sequence[tuple[RolloutResult | str, Reward
 SHOWN_PROBLEMS = 5
 
 
-@task(name="report-rewards", task_run_name="rewards of {session.session_id}", **REPEATABLE)
+def _run_name() -> str:
+    session = task_run.get_parameters().get("session")
+    return f"rewards of {session.session_id if isinstance(session, SessionHandle) else session!r}"
+
+
+@task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 def report_rewards(
     session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
 ) -> RewardReport:
@@ -50,7 +56,7 @@ def report_rewards(
     return _reported(session, refused, said)
 
 
-@task(name="report-rewards", task_run_name="rewards of {session.session_id}", **REPEATABLE)
+@task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 async def areport_rewards(
     session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
 ) -> RewardReport:
@@ -135,7 +141,8 @@ def _pairs(rewards: Any) -> Iterable[tuple[Any, Any]]:
 def _counted(receipt: RewardReceipt) -> _Said:
     rollout_id = str(receipt.rollout_id)
     if not receipt.attached:
-        return _Said(rollout_id, RewardOutcome.UNKNOWN)
+        problem = "the backend knows no such rollout; it keeps the reward until one comes"
+        return _Said(rollout_id, RewardOutcome.UNKNOWN, problem)
     outcome = RewardOutcome.REPEATED if receipt.duplicate else RewardOutcome.ACCEPTED
     return _Said(rollout_id, outcome)
 

@@ -41,10 +41,12 @@ def rollout_step(
     """
     job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id)
     course = Course(job)
-    messages = own_messages(session, example) if program is None else []
     with connection_to(session) as connection:
         rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-        course.answer = program(rollout, example) if program else rollout.complete(messages)
+        if program is None:
+            course.answer = rollout.complete(own_messages(session, example))
+        else:
+            course.answer = program(rollout, example)
     return course.result()
 
 
@@ -57,13 +59,15 @@ async def arollout_step(
     rollout_id: str | None = None,
     example_id: str | None = None,
 ) -> RolloutResult:
-    """The same for a program that is a coroutine function; see `rollout_step`."""
+    """Run the program, which is a coroutine function; see `rollout_step`."""
     job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id)
     course = Course(job)
-    messages = own_messages(session, example) if program is None else []
     async with async_connection_to(session) as connection:
         rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-        course.answer = await (program(rollout, example) if program else rollout.complete(messages))
+        if program is None:
+            course.answer = await rollout.complete(own_messages(session, example))
+        else:
+            course.answer = await program(rollout, example)
     return course.result()
 
 

@@ -1,4 +1,4 @@
-"""The nightly data flow: labels by night, corrections by day, rewards the next night."""
+"""The nightly data flow: labels by night, corrections by day, rewards in the evening."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.nightly_data_flow import INTENTS, label_messages, make_sample
+from flows.nightly_data_flow import (
+    INTENTS,
+    check_labels,
+    label_messages,
+    load_corrections,
+    make_sample,
+    report_labels,
+    truths,
+)
 from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
-from tests.fake_upstream import FakeUpstream
+from prefect_mipro.errors import InputInvalid
+from prefect_mipro.models.sessions import SessionStatus
+from tests.fake_upstream import FakeUpstream, Scripted
 from tests.plugin.conftest import new_id
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
-
-DATA = Path(__file__).parents[2] / "flows" / "data" / "everyday_intents.jsonl"
 
 
 def confident_model(body: dict[str, Any]) -> str:
@@ -28,71 +37,116 @@ def confident_model(body: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
-    folder = tmp_path_factory.mktemp("nightly")
+def upstream() -> Iterator[FakeUpstream]:
     with FakeUpstream(confident_model) as upstream:
-        providers = json.dumps({"embedded": {"base_url": upstream.url}})
-        with EmbeddedBackend(
-            database_url=f"sqlite:///{folder / 'mipro.db'}",
-            log_path=folder / "server.log",
-            environment={"MIPRO_SERVER_PROVIDERS": providers},
-        ) as running:
-            yield running
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def backend(
+    upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedBackend]:
+    folder = tmp_path_factory.mktemp("nightly")
+    providers = json.dumps({"embedded": {"base_url": upstream.url}})
+    with EmbeddedBackend(
+        database_url=f"sqlite:///{folder / 'mipro.db'}",
+        log_path=folder / "server.log",
+        environment={"MIPRO_SERVER_PROVIDERS": providers},
+    ) as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A database full of messages, a session of its own, and a look at the backend."""
+
+    folder: Path
+    session_id: str
+    client: Client
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "messages.db"
+
+    @property
+    def corrections(self) -> Path:
+        return self.folder / "corrections.csv"
+
+    def label(self, limit: int) -> dict[str, int]:
+        return label_messages(self.database, limit, session_id=self.session_id)
+
+    def report(self) -> dict[str, int]:
+        return report_labels(self.database, self.corrections, session_id=self.session_id)
+
+    def read(self, query: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.database)) as connection:
+            return connection.execute(query).fetchall()
+
+    @property
+    def status(self) -> SessionStatus:
+        return self.client.session_status(self.session_id)
 
 
 @pytest.fixture
-def night(
+def pipeline(
     backend: EmbeddedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Path, str, Client]]:
-    """A database full of messages, a session of its own, and a look at the backend."""
+) -> Iterator[Pipeline]:
     monkeypatch.setenv("MIPRO_BACKEND_URL", backend.url)
-    database = tmp_path / "messages.db"
-    make_sample(database)
     with Client(backend.url, backend.api_key) as client:
-        yield database, new_id("nightly"), client
+        made = Pipeline(tmp_path, new_id("nightly"), client)
+        make_sample(made.database)
+        yield made
 
 
-def read(database: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
-
-
-def test_new_messages_get_a_label_and_the_rollout_that_made_it(
-    night: tuple[Path, str, Client],
-) -> None:
-    database, session_id, client = night
-    told = label_messages(database, 10, session_id)
-    assert told == {"rewarded": 0, "labelled": 10, "failed": 0}
-    rows = read(database, "SELECT intent, rollout_id FROM messages WHERE intent IS NOT NULL")
-    assert len({rollout_id for _, rollout_id in rows}) == 10
+def test_new_messages_get_a_label_and_the_rollout_that_made_it(pipeline: Pipeline) -> None:
+    assert pipeline.label(6) == {"labelled": 6, "failed": 0}
+    rows = pipeline.read("SELECT intent, rollout_id FROM messages WHERE intent IS NOT NULL")
+    assert [rollout_id for _, rollout_id in rows] == [f"message-{n}" for n in range(1, 7)]
     assert {intent for intent, _ in rows} <= {*INTENTS, "unclear"}
-    status = client.session_status(session_id)
-    assert (status.rollout_count, status.reward_count) == (10, 0)
+    assert (pipeline.status.rollout_count, pipeline.status.reward_count) == (6, 0)
 
 
-def test_corrections_of_the_day_are_rewards_of_the_next_night(
-    night: tuple[Path, str, Client],
+def test_corrections_of_the_day_are_rewards_in_the_evening_and_count_once(
+    pipeline: Pipeline,
 ) -> None:
-    database, session_id, client = night
-    label_messages(database, 10, session_id)
-    make_sample(database)  # by day, people check the labels
-    assert label_messages(database, 5, session_id)["rewarded"] == 10
-    status = client.session_status(session_id)
-    assert (status.rollout_count, status.reward_count) == (15, 10)
-    right = read(database, "SELECT count(*) FROM messages WHERE intent = checked_intent")[0][0]
+    pipeline.label(6)
+    check_labels(pipeline.database, pipeline.corrections)
+    told = [pipeline.report() for _ in range(2)]
+    assert [each["accepted"] for each in told] == [6, 0]
+    right = pipeline.read(
+        "SELECT count(*) FROM messages JOIN corrections ON id = message_id "
+        "WHERE messages.intent = corrections.intent"
+    )[0][0]
+    status = pipeline.status
+    assert (status.rollout_count, status.reward_count) == (6, 6)
     baseline = status.candidates[status.baseline_candidate_id]
-    assert baseline.avg_reward == pytest.approx(right / 10)
+    assert baseline.avg_reward == pytest.approx(right / 6)
 
 
-def test_a_correction_is_a_reward_once(night: tuple[Path, str, Client]) -> None:
-    database, session_id, client = night
-    label_messages(database, 4, session_id)
-    make_sample(database)
-    told = [label_messages(database, 0, session_id)["rewarded"] for _ in range(2)]
-    assert told == [4, 0]
-    assert client.session_status(session_id).reward_count == 4
+def test_a_run_that_was_killed_before_it_wrote_anything_back_repeats_no_rollout(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.label(3)
+    with closing(sqlite3.connect(pipeline.database)) as connection, connection:
+        connection.execute("UPDATE messages SET intent = NULL, rollout_id = NULL")
+    assert pipeline.label(3) == {"labelled": 3, "failed": 0}
+    assert pipeline.status.rollout_count == 3
+
+
+def test_a_message_that_the_model_fails_on_waits_for_the_next_night(
+    pipeline: Pipeline, upstream: FakeUpstream
+) -> None:
+    upstream.script.append(Scripted(status=400, body=b'{"error": {"message": "refused"}}'))
+    assert pipeline.label(3) == {"labelled": 2, "failed": 1}
+    assert pipeline.label(1) == {"labelled": 1, "failed": 0}
+
+
+def test_a_file_of_corrections_without_its_columns_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.csv"
+    path.write_text("id,label\n1,music\n")
+    with pytest.raises(InputInvalid, match=r"has the columns id, label; corrections have message"):
+        load_corrections.fn(tmp_path / "messages.db", path)
 
 
 def test_the_intents_are_those_of_the_data() -> None:
-    labels = {json.loads(line)["label"] for line in DATA.read_text("utf-8").splitlines()}
-    assert labels == set(INTENTS)
+    assert {*truths().values()} == {*INTENTS}
