@@ -7,14 +7,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
 from prefect import Task
-from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -23,6 +23,7 @@ from prefect.utilities.annotations import quote
 from prefect_mipro.artifacts.publishing import SessionArtifacts
 from prefect_mipro.artifacts.reports import headline
 from prefect_mipro.errors import InputInvalid, ProgramFailed
+from prefect_mipro.events import tell_changes
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import (
@@ -37,6 +38,8 @@ from prefect_mipro.tasks import (
     run_rollouts,
 )
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.ownership import first_rollout
+from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import Example, OnError
 
 STEPS = 20
@@ -47,21 +50,42 @@ BROKEN_AFTER_ROLLOUTS = 8
 
 @dataclass(frozen=True)
 class Budget:
-    """How much this run does, and how much of it at a time."""
+    """How much this run does, how much of it at a time, and how fast.
+
+    `rate_limit` is in rollouts a second. `concurrency_limit` names a global concurrency limit of
+    Prefect, which all flow runs share.
+    """
 
     rollouts: int
     max_workers: int
     rollouts_per_task: int = 1
+    rate_limit: float | None = None
+    concurrency_limit: str | None = None
 
-    @property
+    def within(self, slots: int) -> Budget:
+        """The same where no more than `slots` rollouts, or one, can run at a time."""
+        return replace(self, max_workers=max(1, min(self.max_workers, slots)))
+
+    @cached_property
     def tasks(self) -> int:
-        """How many Prefect tasks run at a time."""
-        return math.ceil(self.max_workers / self.rollouts_per_task)
+        """How many Prefect tasks run at a time: so many that the run is over soonest.
+
+        Workers of a task wait for its last rollout, and tasks for the run's last task. Rollouts
+        are taken to last equally long; more tasks spread better over processes and machines.
+        """
+        tasks_in_all = max(1, math.ceil(self.rollouts / self.rollouts_per_task))
+
+        def rounds(tasks: int) -> int:
+            rounds_of_a_task = math.ceil(self.rollouts_per_task / (self.max_workers // tasks))
+            return math.ceil(tasks_in_all / tasks) * rounds_of_a_task
+
+        most = min(self.max_workers, tasks_in_all)
+        return min(range(most, 0, -1), key=rounds)
 
     @property
     def workers_per_task(self) -> int:
         """How many rollouts a task runs at a time; together at most `max_workers`."""
-        return max(1, self.max_workers // self.tasks)
+        return self.max_workers // self.tasks
 
     @property
     def step(self) -> int:
@@ -90,6 +114,7 @@ class Loop:
         self._reward = reward
         self._on_error = on_error
         self._budget = budget
+        self._pace = Pace(budget.rate_limit)
         self._asynchronous = is_coroutine_function(program)
         self._log = run_logger()
         self._first = status()
@@ -99,8 +124,11 @@ class Loop:
     def run(self, examples: Sequence[Example], *, seed: int, stop: bool) -> None:
         """Fill `results`, in the order in which rollouts end; fewer when the session ends before.
 
+        A run that Prefect retries does what the attempts before have left of the budget.
         `stop` sends the word to end the session with the last reward, when all others have come.
         """
+        done_before = self._first.rollout_count - first_rollout(self._session, self._first)
+        self._budget = replace(self._budget, rollouts=max(0, self._budget.rollouts - done_before))
         if not self._goes_on(self._first) or not self._budget.rollouts:
             return
         if not examples:
@@ -143,13 +171,15 @@ class Loop:
         evaluations = []
         for candidate_id in dict.fromkeys(wanted):
             future = evaluate.submit(
-                quote(held_out),
+                _Sealed(held_out),
                 session=self._session,
                 candidate_id=candidate_id,
                 program=self._program,
                 reward=reward,
                 reward_range=reward_range,
                 max_workers=self._budget.max_workers,
+                rate_limit=self._budget.rate_limit,
+                concurrency_limit=self._budget.concurrency_limit,
             )
             evaluation: Evaluation = future.result()
             low, high = evaluation.interval
@@ -170,12 +200,7 @@ class Loop:
         status = self._status()
         self.artifacts.publish(status, evaluations=evaluations)
         self.artifacts.show_progress(status, done=len(self.results), planned=len(self.results) or 1)
-        if status.champion_candidate_id != self._first.champion_candidate_id:
-            emit_event(
-                "mipro.champion.changed",
-                resource={"prefect.resource.id": f"mipro.session.{status.session_id}"},
-                payload={"champion_candidate_id": status.champion_candidate_id},
-            )
+        tell_changes(self._first, status)
         return status
 
     def _run(self, jobs: Iterator[RolloutJob]) -> None:
@@ -183,15 +208,23 @@ class Loop:
         done: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         running, goes_on = 0, True
         while True:
+            pause_seconds = None
             while goes_on and running < self._budget.tasks:
+                if pause_seconds := self._pace.away():
+                    break
                 batch = list(islice(jobs, self._budget.rollouts_per_task))
                 if not batch:
+                    goes_on = False
                     break
+                self._pace.take()
                 self._submit(batch).add_done_callback(done.put)
                 running += 1
-            if not running:
+            if not running and not pause_seconds:
                 return
-            ended = done.get().result()
+            try:
+                ended = done.get(timeout=pause_seconds).result()
+            except Empty:
+                continue
             running -= 1
             before = len(self.results)
             self.results += ended if isinstance(ended, list) else [ended]
@@ -202,19 +235,27 @@ class Loop:
                 goes_on = goes_on and self._goes_on(status)
 
     def _submit(self, batch: list[RolloutJob]) -> PrefectFuture[Any]:
+        budget = self._budget
         common = {
             "session": self._session,
             "program": self._program,
             "reward": self._reward,
             "on_error": self._on_error,
         }
-        if self._budget.rollouts_per_task > 1:
+        if budget.rollouts_per_task > 1 or budget.concurrency_limit:
             several: Task[..., Any] = arun_rollouts if self._asynchronous else run_rollouts
-            return several.submit(quote(batch), max_workers=self._budget.workers_per_task, **common)
+            return several.submit(
+                _Sealed(batch),
+                max_workers=budget.workers_per_task,
+                # Tasks know nothing of each other: each has its share.
+                rate_limit=budget.rate_limit and budget.rate_limit / budget.tasks,
+                concurrency_limit=budget.concurrency_limit,
+                **common,
+            )
         one: Task[..., Any] = arun_rollout if self._asynchronous else run_rollout
         (job,) = batch
         return one.submit(
-            quote(job.example),
+            _Sealed(job.example),
             rollout_id=job.rollout_id,
             example_id=job.example_id,
             stop=job.stop,
@@ -279,3 +320,21 @@ def is_coroutine_function(program: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(
         getattr(program, "__call__", None)  # noqa: B004
     )
+
+
+# As Any: mypy does not find the class's own type variable.
+_Quote: Any = quote
+
+
+class _Sealed(_Quote):  # type: ignore[misc]
+    """What Prefect shall not search for futures.
+
+    Its own `quote` is a tuple, and comes out of a pickle with another tuple inside: Dask's and
+    Ray's tasks would get that one.
+    """
+
+    __slots__ = ()
+
+    def __getnewargs__(self) -> tuple[Any]:
+        (value,) = self
+        return (value,)

@@ -1,23 +1,24 @@
 """The flow: a config, examples, a program and a reward in; a better prompt out."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.transactions import transaction
 from pydantic import Field
 
-from prefect_mipro.blocks import MiproSessionConfig, load
-from prefect_mipro.config import MiproConfig, read_toml
+from prefect_mipro.blocks import MiproSessionConfig
+from prefect_mipro.embedded import running_backend
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.flows.backend import some_backend
 from prefect_mipro.flows.loop import Budget, Loop
 from prefect_mipro.flows.recording import loop_flow
-from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.levers import Demonstration
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import (
@@ -25,8 +26,10 @@ from prefect_mipro.models.summaries import (
     OptimizationSummary,
     RolloutOutcome,
 )
-from prefect_mipro.tasks import create_session
+from prefect_mipro.tasks import SessionHandle, create_session
 from prefect_mipro.tasks.connections import connection_to
+from prefect_mipro.tasks.opening import session_plan
+from prefect_mipro.tasks.pace import slots_of
 
 LARGEST_WORKERS = 256
 
@@ -50,6 +53,8 @@ def optimize_prompt(
     backend_url: str | None = None,
     max_workers: Annotated[int, Field(ge=1, le=LARGEST_WORKERS)] = 8,
     rollouts_per_task: Annotated[int, Field(ge=1)] = 1,
+    rate_limit: Annotated[float, Field(gt=0)] | None = None,
+    concurrency_limit: str | None = None,
     on_error: Literal["raise", "no_reward"] | float = "no_reward",
     seed: int = 0,
     stop: bool = False,
@@ -57,7 +62,8 @@ def optimize_prompt(
     """Optimize the prompt of `program` on `examples`, and tell what came of it.
 
     Each rollout calls `program(rollout, example)` and is worth `reward(example, answer)`; see
-    `run_rollout`. A program that is a coroutine function runs on event loops.
+    `run_rollout`. A program that is a coroutine function runs on event loops. Any task runner
+    does: `optimize_prompt.with_options(task_runner=...)`.
 
     Args:
         config: The name of a saved `MiproSessionConfig` block, the block itself, a config as a
@@ -77,31 +83,31 @@ def optimize_prompt(
         backend_url: A backend whose key, if it asks for one, is in `MIPRO_API_KEY`.
         max_workers: How many rollouts run at a time.
         rollouts_per_task: More than 1 puts that many rollouts into one Prefect task.
+        rate_limit: How many rollouts start in a second, at most.
+        concurrency_limit: The name of a global concurrency limit of Prefect: a slot of it for each
+            rollout that runs, held by each task for as long as it lasts. All flow runs share it.
         on_error: What follows when a rollout raises: "raise", "no_reward", or the score to report.
         seed: Of the order of the examples.
         stop: Whether the session ends with this run.
     """
     started = time.monotonic()
-    plan = _plan(config, session_id, credentials)
+    plan = session_plan(config, session_id=session_id, credentials=credentials)
+    budget = Budget(rollouts, max_workers, rollouts_per_task, rate_limit, concurrency_limit)
     with ExitStack() as opened:
         backend = some_backend(backend_url=backend_url, credentials=plan.credentials)
-        session = create_session(
-            plan.config,
-            session_id=plan.session_id,
-            backend_url=opened.enter_context(backend),
-            credentials=plan.credentials,
-            metadata=plan.metadata,
-            agent_id=plan.agent_id,
-        )
-        connection = opened.enter_context(connection_to(session))
-        loop = Loop(
-            session,
-            status=partial(connection.client.session_status, session.session_id),
-            program=program,
-            reward=reward,
-            on_error=on_error,
-            budget=Budget(rollouts, max_workers, rollouts_per_task),
-        )
+        arguments = plan.arguments(opened.enter_context(backend))
+        with transaction():
+            session = create_session(plan.config, **arguments)
+            _refuse_tasks_without_a_key(session)
+            connection = opened.enter_context(connection_to(session))
+            loop = Loop(
+                session,
+                status=partial(connection.client.session_status, session.session_id),
+                program=program,
+                reward=reward,
+                on_error=on_error,
+                budget=budget.within(slots_of(concurrency_limit)) if concurrency_limit else budget,
+            )
         loop.run(examples, seed=seed, stop=stop)
         evaluations = loop.evaluate(
             held_out, held_out_reward or reward, plan.settings.mipro.reward_range
@@ -110,50 +116,15 @@ def optimize_prompt(
     return _summary(loop, status, evaluations, seconds=time.monotonic() - started)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the flow's parameters say about the session."""
-
-    config: JsonObject
-    settings: MiproConfig
-    session_id: str | None
-    credentials: str | None
-    metadata: JsonObject
-    agent_id: str | None
-
-
-def _plan(
-    config: MiproSessionConfig | dict[str, Any] | str | Path,
-    session_id: str | None,
-    credentials: str | None,
-) -> _Plan:
-    if isinstance(config, str) and not config.endswith(".toml"):
-        config = load(MiproSessionConfig, config)
-    if isinstance(config, MiproSessionConfig):
-        body = config.config_body()
-        return _Plan(
-            config=body,
-            settings=MiproConfig.parse(body),
-            session_id=session_id or config.session_id,
-            credentials=credentials or _credentials_name(config),
-            metadata=config.metadata,
-            agent_id=config.agent_id,
-        )
-    body = config if isinstance(config, dict) else read_toml(config)
-    return _Plan(body, MiproConfig.parse(body), session_id, credentials, {}, None)
-
-
-def _credentials_name(config: MiproSessionConfig) -> str | None:
-    """The name under which the block's credentials are saved: tasks carry it, never the key."""
-    if config.credentials is None:
-        return None
-    name = config.credentials._block_document_name
-    if name is None:
+def _refuse_tasks_without_a_key(session: SessionHandle) -> None:
+    """Raises InputInvalid where tasks run in processes that cannot know the embedded key."""
+    run = FlowRunContext.get()
+    elsewhere = run and not isinstance(run.task_runner, ThreadPoolTaskRunner)
+    if elsewhere and running_backend(session.backend_url) and not os.environ.get("MIPRO_API_KEY"):
         raise InputInvalid(
-            "the credentials in the session config are not saved; save them as a block first, "
-            'for example credentials.save("mipro"), because tasks carry the name and not the key'
+            "the tasks run in other processes, which do not know the key that the embedded backend "
+            "made up; set MIPRO_API_KEY to any text before the run, or name a running backend"
         )
-    return name
 
 
 def _summary(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.asyncio import concurrency as aconcurrency
+from prefect.concurrency.sync import concurrency
 from prefect.runtime import task_run
 
-from prefect_mipro.errors import RewardConflict, SessionEnded
-from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
-from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
+from prefect_mipro.models.summaries import Evaluation, RolloutResult
 from prefect_mipro.tasks.connections import (
     AsyncConnection,
     Connection,
@@ -23,22 +21,21 @@ from prefect_mipro.tasks.connections import (
     async_connection_to,
     connection_to,
 )
+from prefect_mipro.tasks.course import Course
 from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import (
     HOPELESS,
-    Answer,
     AsyncProgram,
     Example,
-    Judgement,
     OnError,
     Program,
     Reward,
     RolloutJob,
     judgement,
 )
-from prefect_mipro.tasks.requests import reward_request
 
 
 def _rollout_name() -> str:
@@ -96,18 +93,31 @@ def run_rollouts(
     reward: Reward | None,
     on_error: OnError = "no_reward",
     max_workers: int = 8,
+    rate_limit: float | None = None,
+    concurrency_limit: str | None = None,
 ) -> list[RolloutResult]:
     """Several rollouts in one task, at most `max_workers` at a time.
 
     A task run costs Prefect's server about 30 ms of CPU: worth it for a rollout of seconds, too
     much for thousands of short ones.
+
+    No more than `rate_limit` rollouts start in a second. The task holds as many slots of Prefect's
+    global `concurrency_limit` as it runs rollouts at a time.
     """
-    with connection_to(session) as connection:
-        return threaded(
-            lambda job: _run(job, session, connection, program, reward, on_error),
-            jobs,
-            max_workers=max_workers,
-        )
+    workers, pace = min(max_workers, len(jobs)), Pace(rate_limit)
+
+    def paced(job: RolloutJob) -> RolloutResult:
+        pace.turn()
+        return _run(job, session, connection, program, reward, on_error)
+
+    with (
+        concurrency(concurrency_limit or [], occupy=workers),
+        connection_to(session) as connection,
+    ):
+        results = threaded(paced, jobs, max_workers=workers)
+        # The last one's turn is as long as the others: the next task may begin at once.
+        pace.turn()
+        return results
 
 
 @task(name="run-rollouts", task_run_name="{jobs[0].rollout_id} and on", cache_policy=NO_CACHE)
@@ -119,14 +129,23 @@ async def arun_rollouts(
     reward: Reward | None,
     on_error: OnError = "no_reward",
     max_workers: int = 8,
+    rate_limit: float | None = None,
+    concurrency_limit: str | None = None,
 ) -> list[RolloutResult]:
     """The same for a program that is a coroutine function, on one event loop."""
-    async with async_connection_to(session) as connection:
-        return await gathered(
-            lambda job: _arun(job, session, connection, program, reward, on_error),
-            jobs,
-            max_workers=max_workers,
-        )
+    workers, pace = min(max_workers, len(jobs)), Pace(rate_limit)
+
+    async def paced(job: RolloutJob) -> RolloutResult:
+        await pace.aturn()
+        return await _arun(job, session, connection, program, reward, on_error)
+
+    async with (
+        aconcurrency(concurrency_limit or [], occupy=workers),
+        async_connection_to(session) as connection,
+    ):
+        results = await gathered(paced, jobs, max_workers=workers)
+        await pace.aturn()
+        return results
 
 
 @task(name="evaluate-candidate", task_run_name="evaluate {candidate_id}", cache_policy=NO_CACHE)
@@ -139,15 +158,22 @@ def evaluate_candidate(
     reward: Reward,
     reward_range: tuple[float, float] = (0.0, 1.0),
     max_workers: int = 8,
+    rate_limit: float | None = None,
+    concurrency_limit: str | None = None,
 ) -> Evaluation:
     """Run the program with this candidate on examples that nothing is learned from.
 
     The calls carry the candidate's id, and the backend keeps nothing of them. A program that
-    raises counts as the lowest reward.
+    raises counts as the lowest reward. The limits are those of `run_rollouts`.
     """
-    with connection_to(session) as connection:
+    workers, pace = min(max_workers, len(examples)), Pace(rate_limit)
+    with (
+        concurrency(concurrency_limit or [], occupy=workers),
+        connection_to(session) as connection,
+    ):
 
         def judged(numbered: tuple[int, Example]) -> float | None:
+            pace.turn()
             number, example = numbered
             rollout = LiveRollout(
                 session, connection, f"{candidate_id}-{number}", candidate_id=candidate_id
@@ -160,7 +186,7 @@ def evaluate_candidate(
                 _log_failure(rollout.rollout_id, error)
                 return None
 
-        scores = threaded(judged, list(enumerate(examples)), max_workers=max_workers)
+        scores = threaded(judged, list(enumerate(examples)), max_workers=workers)
     return _evaluation(candidate_id, scores, reward_range)
 
 
@@ -174,11 +200,18 @@ async def aevaluate_candidate(
     reward: Reward,
     reward_range: tuple[float, float] = (0.0, 1.0),
     max_workers: int = 8,
+    rate_limit: float | None = None,
+    concurrency_limit: str | None = None,
 ) -> Evaluation:
     """The same for a program that is a coroutine function."""
-    async with async_connection_to(session) as connection:
+    workers, pace = min(max_workers, len(examples)), Pace(rate_limit)
+    async with (
+        aconcurrency(concurrency_limit or [], occupy=workers),
+        async_connection_to(session) as connection,
+    ):
 
         async def judged(numbered: tuple[int, Example]) -> float | None:
+            await pace.aturn()
             number, example = numbered
             rollout = AsyncLiveRollout(
                 session, connection, f"{candidate_id}-{number}", candidate_id=candidate_id
@@ -192,67 +225,8 @@ async def aevaluate_candidate(
                 _log_failure(rollout.rollout_id, error)
                 return None
 
-        scores = await gathered(judged, list(enumerate(examples)), max_workers=max_workers)
+        scores = await gathered(judged, list(enumerate(examples)), max_workers=workers)
     return _evaluation(candidate_id, scores, reward_range)
-
-
-@dataclass
-class _Course:
-    """What has happened to a rollout so far."""
-
-    job: RolloutJob
-    started: float = field(default_factory=time.perf_counter)
-    answer: Answer = None
-    judged: Judgement | None = None
-    receipt: RewardReceipt | None = None
-    refusal: RewardConflict | SessionEnded | None = None
-    failure: Exception | None = None
-
-    def failed(self, error: Exception, on_error: OnError) -> None:
-        """Keep the error, and what stands for a reward; or raise it."""
-        if on_error == "raise" or isinstance(error, HOPELESS):
-            raise error
-        _log_failure(self.job.rollout_id, error)
-        self.failure = error
-        if on_error != "no_reward":
-            feedback = f"the program raised {type(error).__name__}"
-            self.judged = Judgement(score=on_error, feedback=feedback)
-
-    def reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
-        """The body of its reward call."""
-        return reward_request(
-            session,
-            judged.score,
-            self.job.rollout_id,
-            judged.feedback,
-            judged.expected,
-            self.job.example_id,
-            judged.metadata,
-            True if self.job.stop else None,
-        )
-
-    def result(self) -> RolloutResult:
-        """How it ended."""
-        failure = self.failure
-        return RolloutResult(
-            rollout_id=self.job.rollout_id,
-            outcome=self._outcome(),
-            example_id=self.job.example_id,
-            candidate_id=self.receipt.candidate_id if self.receipt else None,
-            answer=self.answer,
-            score=self.judged.score if self.judged else None,
-            error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
-            seconds=time.perf_counter() - self.started,
-        )
-
-    def _outcome(self) -> RolloutOutcome:
-        if self.failure:
-            return RolloutOutcome.FAILED
-        if isinstance(self.refusal, SessionEnded):
-            return RolloutOutcome.TOO_LATE
-        if self.refusal or (self.receipt and self.receipt.duplicate):
-            return RolloutOutcome.REPEATED
-        return RolloutOutcome.REWARDED if self.receipt else RolloutOutcome.UNREWARDED
 
 
 def _run(
@@ -263,7 +237,7 @@ def _run(
     reward: Reward | None,
     on_error: OnError,
 ) -> RolloutResult:
-    course = _Course(job)
+    course = Course(job)
     rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
     try:
         course.answer = program(rollout, job.example)
@@ -271,12 +245,7 @@ def _run(
             course.judged = judgement(reward(job.example, course.answer))
     except Exception as error:
         course.failed(error, on_error)
-    if course.judged is not None:
-        request = course.reward(session, course.judged)
-        try:
-            course.receipt = connection.client.reward(session.session_id, request)
-        except (RewardConflict, SessionEnded) as error:
-            course.refusal = error
+    course.send(connection, session)
     return course.result()
 
 
@@ -288,7 +257,7 @@ async def _arun(
     reward: Reward | None,
     on_error: OnError,
 ) -> RolloutResult:
-    course = _Course(job)
+    course = Course(job)
     rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
     try:
         course.answer = await program(rollout, job.example)
@@ -296,12 +265,7 @@ async def _arun(
             course.judged = judgement(await _awaited(reward(job.example, course.answer)))
     except Exception as error:
         course.failed(error, on_error)
-    if course.judged is not None:
-        request = course.reward(session, course.judged)
-        try:
-            course.receipt = await connection.client.reward(session.session_id, request)
-        except (RewardConflict, SessionEnded) as error:
-            course.refusal = error
+    await course.asend(connection, session)
     return course.result()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -46,7 +47,7 @@ def test_examples_are_numbered_by_their_place() -> None:
 
 @pytest.mark.parametrize(
     ("max_workers", "rollouts_per_task", "tasks", "workers_per_task"),
-    [(8, 1, 8, 1), (8, 4, 2, 4), (8, 50, 1, 8), (8, 5, 2, 4), (1, 10, 1, 1), (3, 2, 2, 1)],
+    [(8, 1, 8, 1), (8, 4, 2, 4), (8, 50, 2, 4), (8, 100, 1, 8), (1, 10, 1, 1), (3, 2, 3, 1)],
 )
 def test_all_tasks_together_keep_to_the_number_of_workers(
     max_workers: int, rollouts_per_task: int, tasks: int, workers_per_task: int
@@ -54,6 +55,19 @@ def test_all_tasks_together_keep_to_the_number_of_workers(
     budget = Budget(100, max_workers, rollouts_per_task)
     assert (budget.tasks, budget.workers_per_task) == (tasks, workers_per_task)
     assert budget.tasks * budget.workers_per_task <= max_workers
+
+
+@pytest.mark.parametrize("rollouts", [200, 1_000, 5_000])
+def test_workers_hardly_wait_for_the_last_rollout_of_a_task_or_of_the_run(rollouts: int) -> None:
+    budget = Budget(rollouts, 16, rollouts_per_task=50)
+    rounds_of_a_task = math.ceil(50 / budget.workers_per_task)
+    rounds = math.ceil(rollouts / 50 / budget.tasks) * rounds_of_a_task
+    assert rounds <= 1.05 * rollouts / 16
+
+
+def test_a_limit_of_few_slots_leaves_few_workers() -> None:
+    assert Budget(100, 16).within(4).max_workers == 4
+    assert Budget(100, 16).within(400).max_workers == 16
 
 
 @pytest.mark.parametrize("rollouts", [0, 1, 19, 20, 400, 10_000])
