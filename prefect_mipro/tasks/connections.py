@@ -49,7 +49,7 @@ class SessionHandle(Record):
         example: Any = None,
         *,
         rollout_id: str | None = None,
-        example_id: str | None = None,
+        example_id: str | int | None = None,
         metric: Reward | AsyncReward | None = None,
         on_error: OnError = "no_reward",
     ) -> RolloutBlock:

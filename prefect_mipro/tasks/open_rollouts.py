@@ -11,7 +11,7 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import replace
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from numbers import Real
 from types import TracebackType
 from typing import Any, Final
@@ -115,7 +115,7 @@ class RolloutBlock:
         example: Example,
         *,
         rollout_id: str | None,
-        example_id: str | None,
+        example_id: str | int | None,
         metric: Reward | AsyncReward | None,
         on_error: OnError,
     ) -> None:
@@ -247,6 +247,8 @@ def _tell(course: Course) -> None:
 
 def _at_once(value: Any) -> Any:
     if isawaitable(value):
+        if iscoroutine(value):
+            value.close()
         raise RewardInvalid(
             "the metric is a coroutine function; use it in an `async with` block, or give one that "
             "is not"

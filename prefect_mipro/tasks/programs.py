@@ -56,7 +56,12 @@ class RolloutJob:
 
     @classmethod
     def of(
-        cls, example: Example, rollout_id: str, *, example_id: str | None = None, stop: bool = False
+        cls,
+        example: Example,
+        rollout_id: str,
+        *,
+        example_id: str | int | None = None,
+        stop: bool = False,
     ) -> RolloutJob:
         """With the example's id: the caller's, else what the example says about itself."""
         fields = fields_of(example) if example_id is None else None

@@ -31,7 +31,7 @@ def rollout_step(
     session: SessionHandle,
     program: Program | None = None,
     rollout_id: str | None = None,
-    example_id: str | None = None,
+    example_id: str | int | None = None,
 ) -> RolloutResult:
     """Run `program(rollout, example)`; its reward comes later, by `report_rewards`.
 
@@ -57,7 +57,7 @@ async def arollout_step(
     session: SessionHandle,
     program: AsyncProgram | None = None,
     rollout_id: str | None = None,
-    example_id: str | None = None,
+    example_id: str | int | None = None,
 ) -> RolloutResult:
     """Run the program, which is a coroutine function; see `rollout_step`."""
     job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id)
