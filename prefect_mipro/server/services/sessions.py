@@ -340,6 +340,10 @@ def _listed(session: Session) -> JsonObject:
         "status": session.state,
         "agent_id": session.agent_id,
         "version": session.version,
+        "rollout_count": session.rollouts,
+        "reward_count": session.rewards,
+        "champion_candidate_id": session.champion_id,
+        "stop_reason": session.stop_reason,
         "created_at": session.created_at.isoformat(),
         "updated_at": session.updated_at.isoformat(),
     }

@@ -1,0 +1,32 @@
+"""The backend that a command asks: named by option or environment, or the embedded one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect_mipro.cli.parser import DEFAULT_BACKEND_URL
+from prefect_mipro.client import environment
+from prefect_mipro.client.clients import Client
+from prefect_mipro.embedded import EmbeddedBackend
+
+URL_VARIABLE = "MIPRO_BACKEND_URL"
+
+
+def named_url(options: argparse.Namespace) -> str | None:
+    """The backend that was named."""
+    return options.backend_url or os.environ.get(URL_VARIABLE, "").strip() or None
+
+
+@contextmanager
+def backend_of(options: argparse.Namespace) -> Iterator[Client]:
+    """A client of it. Raises KeyMissing, InputInvalid or BackendFailed."""
+    if options.embedded:
+        with EmbeddedBackend() as running, Client(running.url, running.api_key) as client:
+            yield client
+        return
+    url = named_url(options) or DEFAULT_BACKEND_URL
+    with Client(url, options.api_key or environment.api_key(url)) as client:
+        yield client

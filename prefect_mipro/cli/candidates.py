@@ -1,0 +1,162 @@
+"""The candidates of a session: the leaderboard, one with its prompt, and promotion."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import takewhile
+
+from prefect_mipro.cli.backend import backend_of
+from prefect_mipro.cli.exits import ExitCode
+from prefect_mipro.cli.output import Column, Output, moment, number
+from prefect_mipro.client.clients import Client
+from prefect_mipro.errors import CandidateNotFound
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.sessions import CandidateReport, SessionStatus
+
+_COLUMNS = (
+    Column("#", right=True),
+    Column("role"),
+    Column("reward", right=True),
+    Column("95% interval"),
+    Column("better", right=True),
+    Column("rewards", right=True),
+    Column("shots", right=True),
+    Column("origin", gives=True),
+    Column("candidate", gives=True),
+    Column("instruction", gives=True),
+)
+_SHOWN_CHARACTERS = 60
+
+
+def run(options: argparse.Namespace) -> ExitCode:
+    """`candidates` and `promote`. Raises what the backend refuses."""
+    output = Output(as_json=options.json)
+    with backend_of(options) as client:
+        status = client.session_status(options.session)
+        if options.command == "promote":
+            return _promote(client, output, status, options.candidate, reason=options.reason)
+        if options.candidate is None:
+            return _leaderboard(output, status)
+        return _one(client, output, status, options.candidate)
+
+
+def ranked(status: SessionStatus) -> list[CandidateReport]:
+    """By what is believed of their rewards, the best first."""
+    return sorted(status.candidates.values(), key=lambda report: (-report.mean, report.number))
+
+
+def _leaderboard(output: Output, status: SessionStatus) -> ExitCode:
+    reports = ranked(status)
+    if output.as_json:
+        items = [{**each.model_dump(mode="json"), "role": _role(each, status)} for each in reports]
+        output.document({"session_id": status.session_id, "items": items})
+    else:
+        output.table(_COLUMNS, [_row(report, status) for report in reports])
+    return ExitCode.OK
+
+
+def _one(client: Client, output: Output, status: SessionStatus, told: str) -> ExitCode:
+    report = _found(status, told)
+    lineage: JsonObject = client.candidate(report.candidate_id).get("lineage") or {}
+    if output.as_json:
+        output.document(
+            {
+                **report.model_dump(mode="json"),
+                "role": _role(report, status),
+                "lineage": lineage,
+            }
+        )
+        return ExitCode.OK
+    low, high = report.interval
+    output.facts(
+        {
+            "candidate": f"#{report.number} {report.candidate_id}",
+            "role": _role(report, status),
+            "reward": f"{number(report.mean)} ({number(low)} to {number(high)}) "
+            f"from {report.reward_count} rewards",
+            "P(better)": f"{number(report.probability_better)} than the champion",
+            "parent": report.parent_id or "",
+            "created (UTC)": moment(report.created_at),
+            **{name: _origin(version) for name, version in lineage.items()},
+        }
+    )
+    output.passage("the whole instruction", report.instruction or "(empty)")
+    for shown in report.demonstrations:
+        output.passage("demonstration", f"user: {shown['input']}\nassistant: {shown['output']}")
+    return ExitCode.OK
+
+
+def _promote(
+    client: Client, output: Output, before: SessionStatus, told: str, *, reason: str | None
+) -> ExitCode:
+    report = _found(before, told)
+    status = client.promote(before.session_id, report.candidate_id, reason=reason)
+    if output.as_json:
+        output.document(status.model_dump(mode="json"))
+        return ExitCode.OK
+    was = before.candidates.get(before.champion_candidate_id)
+    if before.champion_candidate_id == report.candidate_id:
+        output.line(f"#{report.number} {report.candidate_id} is the champion already")
+        return ExitCode.OK
+    output.line(f"#{report.number} {report.candidate_id} is the champion of {status.session_id}")
+    if was is not None:
+        output.line(f"the way back: prefect-mipro promote {status.session_id} {was.number}")
+    return ExitCode.OK
+
+
+def _found(status: SessionStatus, told: str) -> CandidateReport:
+    """The candidate of that id or number. Raises CandidateNotFound."""
+    for report in status.candidates.values():
+        if told in (report.candidate_id, str(report.number), f"#{report.number}"):
+            return report
+    numbers = sorted(report.number for report in status.candidates.values())
+    raise CandidateNotFound(
+        f"session {status.session_id!r} has no candidate {told!r}; "
+        f"its numbers go from {numbers[0]} to {numbers[-1]}"
+    )
+
+
+def _row(report: CandidateReport, status: SessionStatus) -> tuple[str, ...]:
+    low, high = report.interval
+    return (
+        str(report.number),
+        _role(report, status),
+        number(report.mean),
+        f"{number(low)}-{number(high)}",
+        number(report.probability_better, digits=2),
+        str(report.reward_count),
+        str(len(report.demonstrations)),
+        report.origin,
+        report.candidate_id,
+        _what_is_new(report.instruction, status),
+    )
+
+
+def _what_is_new(instruction: str, status: SessionStatus) -> str:
+    """Where an instruction parts from the baseline's: most begin alike."""
+    words = instruction.split()
+    baseline = status.candidates.get(status.baseline_candidate_id)
+    if baseline is not None and baseline.instruction != instruction:
+        pairs = zip(words, baseline.instruction.split(), strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        words = [*(["…"] if shared else []), *words[shared:]]
+    text = " ".join(words)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+
+
+def _role(report: CandidateReport, status: SessionStatus) -> str:
+    roles = {
+        status.champion_candidate_id: "champion",
+        status.best_candidate_id: "in the lead",
+        status.baseline_candidate_id: "baseline",
+    }
+    # The champion first: it may be the baseline, and in the lead too.
+    if report.candidate_id == status.champion_candidate_id:
+        return "champion"
+    return roles.get(report.candidate_id, report.status)
+
+
+def _origin(version: JsonObject) -> str:
+    parent = f", from version {version['parent_version']}" if version.get("parent_version") else ""
+    words = [str(version.get(name) or "") for name in ("actor", "operator", "reason")]
+    return f"version {version['version']}{parent}: {', '.join(word for word in words if word)}"

@@ -1,0 +1,44 @@
+"""The reference flow, run from wherever this package is installed.
+
+The flow is one file that people read and copy, `flows/optimize_prompt.py`, with its data beside it.
+A wheel carries both as `prefect_mipro/demo`; a checkout has them at its root.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
+from prefect_mipro.errors import ConfigNotFound
+from prefect_mipro.server.upstream import model_file
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_HOMES = (_PACKAGE / "demo", _PACKAGE.parent / "flows")
+_FLOW = "optimize_prompt.py"
+_HELP = frozenset({"-h", "--help"})
+
+
+def run(arguments: Sequence[str]) -> ExitCode:
+    """Run it with its own options, after its model has been fetched. Raises ModelMissing."""
+    flow = flow_path()
+    if not _HELP & set(arguments):
+        if find_spec("xllamacpp") is None:
+            raise ModuleNotFoundError("the embedded model needs it", name="xllamacpp")
+        model_file.install(say)
+    sys.argv = [f"{PROGRAM} demo", *arguments]
+    runpy.run_path(str(flow), run_name="__main__")
+    return ExitCode.OK
+
+
+def flow_path() -> Path:
+    """The file of the flow. Raises ConfigNotFound."""
+    for home in _HOMES:
+        if (home / _FLOW).is_file():
+            return home / _FLOW
+    raise ConfigNotFound(
+        f"the demo's flow is neither in {_HOMES[0]} nor in {_HOMES[1]}; install prefect-mipro anew"
+    )

@@ -1,0 +1,239 @@
+"""The words and options of the command, and the help that teaches them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import Any
+
+from prefect_mipro import __version__
+from prefect_mipro.cli.exits import PROGRAM
+
+DEFAULT_BACKEND_URL = "http://127.0.0.1:8765"
+STATES = ("running", "paused", "cancelled", "succeeded")
+
+# The extra that brings what a command needs besides the package itself.
+NEEDS = {"serve": "server", "demo": "embedded", "model": "embedded"}
+
+_OVERVIEW = f"""\
+start here
+  {PROGRAM} demo                        a small model learns on this machine; no key
+  {PROGRAM} doctor                      what is missing here, and what to do about it
+  {PROGRAM} serve --upstream-url URL    a backend in front of your model
+
+exit codes
+  0 done   1 failed   2 not understood   3 no such session or candidate
+  4 backend out of reach   5 key refused   130 interrupted
+"""
+_LIST = f"""\
+examples
+  {PROGRAM} sessions list
+  {PROGRAM} sessions list --state running --limit 10
+  {PROGRAM} sessions list --json | jq -r '.items[].session_id'
+"""
+_SHOW = f"""\
+examples
+  {PROGRAM} sessions show support-bot
+  {PROGRAM} sessions show support-bot --json | jq .champion_candidate_id
+"""
+_PAUSE = f"""\
+A paused session serves its champion and explores no more; rewards still count.
+
+examples
+  {PROGRAM} sessions pause support-bot
+"""
+_RESUME = f"""\
+examples
+  {PROGRAM} sessions resume support-bot
+"""
+_CANCEL = f"""\
+A cancelled session serves its champion for good; it takes no more rewards and cannot be resumed.
+
+examples
+  {PROGRAM} sessions cancel support-bot
+  {PROGRAM} sessions cancel support-bot --yes     without asking, for scripts
+"""
+_EXPORT = f"""\
+JSON lines: the session, its lever versions, candidates, duels, rollouts, rewards, traces and
+events, and last the counts of them all. The key "part" says what a line is. No secret is in it.
+
+examples
+  {PROGRAM} sessions export support-bot -o support-bot.jsonl.gz
+  {PROGRAM} sessions export support-bot --no-traces | grep '"part":"reward"'
+  {PROGRAM} sessions export support-bot | jq -r 'select(.part == "trace") | .output'
+"""
+_CANDIDATES = f"""\
+With a candidate, by its number or its id: its whole prompt, and where it came from.
+
+examples
+  {PROGRAM} candidates support-bot
+  {PROGRAM} candidates support-bot 7
+  {PROGRAM} candidates support-bot --json | jq '.items[] | select(.role == "champion")'
+"""
+_PROMOTE = f"""\
+The backend promotes by itself when a duel has proved a candidate better. This is for everything
+else: a decision of your own, and the way back to an earlier champion.
+
+examples
+  {PROGRAM} promote support-bot 7
+  {PROGRAM} promote support-bot cand_3f9a0c12 --reason "reviewed by Ada"
+"""
+_DOCTOR = f"""\
+Checks Python, Prefect, its API and blocks, the backend, the key, the model behind it and the
+embedded model; says what to do about each. Where no backend is named, it starts the embedded one
+for a moment. Exit code 1 when something is broken.
+
+examples
+  {PROGRAM} doctor
+  MIPRO_BACKEND_URL=https://mipro.example.com {PROGRAM} doctor --json
+"""
+_MODEL = f"""\
+examples
+  {PROGRAM} model install    fetch it into the user's cache, once (93 MB)
+  {PROGRAM} model path       where it is
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command."""
+    root = _Parser(
+        prog=PROGRAM,
+        description="Online prompt optimization with MIPRO, on Prefect.",
+        epilog=_OVERVIEW,
+    )
+    root.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="command [options]", required=True)
+    # Their options belong to the server's settings and to the flow, which also write their help.
+    for name, text in (
+        ("serve", "run the backend server (serve --help)"),
+        ("demo", "optimize a prompt with the embedded model: the whole loop, no key (demo --help)"),
+    ):
+        _command(commands, name, text, add_help=False).set_defaults(passed_on=True)
+    _add_sessions(_command(commands, "sessions", "look after the sessions of a backend"))
+    candidates = _command(
+        commands, "candidates", "the leaderboard of a session, or one candidate", _CANDIDATES
+    )
+    _add_session(candidates)
+    candidates.add_argument(
+        "candidate", nargs="?", metavar="CANDIDATE", help="its number, or its id"
+    )
+    _add_backend(candidates)
+    promote = _command(commands, "promote", "make a candidate the champion", _PROMOTE)
+    _add_session(promote)
+    promote.add_argument("candidate", metavar="CANDIDATE", help="its number, or its id")
+    promote.add_argument("--reason", metavar="TEXT", help="kept with the promotion")
+    _add_backend(promote)
+    doctor = _command(commands, "doctor", "find out what is wrong, and what to do", _DOCTOR)
+    _add_address(doctor)
+    _add_json(doctor)
+    model = _command(commands, "model", "the embedded model: a small one that needs no key", _MODEL)
+    actions = model.add_subparsers(dest="action", metavar="action [options]", required=True)
+    _add_json(_command(actions, "install", "fetch the model's file, once"))
+    _add_json(_command(actions, "path", "print where the file is"))
+    return root
+
+
+def _add_sessions(sessions: _Parser) -> None:
+    actions = sessions.add_subparsers(dest="action", metavar="action [options]", required=True)
+    listed = _command(actions, "list", "the sessions, newest first", _LIST)
+    listed.add_argument("--state", choices=STATES, help="only those in this state")
+    listed.add_argument(
+        "--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)"
+    )
+    _add_backend(listed)
+    for name, text, examples in (
+        ("show", "how a session stands", _SHOW),
+        ("pause", "stop exploring for now", _PAUSE),
+        ("resume", "explore again", _RESUME),
+        ("cancel", "stop for good", _CANCEL),
+        ("export", "all that is known of a session, as JSON lines", _EXPORT),
+    ):
+        action = _command(actions, name, text, examples)
+        _add_session(action)
+        if name == "cancel":
+            action.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "export":
+            action.add_argument(
+                "-o",
+                "--output",
+                metavar="FILE",
+                help="where to write them; compressed when it ends in .gz (default: stdout)",
+            )
+            action.add_argument(
+                "--no-traces",
+                action="store_true",
+                help="leave out what was asked and answered",
+            )
+        _add_backend(action)
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    text: str,
+    examples: str = "",
+    *,
+    add_help: bool = True,
+) -> _Parser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=examples,
+        add_help=add_help,
+    )
+    parser.set_defaults(parser=parser, passed_on=False)
+    return parser
+
+
+def _add_session(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="the session's id")
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    _add_address(parser)
+    parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help="the embedded backend, started for this command: sessions of flows without a backend",
+    )
+    _add_json(parser)
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend-url",
+        metavar="URL",
+        help=f"environment: MIPRO_BACKEND_URL (default: {DEFAULT_BACKEND_URL})",
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="environment: MIPRO_API_KEY, which is safer: command lines are public on a machine",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return count
+
+
+class _Parser(argparse.ArgumentParser):
+    """Understands whole words only, and prints examples as they are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **settings})
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the words of commands and their texts on one line."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 100)
+        super().__init__(prog, max_help_position=26, width=width)
