@@ -1,4 +1,4 @@
-"""A line chart with an interval band as SVG: small enough to travel inside a markdown artifact."""
+"""Two charts as SVG, small enough to travel inside a markdown artifact: a curve, and intervals."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 760, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 46
-LINE, BAND, GRID, INK = "#2563eb", "#93c5fd", "#e5e7eb", "#374151"
+WIDTH = 760
+CURVE_HEIGHT = 320
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 24, 48
+ROW, TREE, INDENT, DEEPEST, COUNTS = 26, 272, 14, 6, 78
+LABEL_CHARACTERS = 34
+
+LINE, BAND, GRID, INK, FAINT = "#2563eb", "#bfdbfe", "#e5e7eb", "#374151", "#6b7280"
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
 
 
 @dataclass(frozen=True)
@@ -25,56 +30,102 @@ class Point:
 
 @dataclass(frozen=True)
 class Level:
-    """A dashed horizontal line with a name."""
+    """A dashed line with a name."""
 
     name: str
     value: float
     color: str
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A row: a mean with its interval, what it rests on, and the row that it came from."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    count: str
+    color: str
+    parent: int | None = None
+    strong: bool = False
+
+
 def line_chart(
-    points: Sequence[Point],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    levels: Sequence[Level] = (),
+    points: Sequence[Point], *, x_label: str, y_label: str, levels: Sequence[Level] = ()
 ) -> str:
     """The chart as an SVG text. Values are drawn on [0, 1]; what lies beyond is clipped to it."""
     largest = max((point.x for point in points), default=1.0) or 1.0
+    bottom = CURVE_HEIGHT - BOTTOM
 
     def x(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * value / largest
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(1.0, max(0.0, value))
+        return bottom - (bottom - TOP) * _clipped(value)
 
     upper = [(x(p.x), y(p.high)) for p in points]
     lower = [(x(p.x), y(p.low)) for p in reversed(points)]
     marks = [(x(p.x), y(p.mean)) for p in points]
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img" font-family="sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(WIDTH / 2, 18, title, anchor="middle", size=14),
-        *(_grid_line(y(share / 5), share / 5) for share in range(6)),
-        *(
-            _text(x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}", anchor="middle")
-            for tick in ticks(largest)
-        ),
-        _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8, x_label, anchor="middle"),
-        f'<g transform="rotate(-90 14 {HEIGHT / 2:g})">'
-        f"{_text(14, HEIGHT / 2, y_label, anchor='middle')}</g>",
+        *(_grid_row(y(share / 5), share / 5) for share in range(6)),
+        *(_text(x(tick), bottom + 18, f"{tick:g}", anchor="middle") for tick in ticks(largest)),
+        _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, CURVE_HEIGHT - 10, x_label, anchor="middle"),
+        f'<g transform="rotate(-90 16 {CURVE_HEIGHT / 2:g})">'
+        f"{_text(16, CURVE_HEIGHT / 2, y_label, anchor='middle')}</g>",
     ]
     if points:
         parts += [
-            f'<polygon points="{_path(upper + lower)}" fill="{BAND}" fill-opacity="0.45"/>',
-            f'<polyline points="{_path(marks)}" fill="none" stroke="{LINE}" stroke-width="2"/>',
-            *(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{LINE}"/>' for a, b in marks),
+            f'<polygon points="{_path(upper + lower)}" fill="{BAND}" fill-opacity="0.6"/>',
+            f'<polyline points="{_path(marks)}" fill="none" stroke="{LINE}" stroke-width="2.5" '
+            'stroke-linejoin="round"/>',
+            *(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{LINE}"/>' for a, b in marks),
         ]
     parts += [_level(level, y(level.value)) for level in levels]
-    return "".join([*parts, "</svg>"])
+    return _card(parts, CURVE_HEIGHT)
+
+
+def interval_chart(bars: Sequence[Bar], *, x_label: str, levels: Sequence[Level] = ()) -> str:
+    """One row per bar on [0, 1], drawn as a tree: a bar stands below and right of its parent."""
+    bottom = TOP + ROW * len(bars)
+    height = bottom + BOTTOM
+    right = WIDTH - RIGHT - COUNTS
+    depths = _depths(bars)
+
+    def x(value: float) -> float:
+        return TREE + (right - TREE) * _clipped(value)
+
+    def y(row: int) -> float:
+        return TOP + ROW * (row + 0.5)
+
+    def indent(row: int) -> float:
+        return 24.0 + INDENT * min(depths[row], DEEPEST)
+
+    parts = [
+        *(_grid_column(x(share / 5), bottom, share / 5) for share in range(6)),
+        _text(TREE + (right - TREE) / 2, height - 10, x_label, anchor="middle"),
+    ]
+    for level in levels:
+        parts.append(_dashed(x(level.value), TOP - 6, x(level.value), bottom, level.color))
+        parts.append(
+            _text(x(level.value), TOP - 10, level.name, anchor="middle", color=level.color)
+        )
+    for row, bar in enumerate(bars):
+        if bar.parent is not None:
+            parts.append(_branch(indent(bar.parent), y(bar.parent), indent(row), y(row)))
+    for row, bar in enumerate(bars):
+        weight = ' font-weight="600"' if bar.strong else ""
+        label = bar.label[:LABEL_CHARACTERS]
+        parts += [
+            f'<circle cx="{indent(row):.1f}" cy="{y(row):.1f}" r="4.5" fill="{bar.color}"/>',
+            _text(indent(row) + 11, y(row) + 4, label, more=weight),
+            f'<line x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{y(row):.1f}" '
+            f'y2="{y(row):.1f}" stroke="{bar.color}" stroke-width="7" stroke-opacity="0.28" '
+            'stroke-linecap="round"/>',
+            f'<circle cx="{x(bar.mean):.1f}" cy="{y(row):.1f}" r="4.5" fill="{bar.color}"/>',
+            _text(WIDTH - RIGHT, y(row) + 4, bar.count, anchor="end", color=FAINT),
+        ]
+    return _card(parts, height)
 
 
 def data_uri(svg: str) -> str:
@@ -90,7 +141,27 @@ def ticks(largest: float, *, count: int = 6) -> list[float]:
     return [index * step for index in range(int(largest / step + 1e-9) + 1)]
 
 
-def _grid_line(height: float, value: float) -> str:
+def _depths(bars: Sequence[Bar]) -> list[int]:
+    depths: list[int] = []
+    for bar in bars:
+        depths.append(0 if bar.parent is None else depths[bar.parent] + 1)
+    return depths
+
+
+def _clipped(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _card(parts: Sequence[str], height: float) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" role="img" font-family="{FONT}" font-size="12">'
+        f'<rect width="{WIDTH}" height="{height}" rx="10" fill="#ffffff"/>'
+    )
+    return "".join([head, *parts, "</svg>"])
+
+
+def _grid_row(height: float, value: float) -> str:
     line = (
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
         f'stroke="{GRID}"/>'
@@ -98,21 +169,47 @@ def _grid_line(height: float, value: float) -> str:
     return line + _text(LEFT - 8, height + 4, f"{value:.1f}", anchor="end")
 
 
-def _level(level: Level, height: float) -> str:
-    line = (
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
-        f'stroke="{level.color}" stroke-dasharray="6 4" stroke-width="1.5"/>'
+def _grid_column(x: float, bottom: float, value: float) -> str:
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom:.1f}" stroke="{GRID}"/>'
+    return line + _text(x, bottom + 18, f"{value:.1f}", anchor="middle")
+
+
+def _branch(x_parent: float, y_parent: float, x: float, y: float) -> str:
+    """From below the parent's dot down, then right to the child's."""
+    start = max(x_parent, 0.0) if x > x_parent else x_parent - 8
+    return (
+        f'<path d="M{start:.1f} {y_parent:.1f}V{y:.1f}H{x:.1f}" fill="none" stroke="#d1d5db" '
+        'stroke-width="1.5"/>'
     )
+
+
+def _level(level: Level, height: float) -> str:
     label = f"{level.name} {level.value:.2f}"
     # Above the line, but not above the chart.
-    baseline = height - 5 if height > TOP + 20 else height + 14
-    return line + _text(WIDTH - RIGHT - 4, baseline, label, anchor="end", color=level.color)
+    baseline = height - 6 if height > TOP + 16 else height + 15
+    return _dashed(LEFT, height, WIDTH - RIGHT, height, level.color) + _text(
+        WIDTH - RIGHT - 4,
+        baseline,
+        label,
+        anchor="end",
+        color=level.color,
+        more=' font-weight="600"',
+    )
 
 
-def _text(x: float, y: float, text: str, *, anchor: str, size: int = 12, color: str = INK) -> str:
+def _dashed(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'fill="{color}">{escape(text)}</text>'
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" '
+        'stroke-dasharray="6 4" stroke-width="1.5"/>'
+    )
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", color: str = INK, more: str = ""
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}"{more}>'
+        f"{escape(text)}</text>"
     )
 
 

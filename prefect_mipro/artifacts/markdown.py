@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 CELL_CHARACTERS = 120
+LINE_CHARACTERS = 76
 BLOCK_CHARACTERS = 20_000
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$@])")
@@ -24,12 +26,18 @@ def cell(text: str, *, characters: int = CELL_CHARACTERS) -> str:
     return html.escape(_SPECIAL.sub(r"\\\1", one_line(text, characters=characters)), quote=False)
 
 
+def plain(text: str) -> str:
+    """The text without characters that steer a terminal or turn the direction of reading."""
+    return _CONTROL.sub(" ", text)
+
+
 def fenced(text: str, *, language: str = "text") -> str:
-    """A code block that the text cannot close."""
-    shown = _CONTROL.sub(" ", text)
+    """A code block that the text cannot close. Long lines go on below: nobody scrolls sideways."""
+    shown = plain(text)
     if len(shown) > BLOCK_CHARACTERS:
         rest = len(shown) - BLOCK_CHARACTERS
         shown = f"{shown[:BLOCK_CHARACTERS]}\n… ({rest} more characters)"
+    shown = "\n".join(_narrow(shown))
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{shown}\n{fence}"
@@ -44,3 +52,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GFM table. Cells are markdown already."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _narrow(text: str) -> Iterator[str]:
+    for line in text.split("\n"):
+        if len(line) > LINE_CHARACTERS:
+            yield from wrap(
+                line,
+                LINE_CHARACTERS,
+                replace_whitespace=False,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        else:
+            yield line

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 
-from prefect_mipro.artifacts.charts import Level, Point, data_uri, line_chart
-from prefect_mipro.artifacts.markdown import cell, fenced, folded, one_line, table
+from prefect_mipro.artifacts.charts import Bar, Level, Point, data_uri, interval_chart, line_chart
+from prefect_mipro.artifacts.comparison import comparison, finite, role
+from prefect_mipro.artifacts.differences import difference
+from prefect_mipro.artifacts.markdown import cell, fenced, folded, one_line
 from prefect_mipro.models.sessions import CandidateReport, SessionStatus
 from prefect_mipro.models.summaries import Evaluation, wilson_interval
 
 LEADERBOARD_ROWS = 50
-LINEAGE_CANDIDATES = 16
+CHART_CANDIDATES = 16
 CURVE_POINTS = 20
-DIFF_WIDTH = 100
-CHAMPION_COLOR, BASELINE_COLOR = "#15803d", "#b45309"
+STRIP_LETTERS = 16
+# A longer instruction opens on a click.
+SHOWN_CHARACTERS = 2_000
+COLORS = {
+    "champion": "#15803d",
+    "baseline": "#b45309",
+    "challenger": "#2563eb",
+    "retired": "#9ca3af",
+    "": "#6366f1",
+}
 
 Row = dict[str, str | int | float]
 
@@ -42,18 +50,25 @@ def progress(status: SessionStatus, *, done: int, planned: int) -> float:
 
 
 def headline(status: SessionStatus) -> str:
-    """One sentence: who is champion, against which baseline, who is in the lead."""
+    """The number first, because Prefect's cards show thirty letters; then what it rests on."""
     champion, baseline = _champion(status), _baseline(status)
     if champion is None:
-        return f"{status.reward_count} rewards so far, no candidate yet."
-    parts = [f"{_name(champion, status)} is champion at {_estimate(champion)}"]
-    if baseline is not None and baseline is not champion:
-        parts.append(f"the baseline stands at {_estimate(baseline)}")
+        return f"{status.reward_count:,} rewards so far, no candidate yet."
+    if baseline is None or baseline is champion:
+        parts = [f"{finite(champion.mean):.2f}: {_name(champion, status)} is champion"]
+        ranges = _range(champion)
+    else:
+        way = "up from" if champion.mean >= baseline.mean else "down from"
+        means = f"{finite(champion.mean):.2f}, {way} {finite(baseline.mean):.2f}"
+        parts = [f"{means}: {_name(champion, status)} is champion"]
+        ranges = f"{_range(champion)}; the baseline {_range(baseline)}"
+    parts[0] += f" ({ranges})"
     leader = status.candidates.get(status.best_candidate_id)
     if leader is not None and leader not in (champion, baseline):
-        parts.append(f"candidate {leader.number} leads with {_estimate(leader)}")
-    parts.append(f"{status.reward_count} rewards over {len(status.candidates)} candidates")
-    return f"{'; '.join(parts)}."
+        lead = f"{finite(leader.mean):.2f} ({_range(leader)})"
+        parts.append(f"Candidate {leader.number} leads with {lead}")
+    parts.append(f"{status.reward_count:,} rewards over {len(status.candidates)} candidates")
+    return f"{'. '.join(parts)}."
 
 
 def leaderboard(status: SessionStatus) -> list[Row]:
@@ -64,26 +79,28 @@ def leaderboard(status: SessionStatus) -> list[Row]:
     champion_id = status.champion_candidate_id
     ranked = sorted(
         status.candidates.values(),
-        key=lambda report: (report.candidate_id != champion_id, -_finite(report.mean)),
+        key=lambda report: (report.candidate_id != champion_id, -finite(report.mean)),
     )
     return [
         {
             "candidate": report.number,
-            "role": _role(report, status),
-            "mean reward": _finite(report.mean),
-            "95% low": _finite(report.interval[0]),
-            "95% high": _finite(report.interval[1]),
-            "raw mean": _finite_or_blank(report.avg_reward),
+            "role": role(report, status),
+            "mean reward": finite(report.mean),
+            "95% low": finite(report.interval[0]),
+            "95% high": finite(report.interval[1]),
+            "from 0 to 1": _strip(report),
+            "P(best)": finite(report.probability_best),
             "rewards": report.reward_count,
-            "rollouts": report.rollout_count,
-            "P(best)": _finite(report.probability_best),
             "demonstrations": len(report.demonstrations),
+            "parent": _parent_number(report, status),
+            "origin": one_line(report.origin, characters=40),
+            "instruction": one_line(report.instruction),
+            "rollouts": report.rollout_count,
+            "raw mean": _finite_or_blank(report.avg_reward),
             "tokens": report.prompt_tokens + report.completion_tokens,
             "cost USD": _finite_or_blank(report.cost_usd),
             "latency s": _finite_or_blank(report.latency_seconds),
             "first byte s": _finite_or_blank(report.first_byte_seconds),
-            "origin": one_line(report.origin, characters=40),
-            "instruction": one_line(report.instruction),
             "id": report.candidate_id,
         }
         for report in ranked[:LEADERBOARD_ROWS]
@@ -108,21 +125,21 @@ def sensor_frames(status: SessionStatus) -> list[Row]:
 
 
 def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = ()) -> str:
-    """The champion in markdown: prompt, difference to the baseline, curve, lineage, sensors."""
+    """The champion in markdown: comparison, prompt, what changed, reward curve, candidates."""
     champion, baseline = _champion(status), _baseline(status)
     parts = [f"# Champion of {cell(status.session_id)}", headline(status)]
-    if evaluations:
-        parts += ["## Held-out examples", _evaluation_table(evaluations, status)]
     if champion is not None:
-        parts += ["## Prompt", *_prompt(champion)]
-        if baseline is not None and baseline is not champion:
-            parts += ["## Changed against the baseline", _difference(baseline, champion)]
+        parts.append(comparison(status, evaluations))
     if status.reward_curve:
-        alt = "Mean reward over the rollouts"
-        parts += ["## Reward", f"![{alt}]({data_uri(reward_chart(status))})"]
+        parts += ["## Reward", _picture("Mean reward over the rollouts", reward_chart(status))]
+    if champion is not None:
+        if baseline is not None and baseline is not champion:
+            parts += ["## Changed against the baseline", *_changes(baseline, champion)]
+        parts += ["## Prompt", *_prompt(champion)]
     if len(status.candidates) > 1:
-        parts += ["## Lineage", fenced(lineage(status), language="mermaid")]
-    parts += ["## Sensors", _sensor_table(status), *_remarks(status)]
+        picture = _picture(_spoken(status), candidates_chart(status))
+        parts += ["## Candidates", picture, *_left_out(status)]
+    parts += ["## Session", "\n".join(f"- {remark}" for remark in _remarks(status))]
     return "\n\n".join(parts)
 
 
@@ -135,38 +152,43 @@ def reward_chart(status: SessionStatus) -> str:
     champion, baseline = _champion(status), _baseline(status)
     levels = []
     if baseline is not None:
-        levels.append(Level("baseline", _finite(baseline.mean), BASELINE_COLOR))
+        levels.append(Level("baseline", finite(baseline.mean), COLORS["baseline"]))
     if champion is not None and champion is not baseline:
-        levels.append(Level("champion", _finite(champion.mean), CHAMPION_COLOR))
+        levels.append(Level("champion", finite(champion.mean), COLORS["champion"]))
     return line_chart(
         points,
-        title="Reward while learning, with its 95 % interval",
         x_label="rollouts",
-        y_label="mean reward",
+        y_label="mean reward, 95 % interval",
         levels=levels,
     )
 
 
-def lineage(status: SessionStatus) -> str:
-    """Who came from whom, as a mermaid graph; the champion is marked.
+def candidates_chart(status: SessionStatus) -> str:
+    """Mean and interval of each candidate as SVG, in a tree of who came from whom.
 
     Shown are the candidates with the most rewards, and all that they came from.
     """
-    reports = _family(status)
-    shown = {report.candidate_id: report.number for report in reports}
-    lines = ["graph LR"]
-    for report in reports:
-        role = _role(report, status)
-        name = f"{report.number} {role}".strip()
-        raw = f"{_finite(report.avg_reward or 0.0):.2f} over {report.reward_count}"
-        told = raw if report.reward_count else "no reward yet"
-        lines.append(f'  c{report.number}["{name}: {told}"]')
-        parent = shown.get(report.parent_id or "")
-        if parent is not None:
-            lines.append(f"  c{parent} --> c{report.number}")
-        if role == "champion":
-            lines.append(f"  style c{report.number} stroke:{CHAMPION_COLOR},stroke-width:3px")
-    return "\n".join(lines)
+    rows: dict[str, int] = {}
+    bars = []
+    for report in _family_tree(status):
+        rows[report.candidate_id] = len(rows)
+        word = role(report, status)
+        low, high = report.interval
+        bars.append(
+            Bar(
+                label=f"{report.number} {word or one_line(report.origin, characters=26)}",
+                mean=finite(report.mean),
+                low=finite(low),
+                high=finite(high),
+                count=f"{report.reward_count:,} rewards",
+                color=COLORS[word],
+                parent=rows.get(report.parent_id or ""),
+                strong=word == "champion",
+            )
+        )
+    baseline = _baseline(status)
+    levels = [Level("baseline", finite(baseline.mean), COLORS["baseline"])] if baseline else []
+    return interval_chart(bars, x_label="mean reward, 95 % interval", levels=levels)
 
 
 def _blocks(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float, int]]:
@@ -182,6 +204,22 @@ def _blocks(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float, in
         yield before, total / count, count
 
 
+def _family_tree(status: SessionStatus) -> list[CandidateReport]:
+    """The family, each after its parent and before its parent's next child."""
+    family = _family(status)
+    known = {report.candidate_id for report in family}
+    children: dict[str, list[CandidateReport]] = {}
+    for report in family:
+        parent = report.parent_id if report.parent_id in known else None
+        children.setdefault(parent or "", []).append(report)
+    ordered: list[CandidateReport] = []
+    waiting = children.get("", [])[::-1]
+    while waiting:
+        ordered.append(waiting.pop())
+        waiting += children.get(ordered[-1].candidate_id, [])[::-1]
+    return ordered
+
+
 def _family(status: SessionStatus) -> list[CandidateReport]:
     important = (
         status.champion_candidate_id,
@@ -193,7 +231,7 @@ def _family(status: SessionStatus) -> list[CandidateReport]:
         key=lambda report: (report.candidate_id not in important, -report.reward_count),
     )
     family: dict[str, CandidateReport] = {}
-    for report in ranked[:LINEAGE_CANDIDATES]:
+    for report in ranked[:CHART_CANDIDATES]:
         member: CandidateReport | None = report
         while member is not None and member.candidate_id not in family:
             family[member.candidate_id] = member
@@ -201,69 +239,50 @@ def _family(status: SessionStatus) -> list[CandidateReport]:
     return sorted(family.values(), key=lambda report: report.number)
 
 
+def _left_out(status: SessionStatus) -> Iterator[str]:
+    left = len(status.candidates) - len(_family(status))
+    if left:
+        yield f"{left} more candidates with fewer rewards are in the leaderboard."
+
+
+def _spoken(status: SessionStatus) -> str:
+    """The chart in words, for those who cannot see it and for UIs that do not show it."""
+    told = (
+        f"{report.number} {role(report, status)}".strip() + f" {finite(report.mean):.2f}"
+        for report in _family_tree(status)
+    )
+    return f"Mean rewards: {', '.join(told)}"
+
+
+def _picture(words: str, svg: str) -> str:
+    return f"![{words}]({data_uri(svg)})"
+
+
 def _prompt(champion: CandidateReport) -> Iterator[str]:
-    yield fenced(champion.instruction or "(the caller's own)")
+    instruction = champion.instruction or "(the caller's own)"
+    if len(instruction) > SHOWN_CHARACTERS:
+        words = len(instruction.split())
+        yield folded(f"The instruction, {words:,} words", fenced(instruction))
+    else:
+        yield fenced(instruction)
     count = len(champion.demonstrations)
     if count:
         turns = "\n\n".join(
-            fenced(f"user: {turn.get('input', '')}\nassistant: {turn.get('output', '')}")
+            f"user: {turn.get('input', '')}\nassistant: {turn.get('output', '')}"
             for turn in champion.demonstrations
         )
-        yield folded(f"{count} demonstrations, sent as chat turns in this order", turns)
+        yield folded(f"{_demonstrations(count)}, sent as chat turns in this order", fenced(turns))
 
 
-def _difference(baseline: CandidateReport, champion: CandidateReport) -> str:
-    lines = difflib.unified_diff(
-        _wrapped(baseline.instruction),
-        _wrapped(champion.instruction),
-        f"candidate {baseline.number} (baseline)",
-        f"candidate {champion.number} (champion)",
-        lineterm="",
-        n=2,
-    )
-    text = "\n".join(lines) or "The instruction is the same."
-    more = len(champion.demonstrations) - len(baseline.demonstrations)
-    return fenced(text, language="diff") + (f"\n\n{more:+d} demonstrations." if more else "")
+def _changes(baseline: CandidateReport, champion: CandidateReport) -> Iterator[str]:
+    yield difference(baseline.instruction, champion.instruction)
+    before, after = len(baseline.demonstrations), len(champion.demonstrations)
+    if before != after:
+        yield f"It has {_demonstrations(after)}, the baseline has {before or 'none'}."
 
 
-def _wrapped(text: str) -> list[str]:
-    return [part for line in text.splitlines() for part in textwrap.wrap(line, DIFF_WIDTH) or [""]]
-
-
-def _evaluation_table(evaluations: Sequence[Evaluation], status: SessionStatus) -> str:
-    rows = []
-    for evaluation in evaluations:
-        report = status.candidates.get(evaluation.candidate_id)
-        low, high = evaluation.interval
-        rows.append(
-            [
-                f"{report.number} {_role(report, status)}" if report else evaluation.candidate_id,
-                f"{evaluation.mean_reward:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                str(evaluation.examples),
-                str(evaluation.failures),
-            ]
-        )
-    return table(["candidate", "mean reward", "95 % interval", "examples", "failures"], rows)
-
-
-def _sensor_table(status: SessionStatus) -> str:
-    wanted = [_baseline(status), _champion(status)]
-    reports = {report.candidate_id: report for report in wanted if report is not None}
-    rows = [
-        [
-            f"{report.number} {_role(report, status)}".strip(),
-            str(report.rollout_count),
-            "" if report.latency_seconds is None else f"{report.latency_seconds:.3f}",
-            str(report.prompt_tokens),
-            str(report.completion_tokens),
-            str(report.failed_calls),
-            str(report.unapplied_calls),
-        ]
-        for report in reports.values()
-    ]
-    header = ["candidate", "rollouts", "latency in s", "prompt tokens", "completion tokens"]
-    return table([*header, "failed calls", "calls without its prompt"], rows)
+def _demonstrations(count: int) -> str:
+    return f"{count or 'no'} demonstration{'' if count == 1 else 's'}"
 
 
 def _remarks(status: SessionStatus) -> Iterator[str]:
@@ -277,8 +296,8 @@ def _remarks(status: SessionStatus) -> Iterator[str]:
     if duel is not None:
         yield (
             f"Duel {duel.number} is {cell(duel.state)}: {duel.observations} rewards, evidence "
-            f"{_finite(duel.e_value):g}, promotion at {_finite(duel.threshold):g}. So many rewards "
-            f"prove a lift of {_finite(duel.detectable_lift):.2f} about half of the time."
+            f"{finite(duel.e_value):g}, promotion at {finite(duel.threshold):g}. So many rewards "
+            f"prove a lift of {finite(duel.detectable_lift):.2f} about half of the time."
         )
     flow = status.reward_flow
     if flow.missing or flow.in_flight:
@@ -307,29 +326,32 @@ def _baseline(status: SessionStatus) -> CandidateReport | None:
 
 def _name(report: CandidateReport, status: SessionStatus) -> str:
     is_baseline = report.candidate_id == status.baseline_candidate_id
-    return "The baseline" if is_baseline else f"Candidate {report.number}"
+    return "the baseline" if is_baseline else f"candidate {report.number}"
 
 
-def _role(report: CandidateReport, status: SessionStatus) -> str:
-    duel = status.duel
-    if report.candidate_id == status.champion_candidate_id:
-        return "champion"
-    if report.candidate_id == status.baseline_candidate_id:
-        return "baseline"
-    if duel is not None and duel.state == "running" and report.candidate_id == duel.challenger_id:
-        return "challenger"
-    return "retired" if report.status == "retired" else ""
+def _parent_number(report: CandidateReport, status: SessionStatus) -> int | str:
+    parent = status.candidates.get(report.parent_id or "")
+    return parent.number if parent else ""
 
 
-def _estimate(report: CandidateReport) -> str:
+def _strip(report: CandidateReport) -> str:
+    """Mean and interval drawn in letters of one width, for a cell that shows text only."""
+    low, high = (_place(bound) for bound in report.interval)
+    mean = _place(report.mean)
+    return "".join(
+        "█" if place == mean else "━" if low <= place <= high else "─"
+        for place in range(STRIP_LETTERS)
+    )
+
+
+def _place(reward: float) -> int:
+    return min(STRIP_LETTERS - 1, max(0, int(finite(reward) * STRIP_LETTERS)))
+
+
+def _range(report: CandidateReport) -> str:
     low, high = report.interval
-    return f"{_finite(report.mean):.2f} ({_finite(low):.2f} to {_finite(high):.2f})"
+    return f"{finite(low):.2f} to {finite(high):.2f}"
 
 
 def _finite_or_blank(value: float | None) -> float | str:
-    return "" if value is None else _finite(value)
-
-
-def _finite(value: float) -> float:
-    """Prefect writes infinity as invalid JSON; a number that is none becomes 0."""
-    return round(value, 3) if math.isfinite(value) else 0.0
+    return "" if value is None else finite(value)

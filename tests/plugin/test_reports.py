@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import math
 import re
@@ -13,10 +14,10 @@ import pytest
 from prefect_mipro.artifacts.charts import ticks
 from prefect_mipro.artifacts.reports import (
     artifact_key,
+    candidates_chart,
     champion_page,
     headline,
     leaderboard,
-    lineage,
     progress,
     reward_chart,
     sensor_frames,
@@ -41,20 +42,26 @@ def test_progress_of_an_ended_session_is_complete() -> None:
     assert progress(ended, done=0, planned=100) == 100.0
 
 
-def test_headline_names_champion_baseline_and_their_intervals() -> None:
+def test_headline_begins_with_the_numbers_because_cards_show_thirty_letters() -> None:
     text = headline(status(candidate(1), candidate(2, mean=0.78, interval=(0.7, 0.84)), champion=2))
-    assert text.startswith("Candidate 2 is champion at 0.78 (0.70 to 0.84)")
-    assert "baseline stands at 0.02" in text
+    assert text.startswith("0.78, up from 0.02: candidate 2 is champion (0.70 to 0.84; ")
+    assert "the baseline 0.01 to 0.03)" in text
+
+
+def test_headline_of_a_champion_that_has_fallen_behind_says_so() -> None:
+    text = headline(status(candidate(1, mean=0.5), candidate(2, mean=0.4), champion=2))
+    assert text.startswith("0.40, down from 0.50: candidate 2 is champion")
 
 
 def test_headline_before_any_promotion_says_that_the_baseline_leads() -> None:
-    assert headline(status(candidate(1))).startswith("The baseline is champion at 0.02")
+    text = headline(status(candidate(1)))
+    assert text.startswith("0.02: the baseline is champion (0.01 to 0.03). ")
 
 
 def test_headline_names_a_leader_that_is_not_yet_champion() -> None:
     text = headline(status(candidate(1), candidate(2), best_candidate_id=candidate_id(2)))
-    assert "The baseline is champion at 0.02" in text
-    assert "candidate 2 leads with 0.04 (0.02 to 0.06)" in text
+    assert "the baseline is champion" in text
+    assert "Candidate 2 leads with 0.04 (0.02 to 0.06)" in text
 
 
 def test_headline_of_a_session_without_candidates_says_so() -> None:
@@ -95,6 +102,26 @@ def test_leaderboard_holds_finite_numbers_only(broken: float) -> None:
     json.dumps(rows, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("interval", "mean", "drawn"),
+    [
+        ((0.25, 0.75), 0.5, "────━━━━█━━━━───"),
+        ((0.0, 0.05), 0.0, "█───────────────"),
+        ((-2.0, 3.0), 1.0, "━━━━━━━━━━━━━━━█"),
+    ],
+)
+def test_leaderboard_draws_mean_and_interval(
+    interval: tuple[float, float], mean: float, drawn: str
+) -> None:
+    (row,) = leaderboard(status(candidate(1, mean=mean, interval=interval)))
+    assert row["from 0 to 1"] == drawn
+
+
+def test_leaderboard_says_which_candidate_another_came_from() -> None:
+    rows = leaderboard(status(candidate(1), candidate(2), candidate(3, parent_id="cand_unknown")))
+    assert {row["candidate"]: row["parent"] for row in rows} == {1: "", 2: 1, 3: ""}
+
+
 def test_all_leaderboard_rows_have_the_same_columns() -> None:
     rows = leaderboard(status(candidate(1), candidate(2, avg_reward=None, latency_seconds=None)))
     assert len({tuple(row) for row in rows}) == 1
@@ -128,25 +155,55 @@ def test_sensor_frames_are_rows_of_plain_values() -> None:
 def test_champion_page_shows_prompt_demonstrations_and_difference() -> None:
     champion = candidate(
         2,
-        instruction="Answer with one label.",
+        instruction="Classify the request, in a word.",
         demonstrations=[{"input": "wake me at six", "output": "set_alarm"}],
     )
     page = champion_page(status(candidate(1), champion, champion=2))
-    assert "```text\nAnswer with one label.\n```" in page
-    assert "<details><summary>1 demonstrations" in page
+    assert "```text\nClassify the request, in a word.\n```" in page
+    assert "<details><summary>1 demonstration, " in page
     assert "user: wake me at six\nassistant: set_alarm" in page
-    assert "-Classify the request, wording 1.\n+Answer with one label." in page
-    assert "+1 demonstrations." in page
+    assert "Classify the request\\, ~~wording 1\\.~~ **in a word\\.**" in page
+    assert "It has 1 demonstration, the baseline has none." in page
 
 
 def test_champion_page_of_the_baseline_has_no_difference() -> None:
     assert "Changed against the baseline" not in champion_page(status(candidate(1)))
 
 
-def test_champion_page_lists_held_out_evaluations() -> None:
+def test_champion_page_compares_the_champion_with_the_baseline() -> None:
+    page = champion_page(
+        status(
+            candidate(1, cost_usd=0.004, latency_seconds=0.25),
+            candidate(2, mean=0.5, interval=(0.4, 0.6), failed_calls=2, cost_usd=0.0468),
+            champion=2,
+        )
+    )
+    assert "|  | baseline (1) | champion (2) |" in page
+    assert "| Reward while learning | **0.02** (0.01 to 0.03) | **0.50** (0.40 to 0.60) |" in page
+    assert "| Seconds per call | 0.25 | 0.10 |" in page
+    assert "| Tokens per rollout | 48 | 48 |" in page
+    assert "| USD per 1,000 rollouts | 0.20 | 2.34 |" in page
+    assert "| Calls that failed |  | 2 |" in page
+    assert "Calls without its prompt" not in page
+
+
+def test_champion_page_compares_with_the_one_in_the_lead_too() -> None:
+    three = status(
+        candidate(1), candidate(2), candidate(3), champion=2, best_candidate_id=candidate_id(3)
+    )
+    assert "|  | baseline (1) | champion (2) | in the lead (3) |" in champion_page(three)
+
+
+def test_champion_page_puts_held_out_evaluations_first() -> None:
     evaluations = [Evaluation.of(candidate_id(2), [1.0] * 120 + [0.0] * 40, failures=3)]
     page = champion_page(status(candidate(1), candidate(2), champion=2), evaluations=evaluations)
-    assert "| 2 champion | 0.750 | 0.678 to 0.811 | 160 | 3 |" in page
+    assert "| **Reward, 160 held-out examples** |  | **0.75** (0.68 to 0.81) |" in page
+    assert "| Failures among them |  | 3 |" in page
+
+
+def test_a_long_instruction_opens_on_a_click() -> None:
+    page = champion_page(status(candidate(1, instruction="Say yes. " * 400)))
+    assert "<details><summary>The instruction, 800 words</summary>" in page
 
 
 def test_foreign_text_outside_of_fences_is_escaped() -> None:
@@ -196,36 +253,55 @@ def test_the_page_holds_no_proxy_secret() -> None:
     assert "0123456789abcdef" not in json.dumps(leaderboard(whole) + sensor_frames(whole))
 
 
-def test_lineage_is_a_graph_of_parents_with_the_champion_marked() -> None:
-    assert lineage(status(candidate(1), candidate(2, reward_count=0), champion=2)).splitlines() == [
-        "graph LR",
-        '  c1["1 baseline: 0.02 over 20"]',
-        '  c2["2 champion: no reward yet"]',
-        "  c1 --> c2",
-        "  style c2 stroke:#15803d,stroke-width:3px",
-    ]
+def labels(chart: str) -> list[str]:
+    """The names of a chart's rows, from top to bottom."""
+    texts = re.findall(r'text-anchor="start"[^>]*>([^<]*)</text>', chart)
+    return [html.unescape(text) for text in texts]
 
 
-def test_lineage_of_many_shows_those_with_most_rewards_and_their_ancestors() -> None:
+def test_candidates_stand_below_the_one_they_came_from() -> None:
+    tree = status(
+        candidate(1),
+        candidate(2, parent_id=candidate_id(1)),
+        candidate(3, parent_id=candidate_id(1)),
+        candidate(4, parent_id=candidate_id(2)),
+        champion=4,
+    )
+    chart = candidates_chart(tree)
+    assert labels(chart) == ["1 baseline", "2 rewrite", "4 champion", "3 rewrite"]
+    assert chart.count("<path ") == 3
+
+
+def test_of_many_candidates_the_chart_shows_those_with_most_rewards_and_their_ancestors() -> None:
     many = [candidate(n, reward_count=n, parent_id=candidate_id(1)) for n in range(2, 41)]
     many[0] = candidate(2, reward_count=0, parent_id=candidate_id(1))
     many[-1] = candidate(40, reward_count=40, parent_id=candidate_id(2))
-    numbers = {
-        int(n) for n in re.findall(r"^  c(\d+)\[", lineage(status(candidate(1), *many)), re.M)
-    }
+    whole = status(candidate(1), *many)
+    numbers = {int(label.split()[0]) for label in labels(candidates_chart(whole))}
     assert {1, 2, 40, 39} <= numbers
     assert 3 not in numbers
     assert len(numbers) < 20
+    assert f"{40 - len(numbers)} more candidates with fewer rewards" in champion_page(whole)
 
 
-def test_lineage_ends_at_a_parent_that_is_not_told() -> None:
-    lost = candidate(2, parent_id="cand_unknown")
-    assert " --> " not in lineage(status(candidate(1), lost))
+def test_a_parent_that_is_not_told_makes_no_branch() -> None:
+    assert "<path " not in candidates_chart(status(candidate(1), candidate(2, parent_id="unknown")))
+
+
+def test_the_chart_of_candidates_is_told_in_words_too() -> None:
+    page = champion_page(status(candidate(1), candidate(2), champion=2))
+    assert "![Mean rewards: 1 baseline 0.02, 2 champion 0.04](data:image/svg+xml" in page
+
+
+def test_foreign_text_in_a_chart_is_escaped() -> None:
+    two = status(candidate(1), candidate(2, origin="<script>&"), candidate(3), champion=3)
+    assert "2 <script>&" in labels(candidates_chart(two))
+    ElementTree.fromstring(candidates_chart(two))
 
 
 def test_forty_candidates_fit_into_the_page() -> None:
     page = champion_page(status(*(candidate(n) for n in range(1, 41)), champion=40))
-    assert len(page) < 20_000
+    assert len(page) < 40_000
 
 
 def test_reward_chart_puts_many_blocks_together() -> None:
