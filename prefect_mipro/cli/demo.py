@@ -6,11 +6,11 @@ A wheel carries both as `prefect_mipro/demo`; a checkout has them at its root.
 
 from __future__ import annotations
 
-import runpy
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
 from prefect_mipro.errors import ConfigNotFound
@@ -29,9 +29,20 @@ def run(arguments: Sequence[str]) -> ExitCode:
         if find_spec("xllamacpp") is None:
             raise ModuleNotFoundError("the embedded model needs it", name="xllamacpp")
         model_file.install(say)
+    # Its help begins with the first word.
     sys.argv = [f"{PROGRAM} demo", *arguments]
-    runpy.run_path(str(flow), run_name="__main__")
+    _loaded(flow).main(arguments)
     return ExitCode.OK
+
+
+def _loaded(flow: Path) -> Any:
+    """The flow's module, which is no part of the package."""
+    spec = spec_from_file_location(flow.stem, flow)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[flow.stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def flow_path() -> Path:
