@@ -26,14 +26,11 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
+# Enough for operations, which take milliseconds; calls of a model take seconds and want more.
 MOST_CONNECTIONS = 20
 # An idle connection is dropped before uvicorn drops it, after 5 s: a request that crosses with the
 # backend's close would have to be repeated.
-_LIMITS = httpx.Limits(
-    max_connections=MOST_CONNECTIONS,
-    max_keepalive_connections=MOST_CONNECTIONS,
-    keepalive_expiry=4.0,
-)
+IDLE_SECONDS = 4.0
 
 
 class _Method(Generic[P, T]):
@@ -88,10 +85,12 @@ class _Connection:
         backend_url: str,
         api_key: str | SecretStr | None,
         timeout_seconds: float,
+        most_connections: int,
         jitter: Callable[[], float],
     ) -> None:
         self.backend_url = backend_root(backend_url)
         self.timeout_seconds = usable_timeout(timeout_seconds)
+        self.most_connections = most_connections
         self._key = usable_key(api_key)
         self._jitter = jitter
 
@@ -103,7 +102,11 @@ class _Connection:
             "headers": {"User-Agent": "prefect-mipro", **(headers or {}), **authorization},
             # Waiting for one of our own connections says nothing about the backend.
             "timeout": httpx.Timeout(self.timeout_seconds, pool=None),
-            "limits": _LIMITS,
+            "limits": httpx.Limits(
+                max_connections=self.most_connections,
+                max_keepalive_connections=self.most_connections,
+                keepalive_expiry=IDLE_SECONDS,
+            ),
             "verify": _tls(),
             "follow_redirects": False,
             # A proxy of the environment cannot reach this machine's own loopback interface.
@@ -129,12 +132,13 @@ class Client(_Connection):
         api_key: str | SecretStr | None = None,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        most_connections: int = MOST_CONNECTIONS,
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(backend_url, api_key, timeout_seconds, jitter)
+        super().__init__(backend_url, api_key, timeout_seconds, most_connections, jitter)
         self._http = httpx.Client(**self._settings(headers), transport=transport)
         self._sleep = sleep
 
@@ -214,16 +218,17 @@ class AsyncClient(_Connection):
         api_key: str | SecretStr | None = None,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        most_connections: int = MOST_CONNECTIONS,
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(backend_url, api_key, timeout_seconds, jitter)
+        super().__init__(backend_url, api_key, timeout_seconds, most_connections, jitter)
         self._http = httpx.AsyncClient(**self._settings(headers), transport=transport)
         self._sleep = sleep
         # httpx's own queue takes time that grows with the square of its length.
-        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._turns = asyncio.Semaphore(most_connections)
 
     async def send(self, operation: Operation[T]) -> T:
         """Carry out an operation. Raises what `prefect_mipro.errors` lists."""

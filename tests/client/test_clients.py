@@ -6,17 +6,22 @@ import asyncio
 import copy
 import logging
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
 
 from prefect_mipro.client import operations
 from prefect_mipro.client.clients import AsyncClient, Client, backend_root
+from prefect_mipro.client.operations import Operation
 from prefect_mipro.errors import BackendUnreachable, InputInvalid, KeyRejected, SessionNotFound
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState
 from tests.client.backend import KEY, RECEIPT, STATUS, Answer, Backend
+from tests.fake_upstream import FakeUpstream
 
 LOST = Answer(dropped=True)
 REWARD = RewardRequest(reward_info={"score": 1.0}, rollout_id="r1")
@@ -124,6 +129,50 @@ def test_connections_are_kept(backend: Backend, client: Client) -> None:
     for _ in range(3):
         client.health()
     assert len({each.port for each in backend.received}) == 1
+
+
+def call_of_a_model() -> Operation[JsonObject]:
+    return Operation(
+        method="POST", path="/v1/chat/completions", body={}, repeatable=False, answer=dict
+    )
+
+
+class Pairs:
+    """A model that answers two calls at once, and sees how many there are at a time."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+        self._pair = threading.Barrier(2, timeout=30)
+
+    def answer(self, _body: JsonObject) -> str:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self._pair.wait()
+        with self._lock:
+            self._now -= 1
+        return "ok"
+
+
+def test_calls_under_way_are_as_many_as_connections_are_allowed() -> None:
+    pairs = Pairs()
+    with (
+        FakeUpstream(pairs.answer) as model,
+        Client(model.url.removesuffix("/v1"), most_connections=2) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        list(pool.map(lambda _: client.send(call_of_a_model()), range(6)))
+    assert pairs.most == 2
+
+
+async def test_async_calls_under_way_are_as_many_as_connections_are_allowed() -> None:
+    pairs = Pairs()
+    with FakeUpstream(pairs.answer) as model:
+        async with AsyncClient(model.url.removesuffix("/v1"), most_connections=2) as client:
+            await asyncio.gather(*(client.send(call_of_a_model()) for _ in range(6)))
+    assert pairs.most == 2
 
 
 async def test_async_connections_are_kept(backend: Backend, async_client: AsyncClient) -> None:
