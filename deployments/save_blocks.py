@@ -12,29 +12,31 @@ from pydantic import SecretStr
 
 from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, load
 
-NAME = "everyday-intents"
+CREDENTIALS = "everyday-intents"
+SESSIONS = ("everyday-intents", "nightly-intents")
 CONFIG = Path(__file__).resolve().parents[1] / "flows" / "everyday_intents.toml"
 
 
 def main() -> None:
-    """Save both blocks under the name."""
+    """Save the credentials, and one config for each session under the session's id."""
     backend_url = os.environ.get("MIPRO_BACKEND_URL")
     credentials = None
     if backend_url:
         key = os.environ.get("MIPRO_API_KEY")
         MiproCredentials(backend_url=backend_url, api_key=SecretStr(key) if key else None).save(
-            NAME, overwrite=True
+            CREDENTIALS, overwrite=True
         )
         # Loaded again, it is stored by reference: its key is in one place only.
-        credentials = load(MiproCredentials, NAME)
-    MiproSessionConfig(
-        session_id=NAME,
-        # The text and not the path: runs may be on another machine.
-        toml_text=CONFIG.read_text(encoding="utf-8"),
-        credentials=credentials,
-    ).save(NAME, overwrite=True)
+        credentials = load(MiproCredentials, CREDENTIALS)
+    for session_id in SESSIONS:
+        MiproSessionConfig(
+            session_id=session_id,
+            # The text and not the path: runs may be on another machine.
+            toml_text=CONFIG.read_text(encoding="utf-8"),
+            credentials=credentials,
+        ).save(session_id, overwrite=True)
     where = f"the backend at {backend_url}" if backend_url else "an embedded backend"
-    print(f"Saved the session config {NAME!r} for {where}.")
+    print(f"Saved the session configs {', '.join(SESSIONS)} for {where}.")
 
 
 if __name__ == "__main__":

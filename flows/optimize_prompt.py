@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL
 
 from prefect_mipro import optimize_prompt
 from prefect_mipro.config import read_toml
-from prefect_mipro.flows import temporary_server_settings
+from prefect_mipro.flows import pause_sessions, temporary_server_settings
 from prefect_mipro.models.summaries import OptimizationSummary
 from prefect_mipro.tasks import Judgement, LiveRollout
 
@@ -34,7 +34,8 @@ EXAMPLES = HERE / "data" / "everyday_intents.jsonl"
 Row = dict[str, Any]
 
 
-@flow(name="optimize-everyday-intents")
+# A cancelled run stops the proposals too, and the next run goes on with the session.
+@flow(name="optimize-everyday-intents", on_cancellation=[pause_sessions])
 def optimize_everyday_intents(
     session: str | None = None,
     session_id: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect_mipro.flows.backend import some_backend
+from prefect_mipro.flows.cleanup import clean_up
 from prefect_mipro.flows.lifecycle import cancel_sessions, pause_sessions
 from prefect_mipro.flows.optimize import optimize_prompt
 from prefect_mipro.flows.promotion import promote_champion, roll_back_champion
@@ -10,6 +11,7 @@ from prefect_mipro.flows.temporary_server import temporary_server_settings
 
 __all__ = [
     "cancel_sessions",
+    "clean_up",
     "optimize_prompt",
     "pause_sessions",
     "promote_champion",

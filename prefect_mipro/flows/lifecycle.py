@@ -22,7 +22,7 @@ from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.ownership import note_pause, sessions_of
 
 
-def pause_sessions(_flow: Flow[..., Any], flow_run: FlowRun, _state: State[Any]) -> None:
+def pause_sessions(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Stop proposals, which cost tokens, until a run goes on with the session.
 
     A session that somebody had paused before stays paused.
@@ -31,7 +31,7 @@ def pause_sessions(_flow: Flow[..., Any], flow_run: FlowRun, _state: State[Any])
         _leave(session, SessionState.PAUSED, flow_run)
 
 
-def cancel_sessions(_flow: Flow[..., Any], flow_run: FlowRun, _state: State[Any]) -> None:
+def cancel_sessions(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """End the sessions for good; their champions are served from then on."""
     for session in sessions_of(flow_run.id):
         _leave(session, SessionState.CANCELLED, flow_run)

@@ -1,34 +1,56 @@
-"""The deployments: what they name exists, and nothing secret is in them."""
+"""The deployments: what they name exists, they run through a worker, and no key is in them."""
 
 from __future__ import annotations
 
-import inspect
+import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from prefect import Flow, flow
-from prefect.settings import PREFECT_API_URL
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.flow_runs import resume_flow_run
+from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
+from prefect.states import Cancelling
 
-from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, load
+from prefect_mipro.blocks import MiproSessionConfig, PromptChampion, load
+from prefect_mipro.client.clients import Client
+from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.models.sessions import CreateSession, SessionState
+from tests.fake_upstream import Body, FakeUpstream
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deployments" / "prefect.yaml").read_text("utf-8")
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(TEXT)["deployments"]
+SERVED = ROOT / "deployments" / "serve.py"
+SESSION = "everyday-intents"
+DEPLOY = "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all".split()
+KEY = "key-that-nobody-may-see"
+LONGEST_WAIT_SECONDS = 240
 
 each = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: each["name"])
 
 
 @each
-def test_the_entrypoint_is_a_flow_that_takes_the_parameters(deployment: dict[str, Any]) -> None:
-    path, _, name = deployment["entrypoint"].partition(":")
-    found = flow.from_source(source=ROOT, entrypoint=f"{path}:{name}")
-    assert isinstance(found, Flow)
-    assert set(deployment["parameters"]) <= set(inspect.signature(found.fn).parameters)
+def test_the_entrypoint_is_a_flow_that_takes_the_parameters(
+    deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"])
+    assert found.validate_parameters(deployment["parameters"]).keys() >= set(
+        deployment["parameters"]
+    )
 
 
 @each
@@ -42,24 +64,188 @@ def test_no_block_is_resolved_into_the_deployment() -> None:
     assert not [line for line in settings if "key" in line.lower()]
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("prefect_server")
-def test_the_blocks_that_deployments_name_are_saved_by_one_command() -> None:
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "deployments" / "save_blocks.py")],
-        env={
-            **os.environ,
-            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
-            "MIPRO_BACKEND_URL": "https://mipro.example.com",
-            "MIPRO_API_KEY": "key-that-nobody-may-see",
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "key-that-nobody-may-see" not in run.stdout + run.stderr
+def test_what_is_served_without_a_worker_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    scope: dict[str, Any] = {"__name__": "serve", "__file__": str(SERVED)}
+    exec(compile(SERVED.read_text("utf-8"), SERVED, "exec"), scope)
+    served = {each.name.removesuffix("-served"): each for each in scope["deployments"]()}
+    assert list(served) == [each["name"] for each in DEPLOYMENTS]
     for deployment in DEPLOYMENTS:
-        block = load(MiproSessionConfig, deployment["parameters"]["session"])
-        assert block.config_body()["prompt_learning"]["algorithm"] == "mipro"
-        assert isinstance(block.credentials, MiproCredentials)
-        assert block.credentials._block_document_name == deployment["parameters"]["session"]
+        same = served[deployment["name"]]
+        assert same.entrypoint == deployment["entrypoint"]
+        assert same.parameters == deployment["parameters"]
+        assert same.schedules[0].schedule.cron == deployment["schedules"][0]["cron"]
+        assert same.concurrency_limit == 1
+        for ours, theirs in zip(same.triggers, deployment.get("triggers", ()), strict=True):
+            assert ours.expect == set(theirs["expect"])
+            assert ours.match.root == theirs["match"]
+    assert any(deployment.get("triggers") for deployment in DEPLOYMENTS)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("prefect_server")
+def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deployed and run for real: cancelled, resumed, asked about, approved, and never leaking."""
+    free = threading.Event()
+    model = FakeUpstream(lambda body: _answer_when(free, body))
+    monkeypatch.setenv("MIPRO_API_KEY", KEY)
+    backend = EmbeddedBackend(
+        database_url=f"sqlite:///{tmp_path / 'mipro.db'}",
+        log_path=tmp_path / "server.log",
+        environment={"MIPRO_SERVER_PROVIDERS": json.dumps({"embedded": {"base_url": model.url}})},
+    )
+    with model, backend, Client(backend.url, KEY) as mipro, get_client(sync_client=True) as prefect:
+        monkeypatch.delenv("MIPRO_API_KEY")
+        prefect.create_work_pool(WorkPoolCreate(name="optimizers", type="process"))
+        with worker(tmp_path):
+            run_side_by_side(
+                command(
+                    "deployments/save_blocks.py", MIPRO_BACKEND_URL=backend.url, MIPRO_API_KEY=KEY
+                ),
+                command("-m", *DEPLOY),
+            )
+            better = session_with_a_better_prompt(mipro)
+            night = started("optimize-everyday-intents/nightly", rollouts=4, held_out=0)
+            asking = started("promote-champion/promotion", candidate_id=better)
+            # The night is cancelled while its rollouts wait for the model.
+            until(lambda: bool(model.requests))
+            prefect.set_flow_run_state(night.id, Cancelling())
+            until(lambda: mipro.session_status(SESSION).status is SessionState.PAUSED)
+            free.set()
+            # The suspended run has left the worker, and begins anew with the answer.
+            until(lambda: named(prefect, asking, "Suspended") and asked(prefect, asking))
+            resume_flow_run(asking.id, run_input={"approve": True, "candidate_id": better})
+            until(lambda: named(prefect, night, "Cancelled"))
+            night = started("optimize-everyday-intents/nightly", rollouts=4, held_out=0)
+            until(lambda: named(prefect, asking, "Completed"))
+            until(lambda: named(prefect, night, "Completed"))
+        status = mipro.session_status(SESSION)
+        assert (status.status, status.reward_count) == (SessionState.RUNNING, 4)
+        assert status.champion_candidate_id == better
+        assert load(PromptChampion, SESSION).candidate_id == better
+        told = until(lambda: promotions(prefect))
+        assert told[0]["resource"]["prefect-mipro.cause"] == "approval"
+        assert_key_is_nowhere(prefect)
+
+
+def _answer_when(free: threading.Event, _body: Body) -> str:
+    free.wait(LONGEST_WAIT_SECONDS)
+    return "music"
+
+
+def session_with_a_better_prompt(mipro: Client) -> str:
+    """The session of the blocks, with a candidate that somebody added; its id."""
+    block = load(MiproSessionConfig, SESSION)
+    mipro.create_session(
+        CreateSession(session_id=SESSION, config_body=block.config_body()), request_key="first"
+    )
+    added = mipro.add_candidate(SESSION, {"deltas": {"instruction_text": "Name the intent."}})
+    return str(added["candidate_id"])
+
+
+@contextmanager
+def worker(folder: Path) -> Iterator[None]:
+    """A worker of the pool, which knows where Prefect is and no key."""
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "optimizers"],
+            env={**server_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1"},
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield
+        except TimeoutError:
+            pytest.fail(f"the worker says:\n{log.read_text('utf-8')}")
+        finally:
+            process.terminate()
+            process.wait(60)
+    assert KEY not in log.read_text("utf-8")
+
+
+def started(deployment: str, **parameters: Any) -> FlowRun:
+    """A run of the deployment, which the worker finds."""
+    run = run_deployment(deployment, parameters=parameters, timeout=0)
+    assert isinstance(run, FlowRun)
+    return run
+
+
+def named(prefect: SyncPrefectClient, run: FlowRun, state: str) -> bool:
+    found = prefect.read_flow_run(run.id).state
+    if found is not None and found.is_failed():
+        pytest.fail(f"{run.name}: {found.message}")
+    return found is not None and found.name == state
+
+
+def asked(prefect: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether the form is there; it comes after the state."""
+    inputs = prefect.filter_flow_run_input(
+        run.id, "suspended-champion", limit=10, exclude_keys=set()
+    )
+    return any(found.key.endswith("description") for found in inputs)
+
+
+def promotions(prefect: SyncPrefectClient) -> list[dict[str, Any]]:
+    wanted = {"filter": {"event": {"name": ["prefect-mipro.champion.promoted"]}}}
+    found = prefect.request("POST", "/events/filter", json=wanted).json()["events"]
+    return [e for e in found if e["resource"]["prefect.resource.id"].endswith(SESSION)]
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What the condition gives once it is no longer nothing."""
+    pause = threading.Event()
+    for _ in range(LONGEST_WAIT_SECONDS * 4):
+        if found := condition():
+            return found
+        pause.wait(0.25)
+    raise TimeoutError
+
+
+def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Python with these arguments, in the project's root."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**server_environment(), **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_side_by_side(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        with process:
+            printed, _ = process.communicate(timeout=LONGEST_WAIT_SECONDS)
+            assert process.returncode == 0, printed
+            assert KEY not in printed
+
+
+def server_environment() -> dict[str, str]:
+    return {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+
+def assert_key_is_nowhere(prefect: SyncPrefectClient) -> None:
+    """Neither in what the API answers nor in the database, where a block's secret is encrypted."""
+    answers = [
+        prefect.request("POST", "/artifacts/filter", json={}),
+        prefect.request("POST", "/automations/filter", json={}),
+        prefect.request("POST", "/block_documents/filter", json={}),
+        prefect.request("POST", "/deployments/filter", json={}),
+        prefect.request("POST", "/events/filter", json={"filter": {}}),
+        prefect.request("POST", "/flow_runs/filter", json={}),
+        prefect.request("POST", "/logs/filter", json={}),
+        prefect.request("POST", "/task_runs/filter", json={}),
+        prefect.request("POST", "/variables/filter", json={}),
+        prefect.request("POST", "/work_pools/filter", json={}),
+    ]
+    assert SESSION in answers[3].text
+    assert not [answer.url for answer in answers if KEY in answer.text]
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    stored = [file.read_bytes() for file in database.parent.glob(f"{database.name}*")]
+    assert any(SESSION.encode() in content for content in stored)
+    assert not any(KEY.encode() in content for content in stored)

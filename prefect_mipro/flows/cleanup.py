@@ -1,0 +1,177 @@
+"""Tidying up: sessions that nobody uses any more, and old versions of what runs have shown."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from pydantic import Field
+
+from prefect_mipro.client.clients import Client
+from prefect_mipro.events import SessionEvent, tell
+from prefect_mipro.flows.promotion import reached
+from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.sessions import SessionState, SessionStatus
+from prefect_mipro.tasks import SessionHandle
+from prefect_mipro.tasks.connections import connection_to
+from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.repeats import REPEATABLE
+
+PAGE = 200
+
+# The records of promotions (`-prompt`) are kept for good.
+VIEWS = ("-progress", "-leaderboard", "-champion", "-sensors")
+
+
+class Idle(StrEnum):
+    """What becomes of a session that nobody uses."""
+
+    LEAVE = "leave"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Cleanup(Record):
+    """What was done, or would be done by a run that is no trial."""
+
+    trial: bool
+    paused: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
+    deleted_artifacts: int = 0
+
+
+@flow(name="clean-up")
+def clean_up(
+    session: str | SessionHandle,
+    *,
+    idle: Idle = Idle.PAUSE,
+    idle_days: Annotated[float, Field(ge=0)] = 30.0,
+    artifact_days: Annotated[float, Field(ge=0)] = 90.0,
+    versions_kept: Annotated[int, Field(ge=1)] = 10,
+    trial: bool = False,
+    backend_url: str | None = None,
+) -> Cleanup:
+    """Pause or cancel idle sessions, and delete old versions of their artifacts.
+
+    Records of promotions are kept, and so is everything that is not this package's.
+
+    Args:
+        session: The name of a saved `MiproSessionConfig` block, or a handle. All sessions of its
+            backend are looked at.
+        idle: What becomes of sessions without a call for `idle_days`: `leave`, `pause`, `cancel`.
+        idle_days: How many.
+        artifact_days: How old a version must be to be deleted.
+        versions_kept: How many versions of each artifact stay, whatever their age.
+        trial: Say what would be done, and do nothing.
+        backend_url: The backend, where neither block nor environment names one.
+    """
+    now = datetime.now(UTC)
+    ended: tuple[str, ...] = ()
+    if idle is not Idle.LEAVE:
+        before = now - timedelta(days=idle_days)
+        with reached(session, backend_url=backend_url) as one:
+            ended = settle_idle_sessions(one, idle, before, trial=trial)
+    before = now - timedelta(days=artifact_days)
+    deleted = delete_old_artifacts(before, versions_kept, trial=trial)
+    return Cleanup(
+        trial=trial,
+        paused=ended if idle is Idle.PAUSE else (),
+        cancelled=ended if idle is Idle.CANCEL else (),
+        deleted_artifacts=deleted,
+    )
+
+
+@task(name="settle-idle-sessions", **REPEATABLE)
+def settle_idle_sessions(
+    one: SessionHandle, idle: Idle, before: datetime, *, trial: bool
+) -> tuple[str, ...]:
+    """Pause or cancel the sessions of the backend without a call since then; their ids."""
+    settled = []
+    state = SessionState.PAUSED if idle is Idle.PAUSE else SessionState.CANCELLED
+    event = SessionEvent.PAUSED if idle is Idle.PAUSE else SessionEvent.CANCELLED
+    with connection_to(one) as connection:
+        client = connection.client
+        # All of them first: those that change would move while the pages are turned.
+        for session_id in list(_stale(_sessions(client), state, before)):
+            status = client.session_status(session_id)
+            if last_used(status) >= before:
+                continue
+            settled.append(session_id)
+            run_logger().info("Session %s: no call since %s", session_id, last_used(status))
+            if not trial:
+                client.change_state(session_id, state)
+                tell(event, session_id)
+    return tuple(settled)
+
+
+@task(name="delete-old-artifacts", **REPEATABLE)
+def delete_old_artifacts(before: datetime, versions_kept: int, *, trial: bool) -> int:
+    """Delete versions of this package's views that are older and not among the newest."""
+    old = list(old_versions(_artifacts(), before, versions_kept))
+    if not trial:
+        with get_client(sync_client=True) as client:
+            for artifact_id in old:
+                client.request("DELETE", "/artifacts/{id}", path_params={"id": artifact_id})
+    return len(old)
+
+
+def last_used(status: SessionStatus) -> datetime:
+    """When the session last changed or served a call."""
+    frames = [frame.created_at for frame in status.sensor_frames if frame.created_at]
+    return max([status.updated_at, *frames])
+
+
+def old_versions(
+    newest_first: Iterable[Mapping[str, Any]], before: datetime, versions_kept: int
+) -> Iterator[str]:
+    """The ids of the artifacts to delete."""
+    seen: Counter[str] = Counter()
+    for artifact in newest_first:
+        key = artifact["key"] or ""
+        if not (key.startswith("mipro-") and key.endswith(VIEWS)):
+            continue
+        seen[key] += 1
+        if seen[key] > versions_kept and datetime.fromisoformat(artifact["created"]) < before:
+            yield artifact["id"]
+
+
+def _sessions(client: Client) -> Iterator[JsonObject]:
+    cursor = None
+    while True:
+        answer = client.sessions(limit=PAGE, cursor=cursor)
+        yield from answer["items"]
+        cursor = answer.get("next_cursor")
+        if not cursor:
+            return
+
+
+def _stale(listed: Iterable[JsonObject], state: SessionState, before: datetime) -> Iterator[str]:
+    """Those that may still come into the state and have not changed since then."""
+    for session in listed:
+        present = SessionState(session["state"])
+        if present.final or present is state:
+            continue
+        if datetime.fromisoformat(session["updated_at"]) < before:
+            yield session["session_id"]
+
+
+def _artifacts() -> Iterator[JsonObject]:
+    """All of this package's, the newest first, without their content."""
+    wanted = {
+        "artifacts": {"key": {"like_": "mipro-%"}},
+        "sort": "CREATED_DESC",
+        "limit": PAGE,
+    }
+    with get_client(sync_client=True) as client:
+        offset = 0
+        while True:
+            answer = client.request("POST", "/artifacts/filter", json={**wanted, "offset": offset})
+            page = answer.json()
+            for artifact in page:
+                yield {name: artifact[name] for name in ("id", "key", "created")}
+            offset += len(page)
+            if len(page) < PAGE:
+                return
