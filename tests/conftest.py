@@ -1,4 +1,4 @@
-"""The databases that tests on a PostgreSQL get."""
+"""What tests of several folders share: a Prefect server, and databases on a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ import pytest
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server with a database of its own. It takes 10 to 40 s to start."""
+    # Here, because it takes seconds that most tests can do without.
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=240),
+        # A flow run waits for its heart to beat a last time: up to a second each.
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The real parts: one Prefect server, one embedded backend, one fake model server behind it."""
+"""The real parts: one embedded backend, one fake model server behind it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.tasks import SessionHandle, create_session
@@ -70,17 +68,6 @@ def backend(
         environment={"MIPRO_SERVER_UPSTREAM_URL": model.url},
     ) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A Prefect server with a database of its own. It takes 10 to 40 s to start."""
-    with (
-        prefect_test_harness(server_startup_timeout=240),
-        # A flow run waits for its heart to beat a last time: up to a second each.
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
 
 
 @pytest.fixture
