@@ -7,7 +7,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -28,6 +29,9 @@ URL_VARIABLE = "MIPRO_BACKEND_URL"
 
 # A policy model may think for minutes where the backend itself answers at once.
 MODEL_TIMEOUT_SECONDS = 600.0
+
+# As many as the most rollouts that one process runs at a time.
+MOST_CONNECTIONS = 256
 
 
 class SessionHandle(Record):
@@ -78,7 +82,7 @@ class SessionHandle(Record):
 
     def proxy_url(self, rollout_id: str) -> str:
         """The base URL of one rollout for any OpenAI client; it asks for the key."""
-        return f"{backend_root(self.backend_url)}{self.proxy_path(rollout_id)}"
+        return f"{_root(self.backend_url)}{self.proxy_path(rollout_id)}"
 
     def proxy_path(self, rollout_id: str) -> str:
         """The same, from the backend's root."""
@@ -162,11 +166,17 @@ async def async_connection_to(session: SessionHandle) -> AsyncIterator[AsyncConn
     """A connection for this event loop alone: loops cannot share one."""
     credentials = await acredentials_of(_handle(session))
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(credentials.get_async_client())
-        model = await stack.enter_async_context(_patient(credentials).get_async_client())
-        openai = AsyncOpenAIClient(*_openai(credentials))
+        url, key = credentials.backend_url, credentials.api_key
+        wait = _waits(credentials)
+        client, model = [
+            await stack.enter_async_context(
+                AsyncClient(url, key, timeout_seconds=seconds, most_connections=MOST_CONNECTIONS)
+            )
+            for seconds in wait
+        ]
+        openai = AsyncOpenAIClient(url, key, timeout_seconds=wait.model)
         stack.push_async_callback(openai.aclose)
-        yield AsyncConnection(client, model, openai, credentials.api_key)
+        yield AsyncConnection(client, model, openai, key)
 
 
 def credentials_of(session: SessionHandle) -> MiproCredentials:
@@ -217,18 +227,28 @@ def _same_backend(credentials: MiproCredentials, session: SessionHandle) -> Mipr
 
 
 def _connect(credentials: MiproCredentials) -> Connection:
+    url, key = credentials.backend_url, credentials.api_key
+    wait = _waits(credentials)
     return Connection(
-        client=credentials.get_client(),
-        model=_patient(credentials).get_client(),
-        openai=OpenAIClient(*_openai(credentials)),
-        api_key=credentials.api_key,
+        client=Client(url, key, timeout_seconds=wait.backend, most_connections=MOST_CONNECTIONS),
+        model=Client(url, key, timeout_seconds=wait.model, most_connections=MOST_CONNECTIONS),
+        openai=OpenAIClient(url, key, timeout_seconds=wait.model),
+        api_key=key,
     )
 
 
-def _openai(credentials: MiproCredentials) -> tuple[str, SecretStr | None, float]:
-    return credentials.backend_url, credentials.api_key, _patient(credentials).timeout_seconds
+class _Waits(NamedTuple):
+    """Timeouts in seconds."""
+
+    backend: float
+    model: float
 
 
-def _patient(credentials: MiproCredentials) -> MiproCredentials:
+def _waits(credentials: MiproCredentials) -> _Waits:
     longest = max(credentials.timeout_seconds, MODEL_TIMEOUT_SECONDS)
-    return credentials.model_copy(update={"timeout_seconds": longest})
+    return _Waits(credentials.timeout_seconds, longest)
+
+
+@lru_cache
+def _root(backend_url: str) -> str:
+    return backend_root(backend_url)

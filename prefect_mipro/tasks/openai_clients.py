@@ -24,7 +24,9 @@ _MISSING = (
 class OpenAIClient:
     """One client for all rollouts of a connection: a new one would open connections of its own."""
 
-    def __init__(self, backend_url: str, api_key: SecretStr | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, backend_url: str, api_key: SecretStr | None, *, timeout_seconds: float
+    ) -> None:
         self._backend_url = backend_url
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
@@ -60,7 +62,9 @@ class OpenAIClient:
 class AsyncOpenAIClient:
     """The same for one event loop."""
 
-    def __init__(self, backend_url: str, api_key: SecretStr | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, backend_url: str, api_key: SecretStr | None, *, timeout_seconds: float
+    ) -> None:
         self._backend_url = backend_url
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect import task
+from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 
 from prefect_mipro.errors import InputInvalid, MiproError, RewardConflict, SessionEnded
@@ -20,7 +21,8 @@ from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import reward_request
 
 RewardValue = float | tuple[float, str] | Judgement
-Rewards = Mapping[str, RewardValue] | Sequence[tuple[RolloutResult | str, RewardValue]]
+Rewarded = RolloutResult | PrefectFuture[RolloutResult] | str
+Rewards = Mapping[str, RewardValue] | Sequence[tuple[Rewarded, RewardValue]]
 
 SHOWN_PROBLEMS = 5
 
