@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import textwrap
 from collections.abc import Iterator
 
+from prefect_mipro.artifacts.differences import difference
 from prefect_mipro.artifacts.markdown import cell, fenced, folded, table
 from prefect_mipro.models.champions import ChampionVersion, Evidence
 
-DIFF_WIDTH = 100
 NAMELESS = "(the caller's own)"
 
 
@@ -60,9 +58,11 @@ def _body(version: ChampionVersion, previous: ChampionVersion | None) -> Iterato
             f"It won its duel with an e-value of {version.evidence.e_value:g} (needed: "
             f"{version.evidence.threshold:g})."
         )
+    yield "### Instruction"
+    yield fenced(version.instruction or NAMELESS)
     if previous is not None:
         yield f"### Changed against candidate {previous.number}"
-        yield _difference(previous, version)
+        yield _changes(previous, version)
     if version.lineage:
         origins = [f"{ancestor.number} ({cell(ancestor.origin)})" for ancestor in version.lineage]
         yield f"Made from candidate {', from '.join(origins)}."
@@ -95,22 +95,10 @@ def _row(name: str, mean: float, interval: tuple[float, float], rewards: int) ->
     return [name, f"{mean:.3f}", f"{low:.3f} to {high:.3f}", str(rewards)]
 
 
-def _difference(previous: ChampionVersion, version: ChampionVersion) -> str:
-    lines = difflib.unified_diff(
-        _wrapped(previous.instruction or NAMELESS),
-        _wrapped(version.instruction or NAMELESS),
-        f"candidate {previous.number}",
-        f"candidate {version.number}",
-        lineterm="",
-        n=2,
-    )
-    text = fenced("\n".join(lines) or "The instruction is the same.", language="diff")
+def _changes(previous: ChampionVersion, version: ChampionVersion) -> str:
+    text = difference(previous.instruction or NAMELESS, version.instruction or NAMELESS)
     before, now = len(previous.demonstrations), len(version.demonstrations)
     return text if before == now == 0 else f"{text}\n\n{now} demonstrations, {before} before."
-
-
-def _wrapped(text: str) -> list[str]:
-    return [part for line in text.splitlines() for part in textwrap.wrap(line, DIFF_WIDTH) or [""]]
 
 
 def _estimate(mean: float, interval: tuple[float, float]) -> str:

@@ -101,6 +101,8 @@ def test_first_steps_that_fail_cancel_the_session_that_the_run_created(
     with pytest.raises(ZeroDivisionError):
         failing_early(session_id, backend.url)
     assert state_of(session_id, backend) is SessionState.CANCELLED
+    opening(session_id, backend.url)
+    assert state_of(session_id, backend) is SessionState.RUNNING, "the id is not lost"
 
 
 @served

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from prefect_mipro.flows.promotion_page import question
 from prefect_mipro.models.champions import PromotionOutcome
 from prefect_mipro.tasks import SessionHandle, create_session, promote_candidate, session_status
 from prefect_mipro.tasks.connections import connection_to
-from tests.plugin.conftest import artifacts, config, new_id
+from tests.plugin.conftest import SYSTEM, artifacts, config, new_id
 from tests.plugin.examples import candidate, candidate_id, status
 from tests.plugin.test_champion import champion, version
 
@@ -76,7 +77,7 @@ def test_what_was_declined_is_not_shown_again() -> None:
 
 def test_the_question_shows_what_would_change() -> None:
     asked = question(version(2), version(1))
-    assert "-Wording 1. Answer as {form}.\n+Wording 2. Answer as {form}." in asked
+    assert r"Wording ~~1\.~~ **2\.** Answer" in asked
 
 
 def test_a_block_gets_a_name_that_prefect_allows() -> None:
@@ -116,7 +117,8 @@ def test_the_duels_champion_is_put_to_use_on_record_and_taken_back(rivals: Rival
     assert in_use.render(request="Hi")[0]["content"] == "Name the label, nothing else."
     assert [earlier.candidate_id for earlier in in_use.previous] == [baseline]
     shown = artifacts((taken.artifact_key or "",))[taken.artifact_key or ""]
-    assert "+Name the label, nothing else." in shown["data"]
+    assert "\nName the label, nothing else.\n" in shown["data"]
+    assert f"\n{SYSTEM}\n" in shown["data"], "what was there before"
 
     back = roll_back_champion(session)
     assert (back.outcome, back.candidate_id) == (PromotionOutcome.ROLLED_BACK, baseline)
@@ -134,7 +136,7 @@ def test_a_person_declines_and_another_one_approves(rivals: Rivals) -> None:
     name = champion_name(session)
     with answering(approve=False, candidate_id=better) as asked:
         declined = promote_champion(session, candidate_id=better, timeout_seconds=60)
-    assert "+Name the label, nothing else." in asked.get(timeout=60)
+    assert "\nName the label, nothing else.\n" in asked.get(timeout=60)
     assert declined.outcome is PromotionOutcome.DECLINED
     in_use = load(PromptChampion, name)
     assert (in_use.candidate_id, in_use.declined) == (baseline, (better,))
@@ -158,7 +160,8 @@ def answering(**answer: Any) -> Iterator[SimpleQueue[str]]:
         with get_client(sync_client=True) as client:
             while not ended.wait(0.3):
                 for run in client.read_flow_runs(flow_run_filter=PAUSED):
-                    asked.put(client.read_flow_run_input(run.id, "paused-champion-description"))
+                    form = client.read_flow_run_input(run.id, "paused-champion-description")
+                    asked.put(json.loads(form))
                     resume_flow_run(run.id, run_input=answer)
                     return
 

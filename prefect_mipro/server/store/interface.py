@@ -140,7 +140,10 @@ class Store(Protocol):
     async def create_session(
         self, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
     ) -> tuple[Session, bool]:
-        """Insert all of them; an existing session with the id is returned with `False`."""
+        """Insert all of them; an existing session with the id is returned with `False`.
+
+        One that was cancelled before its first rollout runs again: nothing has come to an end.
+        """
         ...
 
     async def session(self, session_id: str) -> Session: ...
@@ -397,6 +400,17 @@ class Store(Protocol):
         Rollouts and traces are those of the rollouts that `session` counts: later ones may run with
         candidates that were not listed yet. A trace has its sensor frame under `frame`. A page may
         have fewer rows than `limit`, or none, and another one after it.
+        """
+        ...
+
+    async def restore(
+        self, session_id: str, part: Part, rows: Sequence[JsonObject], *, secret: str, at: datetime
+    ) -> None:
+        """Insert rows that `part` told, all parts in their order; rows that are there stay.
+
+        Until the end its version is 0. It is paused, unless it had ended. Raises Conflict where a
+        session with its id was here before, or at the end where rows lack; InputInvalid for what is
+        no row.
         """
         ...
 
