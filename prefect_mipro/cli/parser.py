@@ -62,6 +62,15 @@ examples
   {PROGRAM} sessions export support-bot --no-traces | grep '"part":"reward"'
   {PROGRAM} sessions export support-bot | jq -r 'select(.part == "trace") | .output'
 """
+_IMPORT = f"""\
+Sends an export to another backend, where the session keeps its id, its candidates and all that it
+has learned. It is paused there until you resume it; a session that is there already is left alone.
+An import that was broken off begins again from the start.
+
+examples
+  {PROGRAM} sessions import support-bot.jsonl.gz --backend-url https://new.example.com
+  {PROGRAM} sessions export support-bot | {PROGRAM} sessions import - --embedded
+"""
 _CANDIDATES = f"""\
 With a candidate, by its number or its id: its whole prompt, and where it came from.
 
@@ -165,6 +174,10 @@ def _add_sessions(sessions: _Parser) -> None:
                 help="leave out what was asked and answered",
             )
         _add_backend(action)
+
+    imported = _command(actions, "import", "an export, into this backend", _IMPORT)
+    imported.add_argument("file", metavar="FILE", help="an export, or - for standard input")
+    _add_backend(imported)
 
 
 def _command(

@@ -1,4 +1,4 @@
-"""The sessions of a backend: listed, shown, paused, resumed, cancelled, exported."""
+"""The sessions of a backend: listed, shown, paused, resumed, cancelled, exported, imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from urllib.parse import urlsplit
 
-from prefect_mipro.cli import exports
+from prefect_mipro.cli import exports, imports
 from prefect_mipro.cli.backend import backend_of
 from prefect_mipro.cli.exits import ExitCode, say
 from prefect_mipro.cli.output import NOTHING, Column, Output, moment, number
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> ExitCode:
             return _list(client, output, state=options.state, limit=options.limit)
         if options.action == "export":
             return exports.run(client, output, options)
+        if options.action == "import":
+            return imports.run(client, output, options.file)
         if options.action == "show":
             status = client.session_status(options.session)
         else:

@@ -78,6 +78,7 @@ class _Connection:
     candidate = _Method(operations.candidate)
     add_candidate = _Method(operations.add_candidate)
     seed_evals = _Method(operations.seed_evals)
+    import_lines = _Method(operations.import_lines)
     health = _Method(operations.health)
 
     def __init__(

@@ -14,6 +14,7 @@ from uuid import uuid4
 from prefect_mipro.errors import AnswerInvalid, InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
+from prefect_mipro.models.exports import ImportReceipt
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
@@ -318,6 +319,17 @@ def export_session(session_id: str, *, traces: bool = True) -> Operation[JsonObj
     """
     return _get(
         f"{_session_path(session_id)}/export", _as_it_is, {"traces": "true" if traces else "false"}
+    )
+
+
+def import_lines(session_id: str, lines: Sequence[JsonObject]) -> Operation[ImportReceipt]:
+    """Send consecutive lines of an export to another backend: all of them, in their order."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/import",
+        body={"lines": list(lines)},
+        repeatable=True,
+        answer=ImportReceipt.model_validate,
     )
 
 

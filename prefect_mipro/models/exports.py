@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from prefect_mipro.models.base import JsonObject, Record, SessionId
+from prefect_mipro.models.sessions import SessionState
 
 EXPORT_FORMAT = "prefect-mipro-session"
 EXPORT_VERSION = 1
@@ -27,3 +33,35 @@ class Part(StrEnum):
     TRACE = "trace"
     EVENT = "event"
     END = "end"
+
+
+class FirstLine(Record):
+    """The line that a file begins with, as far as it says what the file is."""
+
+    part: Literal[Part.SESSION]
+    format: Literal["prefect-mipro-session"]
+    version_of_format: int
+    session_id: SessionId
+    state: SessionState
+    config: JsonObject
+
+
+class LastLine(Record):
+    """The line that a file ends with: how many lines of each part came before."""
+
+    part: Literal[Part.END]
+    lines: dict[str, int]
+
+
+class ImportRequest(Record):
+    """Body of an import call: consecutive lines of a file."""
+
+    lines: list[JsonObject] = Field(min_length=1, max_length=10_000)
+
+
+class ImportReceipt(Record):
+    """Answer to an import call: how many lines it took, and whether the last one was among them."""
+
+    session_id: str
+    lines: int
+    complete: bool

@@ -28,7 +28,8 @@ from prefect_mipro.server.routes.dependencies import Backend, Keys
 from prefect_mipro.server.routes.proxy import Proxy
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.exports import Exports
-from prefect_mipro.server.services.identity import new_id, utc_now
+from prefect_mipro.server.services.identity import new_id, new_secret, utc_now
+from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.leases import Leases
@@ -196,6 +197,7 @@ def _backend(
         rollouts=rollouts,
         leases=Leases(store, knowledge, sessions, rollouts, recorder, clock=utc_now, new_id=new_id),
         exports=Exports(store, journal, clock=utc_now),
+        imports=Imports(store, upstreams, clock=utc_now, new_secret=new_secret),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,

@@ -25,6 +25,7 @@ from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Rec
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.errors import short
 from prefect_mipro.server.services.exports import Exports
+from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.sessions import Sessions
@@ -71,6 +72,7 @@ class Backend:
     rollouts: Rollouts
     leases: Leases
     exports: Exports
+    imports: Imports
     keys: Keys
     max_body_bytes: int
     telemetry: Telemetry
@@ -99,6 +101,10 @@ def _exports(request: Request) -> Exports:
     return backend_of(request).exports
 
 
+def _imports(request: Request) -> Imports:
+    return backend_of(request).imports
+
+
 def _clamped(limit: int) -> int:
     return min(max(limit, 1), MOST_ITEMS)
 
@@ -111,6 +117,7 @@ SessionsOf = Annotated[Sessions, Depends(_sessions)]
 RolloutsOf = Annotated[Rollouts, Depends(_rollouts)]
 LeasesOf = Annotated[Leases, Depends(_leases)]
 ExportsOf = Annotated[Exports, Depends(_exports)]
+ImportsOf = Annotated[Imports, Depends(_imports)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
 Moment = Annotated[datetime, AfterValidator(_with_zone)]

@@ -1,4 +1,4 @@
-"""A session as a file: JSON lines, streamed."""
+"""A session as a file: JSON lines, streamed out and taken in by pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from fastapi import Query
 from fastapi.responses import StreamingResponse
 
 from prefect_mipro.models.base import SessionId
-from prefect_mipro.server.routes.dependencies import ExportsOf, api_router
+from prefect_mipro.models.exports import ImportReceipt, ImportRequest
+from prefect_mipro.server.routes.dependencies import ExportsOf, ImportsOf, api_router
 from prefect_mipro.server.routes.sessions import V1_PREFIX
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -33,3 +34,15 @@ async def export(
     """
     lines = await exports.lines(session_id, traces=traces)
     return StreamingResponse(lines, media_type=MEDIA_TYPE)
+
+
+@router.post("/{session_id}/import")
+async def import_(
+    session_id: SessionId, request: ImportRequest, imports: ImportsOf
+) -> ImportReceipt:
+    """Take consecutive lines of an export, in as many calls as it takes.
+
+    The first line creates the session, the last one ends the import. A session that was running is
+    paused here, so that two backends do not go on with it.
+    """
+    return await imports.take(session_id, request.lines)

@@ -30,6 +30,7 @@ from prefect_mipro.server.store import (
     overview,
     parts,
     posted,
+    restoring,
     rewards,
     rollouts,
     sessions,
@@ -232,6 +233,11 @@ class SqlStore:
         self, session: Session, part: Part, *, limit: int, cursor: str | None = None
     ) -> Page[JsonObject]:
         return await self._database.read(parts.read, session, part, limit=limit, cursor=cursor)
+
+    async def restore(
+        self, session_id: str, part: Part, rows: Sequence[JsonObject], *, secret: str, at: datetime
+    ) -> None:
+        await self._change(session_id, restoring.restore, part, rows, secret=secret, at=at)
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""

@@ -1,0 +1,90 @@
+"""Sessions that come from a file which another backend has written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.errors import InputInvalid
+from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.exports import EXPORT_VERSION, FirstLine, ImportReceipt, LastLine, Part
+from prefect_mipro.server.services.creation import admit_models
+from prefect_mipro.server.services.identity import Clock
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.registry import Upstreams
+
+R = TypeVar("R", bound=Record)
+
+
+class Imports:
+    """The imports of all sessions. A file comes in pieces, so none is ever whole in memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        *,
+        clock: Clock,
+        new_secret: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._clock = clock
+        self._new_secret = new_secret
+
+    async def take(self, session_id: str, lines: Sequence[JsonObject]) -> ImportReceipt:
+        """Take consecutive lines of a file, the first of which creates the session.
+
+        Repeats do no harm, so that an import that was broken off begins again from the start.
+        Raises Conflict where the session was here before, or at the end where lines lack;
+        ConfigInvalid where this backend does not know its models.
+        """
+        complete = False
+        for part, rows in groupby(lines, key=_part):
+            told = list(rows)
+            if part is Part.SESSION:
+                await self._check_first(session_id, told[0])
+            if part is Part.END:
+                complete = bool(_parsed(LastLine, told[0]))
+            await self._store.restore(
+                session_id, part, told, secret=self._new_secret(), at=self._clock()
+            )
+        return ImportReceipt(session_id=session_id, lines=len(lines), complete=complete)
+
+    async def _check_first(self, session_id: str, line: JsonObject) -> None:
+        first = _parsed(FirstLine, line)
+        if first.version_of_format > EXPORT_VERSION:
+            raise InputInvalid(
+                f"the export has version {first.version_of_format} of the format, and this backend "
+                f"knows {EXPORT_VERSION}; update it"
+            )
+        if first.session_id != session_id:
+            raise InputInvalid(
+                f"the export is of session {first.session_id!r}, not of {session_id!r}; "
+                "a session keeps its id"
+            )
+        await admit_models(MiproConfig.parse(first.config), self._upstreams)
+
+
+def _part(line: JsonObject) -> Part:
+    try:
+        return Part(str(line.get("part")))
+    except ValueError:
+        raise InputInvalid(
+            f"a line of the import has the part {line.get('part')!r}; parts are {', '.join(Part)}"
+        ) from None
+
+
+def _parsed(model: type[R], line: JsonObject) -> R:
+    try:
+        return model.model_validate(line)
+    except ValidationError as error:
+        problem: Any = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise InputInvalid(
+            f"the line is no export of a session: {field}: {problem['msg']}"
+        ) from None

@@ -1,0 +1,239 @@
+"""A session that was told part by part (`parts.py`), written into another store.
+
+It takes as many transactions as there are pages. Until the last one the session has the version 0,
+which no other session has, so that an import which was broken off can be taken up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ValidationError, create_model
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Double,
+    Executable,
+    Integer,
+    Table,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from prefect_mipro.errors import Conflict, InputInvalid
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.exports import Part
+from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.store.changes import Change, changing, session_missing
+from prefect_mipro.server.store.columns import UtcTime
+from prefect_mipro.server.store.database import insert_new
+from prefect_mipro.server.store.rows import Values
+from prefect_mipro.server.store.tables import (
+    candidates,
+    duels,
+    events,
+    example_rewards,
+    frames,
+    lever_versions,
+    past_epochs,
+    reward_blocks,
+    rewards,
+    rollouts,
+    sessions,
+    traces,
+)
+
+IMPORTED = "mipro.session.imported"
+_UNDER_IMPORT = 0
+
+_TABLES: Mapping[Part, Table] = {
+    Part.LEVER_VERSION: lever_versions,
+    Part.CANDIDATE: candidates,
+    Part.DUEL: duels,
+    Part.PAST_EPOCH: past_epochs,
+    Part.ROLLOUT: rollouts,
+    Part.REWARD: rewards,
+    Part.REWARD_BLOCK: reward_blocks,
+    Part.EXAMPLE_REWARD: example_rewards,
+    Part.EVENT: events,
+}
+# Set here, or by the database.
+_OURS = frozenset({"session_id", "proxy_secret"})
+
+
+def restore(
+    connection: Connection,
+    session_id: str,
+    part: Part,
+    rows: Sequence[JsonObject],
+    *,
+    secret: str,
+    at: datetime,
+) -> None:
+    if part is Part.SESSION:
+        _begin(connection, session_id, rows, secret=secret)
+    elif part is Part.END:
+        _finish(connection, session_id, rows, at=at)
+    else:
+        _check_importing(connection, session_id)
+        if part is Part.TRACE:
+            _write_calls(connection, session_id, rows)
+        else:
+            _insert(connection, _TABLES[part], session_id, _values(_TABLES[part], rows))
+
+
+def _begin(
+    connection: Connection, session_id: str, rows: Sequence[JsonObject], *, secret: str
+) -> None:
+    for values in _values(sessions, rows):
+        state = SessionState(values["state"])
+        values |= {
+            "session_id": session_id,
+            "proxy_secret": secret,
+            "state": state if state.final else SessionState.PAUSED,
+            "version": _UNDER_IMPORT,
+        }
+        if not insert_new(connection, sessions, values):
+            _check_importing(connection, session_id)
+
+
+def _finish(
+    connection: Connection, session_id: str, rows: Sequence[JsonObject], *, at: datetime
+) -> None:
+    with changing(connection, session_id) as change:
+        if change["version"] != _UNDER_IMPORT:
+            if not _is_imported(change):
+                raise _exists(session_id)
+            return
+        lines: dict[str, int] = rows[-1]["lines"]
+        _check_counts(connection, session_id, lines)
+        newest = select(func.max(events.c.seq)).where(events.c.session_id == session_id)
+        change.set(version=connection.scalar(newest) or 0)
+        change.record(
+            IMPORTED,
+            f"imported with {lines.get(Part.ROLLOUT, 0)} rollouts; it is {change['state']}",
+            data={"lines": lines},
+            at=at,
+        )
+
+
+def _check_importing(connection: Connection, session_id: str) -> None:
+    version = connection.scalar(
+        select(sessions.c.version).where(sessions.c.session_id == session_id)
+    )
+    if version is None:
+        raise session_missing(session_id)
+    if version != _UNDER_IMPORT:
+        raise _exists(session_id)
+
+
+def _exists(session_id: str) -> Conflict:
+    return Conflict(
+        f"session {session_id!r} is here already, and is left as it is; "
+        "import it into a backend that does not have it"
+    )
+
+
+def _is_imported(change: Change) -> bool:
+    """Whether the import was the last thing that happened to the session."""
+    newest = select(events.c.event_type).where(
+        events.c.session_id == change.session_id, events.c.seq == change["version"]
+    )
+    return change.connection.scalar(newest) == IMPORTED
+
+
+def _check_counts(connection: Connection, session_id: str, lines: Mapping[str, int]) -> None:
+    """Raise Conflict unless all rows are there."""
+    # Each trace came with a frame, and frames have an index.
+    for part, table in {**_TABLES, Part.TRACE: frames}.items():
+        query = select(func.count()).select_from(table).where(table.c.session_id == session_id)
+        found = connection.scalar(query) or 0
+        if found != lines.get(part, 0):
+            raise Conflict(
+                f"of the {lines.get(part, 0)} lines of {part} {found} are here; import the whole "
+                "file, and into a backend where no other session has its ids"
+            )
+
+
+def _write_calls(connection: Connection, session_id: str, rows: Sequence[JsonObject]) -> None:
+    """Traces that are new here, with their frames, in the order in which they were told."""
+    told = [row.get("trace_id") for row in rows]
+    known = set(connection.scalars(select(traces.c.trace_id).where(traces.c.trace_id.in_(told))))
+    new = [row for row in rows if row.get("trace_id") not in known]
+    if new:
+        _insert(connection, traces, session_id, _values(traces, new))
+        of_frames = _values(frames, [row.get("frame") or {} for row in new])
+        _insert(connection, frames, session_id, of_frames)
+
+
+def _insert(connection: Connection, table: Table, session_id: str, rows: Iterable[Values]) -> None:
+    """Rows whose key is there already are left as they are."""
+    values = [{**row, "session_id": session_id} for row in rows]
+    if values:
+        connection.execute(_insertion(connection.dialect.name, table), values)
+
+
+@cache
+def _insertion(dialect: str, table: Table) -> Executable:
+    if table is frames:  # they have no key of their own
+        return insert(table)
+    made = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    return made.on_conflict_do_nothing()
+
+
+def _values(table: Table, rows: Iterable[JsonObject]) -> list[Values]:
+    """The rows as the table takes them. Raises InputInvalid."""
+    model = _row_of(table)
+    try:
+        return [model.model_validate(row).model_dump() for row in rows]
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"])) or "the row"
+        raise InputInvalid(
+            f"a line of the import is no row of {table.name}: {field}: {problem['msg']}"
+        ) from None
+
+
+@cache
+def _row_of(table: Table) -> type[BaseModel]:
+    """A row's fields, with the defaults of columns that older exports did not have."""
+    fields: dict[str, Any] = {
+        column.name: _field(column) for column in table.columns if _is_told(column)
+    }
+    return create_model(f"row of {table.name}", **fields)
+
+
+def _is_told(column: Column[Any]) -> bool:
+    numbers_rows = column.name == "position" and column.primary_key
+    return column.name not in _OURS and not numbers_rows
+
+
+def _field(column: Column[Any]) -> tuple[Any, Any]:
+    kind = _kind(column)
+    if column.nullable:
+        return (kind | None if kind is not Any else Any, None)
+    if column.default is not None:
+        return (kind, column.default.arg)  # type: ignore[attr-defined]
+    if column.server_default is not None:
+        return (kind, kind(column.server_default.arg))  # type: ignore[attr-defined]
+    return (kind, ...)
+
+
+def _kind(column: Column[Any]) -> Any:
+    match column.type:
+        case JSON():
+            return Any
+        case UtcTime():
+            return AwareDatetime
+        case Integer():
+            return int
+        case Double():
+            return float
+        case _:
+            return str
