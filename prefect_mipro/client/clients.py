@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
 
@@ -99,7 +99,6 @@ class _Connection:
         key = self._key.get_secret_value()
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         return {
-            "base_url": self.backend_url,
             "headers": {"User-Agent": "prefect-mipro", **(headers or {}), **authorization},
             # Waiting for one of our own connections says nothing about the backend.
             "timeout": httpx.Timeout(self.timeout_seconds, pool=None),
@@ -112,6 +111,16 @@ class _Connection:
             "follow_redirects": False,
             # A proxy of the environment cannot reach this machine's own loopback interface.
             "trust_env": not environment.is_loopback(self.backend_url),
+        }
+
+    def _request(self, send: Send) -> dict[str, Any]:
+        """The request as httpx takes it: it parses a URL twice where it has to merge it first."""
+        return {
+            "method": send.method,
+            "url": httpx.URL(f"{self.backend_url}{send.path}"),
+            "params": send.query or None,
+            "headers": send.headers,
+            "content": send.content,
         }
 
     def __repr__(self) -> str:
@@ -180,7 +189,7 @@ class Client(_Connection):
                 self._sleep(step.seconds)
                 continue
             try:
-                answer = opened.enter_context(self._http.stream(**_request(step)))
+                answer = opened.enter_context(self._http.stream(**self._request(step)))
                 if answer.is_success:
                     return answer
                 answer.read()
@@ -190,7 +199,7 @@ class Client(_Connection):
 
     def _reply(self, send: Send) -> Reply:
         try:
-            return self._http.request(**_request(send))
+            return self._http.request(**self._request(send))
         except httpx.RequestError as failure:
             return failure
 
@@ -250,7 +259,7 @@ class AsyncClient(_Connection):
     async def _reply(self, send: Send) -> Reply:
         try:
             async with self._turns:
-                return await self._http.request(**_request(send))
+                return await self._http.request(**self._request(send))
         except httpx.RequestError as failure:
             return failure
 
@@ -268,17 +277,6 @@ class AsyncClient(_Connection):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-
-def _request(send: Send) -> dict[str, Any]:
-    """The request as httpx takes it."""
-    return {
-        "method": send.method,
-        "url": send.path,
-        "params": send.query,
-        "headers": send.headers,
-        "content": send.content,
-    }
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -299,6 +297,7 @@ def _cut_off(failure: httpx.RequestError) -> BackendUnreachable:
     )
 
 
+@lru_cache(maxsize=64)
 def backend_root(backend_url: str) -> str:
     """The backend's root: `http://h`, `http://h/`, `http://h/api` and `http://h/api/v1` are one."""
     text = str(backend_url).strip()

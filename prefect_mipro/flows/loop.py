@@ -172,7 +172,7 @@ class Loop:
         for candidate_id in dict.fromkeys(wanted):
             future = evaluate.submit(
                 _Sealed(held_out),
-                session=self._session,
+                session=_Sealed(self._session),
                 candidate_id=candidate_id,
                 program=self._program,
                 reward=reward,
@@ -237,7 +237,7 @@ class Loop:
     def _submit(self, batch: list[RolloutJob]) -> PrefectFuture[Any]:
         budget = self._budget
         common = {
-            "session": self._session,
+            "session": _Sealed(self._session),
             "program": self._program,
             "reward": self._reward,
             "on_error": self._on_error,
@@ -327,7 +327,7 @@ _Quote: Any = quote
 
 
 class _Sealed(_Quote):  # type: ignore[misc]
-    """What Prefect shall not search for futures.
+    """What Prefect shall not search for futures: that takes longer than all else of a submission.
 
     Its own `quote` is a tuple, and comes out of a pickle with another tuple inside: Dask's and
     Ray's tasks would get that one.
