@@ -22,12 +22,14 @@ def fill(pattern: str, texts: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: texts.get(found[1], found[0]), pattern)
 
 
-def filled(prompt: InitialPrompt, values: Mapping[str, Any]) -> list[ChatMessage]:
+def filled(prompt: InitialPrompt, row: Any) -> list[ChatMessage]:
     """The prompt's messages with a text or a number in the place of each placeholder.
 
-    Values without a placeholder are ignored, so a whole row may be given. A placeholder that the
-    prompt calls OPTIONAL may have none. Raises InputInvalid.
+    They are the row's fields of that name. Other fields may be there, and one that the prompt calls
+    OPTIONAL may be missing. For a prompt with one placeholder the row may be its text. Raises
+    InputInvalid.
     """
+    values = _values(prompt, row)
     texts = {name: _text(prompt, name, values) for name in names(prompt)}
     return [{"role": m.role, "content": fill(m.pattern, texts)} for m in prompt.ordered]
 
@@ -35,6 +37,28 @@ def filled(prompt: InitialPrompt, values: Mapping[str, Any]) -> list[ChatMessage
 def names(prompt: InitialPrompt) -> tuple[str, ...]:
     """The names of the placeholders of all its messages."""
     return tuple(dict.fromkeys(name for m in prompt.ordered for name in placeholders(m.pattern)))
+
+
+def fields_of(row: Any) -> Mapping[str, Any] | None:
+    """The fields of a mapping, or of what can be made a dict, such as `sqlite3.Row`; else None."""
+    if isinstance(row, Mapping):
+        return row
+    if hasattr(row, "keys") and hasattr(row, "__getitem__"):
+        return dict(row)
+    return None
+
+
+def _values(prompt: InitialPrompt, row: Any) -> Mapping[str, Any]:
+    fields = fields_of(row)
+    if fields is not None:
+        return fields
+    wanted = names(prompt)
+    if isinstance(row, str) and len(wanted) == 1:
+        return {wanted[0]: row}
+    raise InputInvalid(
+        f"the row is {row!r:.80}; give one with fields for the prompt's placeholders: "
+        f"{', '.join(wanted) or 'there are none'}"
+    )
 
 
 def _text(prompt: InitialPrompt, name: str, values: Mapping[str, Any]) -> str:

@@ -202,8 +202,8 @@ def _handle(session: Any) -> SessionHandle:
     if isinstance(session, SessionHandle):
         return session
     raise InputInvalid(
-        f"the session is {session!r:.80}; give the handle that open_session returns, and to `.map` "
-        "give unmapped(session)"
+        f"the session is of type {type(session).__name__}; give the handle that open_session "
+        "returns, and to `.map` give unmapped(session)"
     )
 
 

@@ -9,10 +9,11 @@ from prefect_mipro.client import operations
 from prefect_mipro.client.arguments import TraceArguments, record_of
 from prefect_mipro.client.clients import AsyncClient, Client
 from prefect_mipro.client.operations import Operation
-from prefect_mipro.errors import AnswerInvalid
+from prefect_mipro.errors import AnswerInvalid, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
+from prefect_mipro.models.placeholders import filled
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
 from prefect_mipro.tasks.openai_clients import usable
 from prefect_mipro.tasks.requests import usable_id, without_secret
@@ -47,6 +48,7 @@ class _Live:
         self.candidate_id = candidate_id
         self.base_url = session.proxy_url(rollout_id)
         self._path = session.proxy_path(rollout_id)
+        self._prompt = session.prompt
         self._correlation_id = session.correlation_id
         self._api_key = connection.api_key
 
@@ -64,6 +66,15 @@ class _Live:
         """
         headers = {"Authorization": f"Bearer {self.api_key}"} if self._api_key else {}
         return headers | self._marks()
+
+    def messages(self, row: Any) -> list[ChatMessage]:
+        """The session's own prompt with the row's fields in it. Raises InputInvalid."""
+        if self._prompt is None:
+            raise InputInvalid(
+                f"the handle of session {self.session_id} has no prompt to fill; open the session "
+                "with a config that has an initial_prompt, or write the messages in a program"
+            )
+        return filled(self._prompt, row)
 
     def _marks(self) -> dict[str, str]:
         named = {
@@ -126,8 +137,9 @@ class _Live:
 class LiveRollout(_Live):
     """A rollout for programs that block.
 
-    `openai()` is a ready client. Any other works as well: `Other(base_url=rollout.base_url,
-    api_key=rollout.api_key, default_headers=rollout.headers)`. `complete` and `chat` spare it.
+    `ask`, `complete` and `chat` call the model, and `openai()` is a ready client for it. Any other
+    client works as well: `Other(base_url=rollout.base_url, api_key=rollout.api_key,
+    default_headers=rollout.headers)`.
     """
 
     def __init__(
@@ -149,6 +161,10 @@ class LiveRollout(_Live):
     def openai(self) -> OpenAI:
         """The official client for this rollout's calls; it needs the package `openai`."""
         return self._openai.at(self.base_url, self._marks())
+
+    def ask(self, row: Any, **parameters: Any) -> str:
+        """The text of the answer to the session's own prompt, filled with the row's fields."""
+        return self.complete(self.messages(row), **parameters)
 
     def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""
@@ -199,6 +215,10 @@ class AsyncLiveRollout(_Live):
     def openai(self) -> AsyncOpenAI:
         """The official client for this rollout's calls; it needs the package `openai`."""
         return self._openai.at(self.base_url, self._marks())
+
+    async def ask(self, row: Any, **parameters: Any) -> str:
+        """The text of the answer to the session's own prompt, filled with the row's fields."""
+        return await self.complete(self.messages(row), **parameters)
 
     async def complete(self, messages: Sequence[ChatMessage], **parameters: Any) -> str:
         """The text of the answer to these messages; empty for one that only calls tools."""

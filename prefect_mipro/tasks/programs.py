@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
@@ -17,6 +17,7 @@ from prefect_mipro.errors import (
     RewardInvalid,
 )
 from prefect_mipro.models.base import JsonObject, Record
+from prefect_mipro.models.placeholders import fields_of
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 
 # Errors that the next rollout would meet as well: going on would only hide them.
@@ -69,15 +70,6 @@ class RolloutJob:
             told = (fields.get(key) for key in EXAMPLE_ID_KEYS)
             example_id = next((value for value in told if value is not None), None)
         return cls(example, rollout_id, None if example_id is None else str(example_id), stop)
-
-
-def fields_of(example: Example) -> Mapping[str, Any] | None:
-    """The fields of a row: a mapping, or what can be made a dict, such as `sqlite3.Row`."""
-    if isinstance(example, Mapping):
-        return example
-    if hasattr(example, "keys") and hasattr(example, "__getitem__"):
-        return dict(example)
-    return None
 
 
 def judgement(value: object) -> Judgement:

@@ -29,7 +29,7 @@ SHOWN_PROBLEMS = 5
 
 def _run_name() -> str:
     session = task_run.get_parameters().get("session")
-    return f"rewards of {session.session_id if isinstance(session, SessionHandle) else session!r}"
+    return f"rewards of {getattr(session, 'session_id', 'no session')}"
 
 
 @task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)

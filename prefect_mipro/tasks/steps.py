@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
 from uuid import uuid4
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from prefect_mipro.errors import InputInvalid
-from prefect_mipro.models.chat import ChatMessage
-from prefect_mipro.models.placeholders import filled, names
 from prefect_mipro.models.summaries import RolloutResult
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.course import Course
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
-from prefect_mipro.tasks.programs import AsyncProgram, Example, Program, RolloutJob, fields_of
+from prefect_mipro.tasks.programs import AsyncProgram, Example, Program, RolloutJob
 
 
 def _step_name() -> str:
@@ -43,10 +38,7 @@ def rollout_step(
     course = Course(job)
     with connection_to(session) as connection:
         rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-        if program is None:
-            course.answer = rollout.complete(own_messages(session, example))
-        else:
-            course.answer = program(rollout, example)
+        course.answer = program(rollout, example) if program else rollout.ask(example)
     return course.result()
 
 
@@ -64,31 +56,8 @@ async def arollout_step(
     course = Course(job)
     async with async_connection_to(session) as connection:
         rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
-        if program is None:
-            course.answer = await rollout.complete(own_messages(session, example))
-        else:
-            course.answer = await program(rollout, example)
+        course.answer = await (program(rollout, example) if program else rollout.ask(example))
     return course.result()
-
-
-def own_messages(session: SessionHandle, example: Example) -> list[ChatMessage]:
-    """The session's own prompt for this example. Raises InputInvalid."""
-    prompt = session.prompt
-    if prompt is None:
-        raise InputInvalid(
-            f"the handle of session {session.session_id} has no prompt to fill; give a program, or "
-            "open the session with a config that has an initial_prompt"
-        )
-    fields: Mapping[str, Any] | None = fields_of(example)
-    wanted = names(prompt)
-    if fields is None and isinstance(example, str) and len(wanted) == 1:
-        fields = {wanted[0]: example}
-    if fields is None:
-        raise InputInvalid(
-            f"the example is {example!r:.80}; give a row with the fields {', '.join(wanted)} to "
-            "fill into the session's prompt, or a program"
-        )
-    return filled(prompt, fields)
 
 
 def _own_id() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import httpx
 import pytest
 

@@ -41,6 +41,7 @@ NAMES = (
     "begin_epoch cancel_session create_session get_candidate list_candidates list_seed_evals "
     "pause_session promote_candidate report_reward resume_session session_status session_urls"
 ).split()
+ROLLOUT_NAMES = "evaluate_candidate report_rewards rollout_step run_rollout run_rollouts".split()
 
 
 @pytest.fixture(params=["", "a"], ids=["sync", "async"])
@@ -55,7 +56,7 @@ def call(request: pytest.FixtureRequest) -> Call:
     return called
 
 
-@pytest.mark.parametrize("name", [*NAMES, "run_rollout", "run_rollouts", "evaluate_candidate"])
+@pytest.mark.parametrize("name", [*NAMES, *ROLLOUT_NAMES])
 def test_each_task_has_an_async_twin_with_the_same_parameters(name: str) -> None:
     one, twin = getattr(tasks, name), getattr(tasks, f"a{name}")
     assert not inspect.iscoroutinefunction(one.fn)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import pytest
 
 from prefect_mipro import tasks
@@ -98,7 +98,10 @@ def test_a_step_again_is_the_same_rollout(twin: str, session: SessionHandle) -> 
             {"example": {"id": 7}},
             r"no value for .* placeholder {request} \(there are: id\)",
         ),
-        ({"example": 7}, "the example is 7; give a row with the fields request"),
+        (
+            {"example": 7},
+            "the row is 7; give one with fields for the prompt's placeholders: request",
+        ),
         ({"example": ROW, "rollout_id": "a/b"}, "the rollout id 'a/b' is not usable in a URL"),
         ({"example": ROW, "session": ("session_id", "x")}, r"unmapped\(session\)"),
     ],
@@ -114,7 +117,7 @@ def test_what_a_step_cannot_work_with_is_named(
 
 def test_a_handle_without_a_prompt_asks_for_a_program(backend: EmbeddedBackend) -> None:
     bare = SessionHandle(session_id="bot", backend_url=backend.url)
-    with pytest.raises(InputInvalid, match="bot has no prompt to fill; give a program"):
+    with pytest.raises(InputInvalid, match="bot has no prompt to fill; open the session"):
         rollout_step.fn(ROW, session=bare)
 
 
@@ -217,3 +220,17 @@ def test_what_travels_between_processes_has_neither_key_nor_connection(
 @pytest.mark.parametrize("name", ["rollout_step", "arollout_step", "report_rewards"])
 def test_a_task_travels_to_other_processes(name: str) -> None:
     assert cloudpickle.dumps(getattr(tasks, name).fn)
+
+
+@both
+def test_a_program_may_ask_with_the_sessions_own_prompt(
+    twin: str, session: SessionHandle, model: FakeUpstream
+) -> None:
+    program = AsyncLiveRollout.ask if twin else LiveRollout.ask
+    jobs = [RolloutJob.of(row, f"r{number}") for number, row in enumerate([ROW, ROW])]
+    results = call(
+        f"{twin}run_rollouts", jobs, session=session, program=program, reward=None, max_workers=2
+    )
+    assert [result.outcome for result in results] == [RolloutOutcome.UNREWARDED] * 2
+    assert model.requests[-1]["messages"][0] == {"role": "system", "content": SYSTEM}
+    assert counts(session) == (2, 0)
