@@ -6,7 +6,7 @@ import argparse
 from itertools import takewhile
 
 from prefect_mipro.cli.backend import backend_of
-from prefect_mipro.cli.exits import ExitCode
+from prefect_mipro.cli.exits import PROGRAM, ExitCode
 from prefect_mipro.cli.output import Column, Output, moment, number
 from prefect_mipro.client.clients import Client
 from prefect_mipro.errors import CandidateNotFound
@@ -89,19 +89,31 @@ def _one(client: Client, output: Output, status: SessionStatus, told: str) -> Ex
 def _promote(
     client: Client, output: Output, before: SessionStatus, told: str, *, reason: str | None
 ) -> ExitCode:
-    report = _found(before, told)
-    status = client.promote(before.session_id, report.candidate_id, reason=reason)
+    # Not every candidate that was retired is listed, and the backend knows them all by their ids.
+    candidate_id = _found(before, told).candidate_id if _is_number(told) else told
+    status = client.promote(before.session_id, candidate_id, reason=reason)
     if output.as_json:
         output.document(status.model_dump(mode="json"))
-        return ExitCode.OK
-    was = before.candidates.get(before.champion_candidate_id)
-    if before.champion_candidate_id == report.candidate_id:
-        output.line(f"#{report.number} {report.candidate_id} is the champion already")
-        return ExitCode.OK
-    output.line(f"#{report.number} {report.candidate_id} is the champion of {status.session_id}")
-    if was is not None:
-        output.line(f"the way back: prefect-mipro promote {status.session_id} {was.number}")
+    elif before.champion_candidate_id == candidate_id:
+        output.line(f"{_named(status, candidate_id)} is the champion already")
+    else:
+        output.line(f"{_named(status, candidate_id)} is the champion of {status.session_id}")
+        output.line(f"the way back: {PROGRAM} promote {status.session_id} {_way_back(before)}")
     return ExitCode.OK
+
+
+def _is_number(told: str) -> bool:
+    return told.removeprefix("#").isdecimal()
+
+
+def _named(status: SessionStatus, candidate_id: str) -> str:
+    report = status.candidates.get(candidate_id)
+    return f"#{report.number} {candidate_id}" if report else candidate_id
+
+
+def _way_back(before: SessionStatus) -> str:
+    champion = before.candidates.get(before.champion_candidate_id)
+    return str(champion.number) if champion else before.champion_candidate_id
 
 
 def _found(status: SessionStatus, told: str) -> CandidateReport:

@@ -126,9 +126,16 @@ def _prefect_api() -> Iterator[Check]:
                 "prefect server start, or set PREFECT_API_URL to the one that runs",
             )
             return
-        served = client.api_version()
-        yield _same_release(url, served, client.client_version())
-        yield of_blocks(client, block_slugs())
+        try:
+            yield _same_release(url, client.api_version(), client.client_version())
+            yield of_blocks(client, block_slugs())
+        except httpx.HTTPStatusError as refusal:
+            yield Check(
+                "Prefect API",
+                Verdict.BROKEN,
+                f"{url} refuses with {refusal.response.status_code}",
+                "prefect cloud login, or set PREFECT_API_KEY or PREFECT_API_AUTH_STRING",
+            )
 
 
 def of_blocks(client: SyncPrefectClient, slugs: Sequence[str]) -> Check:

@@ -40,7 +40,7 @@ class FirstLine(Record):
 
     part: Literal[Part.SESSION]
     format: Literal["prefect-mipro-session"]
-    version_of_format: int
+    format_version: int
     session_id: SessionId
     state: SessionState
     config: JsonObject

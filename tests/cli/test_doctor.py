@@ -16,6 +16,7 @@ from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.sessions import SessionState
 from tests.cli.conftest import Command
+from tests.client.backend import Answer, Backend
 from tests.fake_upstream import FakeUpstream, Scripted
 
 NOWHERE = "http://127.0.0.1:9/api"
@@ -62,6 +63,17 @@ def test_a_prefect_api_out_of_reach_is_broken(command: Command) -> None:
     assert result.code == ExitCode.FAILED
     assert f"{NOWHERE} does not answer" in result.out
     assert result.out.splitlines()[-1] == "broken: Prefect API"
+
+
+def test_a_prefect_api_that_refuses_us_is_broken(command: Command) -> None:
+    prefect = Backend()
+    prefect.answers(Answer({}), Answer(status=401), Answer(status=401))
+    with temporary_settings({PREFECT_API_URL: f"{prefect.url}/api"}):
+        verdict, found, way_out = verdicts(command)["Prefect API"]
+    prefect.stop()
+    assert verdict == "broken"
+    assert found.endswith("refuses with 401")
+    assert "PREFECT_API_KEY" in way_out
 
 
 def test_a_key_that_is_refused_is_broken(command: Command) -> None:

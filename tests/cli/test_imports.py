@@ -126,7 +126,7 @@ def test_what_is_no_export_is_wrong_usage(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"version_of_format": 99}, "version 99"),
+        ({"format_version": 99}, "version 99"),
         ({"state": "asleep"}, "state"),
         ({"config": {"prompt_learning": {"algorithm": "gepa"}}}, "algorithm"),
     ],

@@ -40,7 +40,7 @@ class Exports:
     async def _lines(self, session: Session, *, traces: bool) -> AsyncIterator[bytes]:
         head = {
             "format": EXPORT_FORMAT,
-            "version_of_format": EXPORT_VERSION,
+            "format_version": EXPORT_VERSION,
             "exported_at": self._clock().isoformat(),
         }
         (row,) = (await self._store.part(session, Part.SESSION, limit=1)).items

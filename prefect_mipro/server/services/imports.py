@@ -57,9 +57,9 @@ class Imports:
 
     async def _check_first(self, session_id: str, line: JsonObject) -> None:
         first = _parsed(FirstLine, line)
-        if first.version_of_format > EXPORT_VERSION:
+        if first.format_version > EXPORT_VERSION:
             raise InputInvalid(
-                f"the export has version {first.version_of_format} of the format, and this backend "
+                f"the export has version {first.format_version} of the format, and this backend "
                 f"knows {EXPORT_VERSION}; update it"
             )
         if first.session_id != session_id:

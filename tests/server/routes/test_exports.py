@@ -36,7 +36,7 @@ def test_an_export_begins_with_the_session_and_ends_with_the_counts_of_its_lines
     session_id = lived(caller)["session_id"]
     first, *rows, last = exported(caller, session_id)
     assert (first["part"], first["format"]) == ("session", "prefect-mipro-session")
-    assert (first["session_id"], first["version_of_format"]) == (session_id, 1)
+    assert (first["session_id"], first["format_version"]) == (session_id, 1)
     counts = Counter(row["part"] for row in rows)
     assert last["part"] == "end"
     assert {part: n for part, n in last["lines"].items() if n} == {"session": 1, **counts}
@@ -73,3 +73,31 @@ def test_what_is_no_session_is_refused_before_the_first_line(caller: Caller, pat
     answer = caller.http.get(f"{SESSIONS}/{path}")
     assert answer.status_code in (404, 422)
     assert answer.json()["error"] in ("SessionNotFound", "InputInvalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({}, "lines"),
+        ({"lines": []}, "lines"),
+        ({"lines": ["rollout"]}, "lines"),
+        ({"lines": [{"part": "rollouts"}]}, "'rollouts'"),
+        ({"lines": [{"part": "end"}]}, "lines"),
+        ({"lines": [{"part": "session", "format": "zip"}]}, "format"),
+    ],
+)
+def test_lines_that_are_none_of_an_export_are_refused(
+    caller: Caller, body: dict[str, Any], problem: str
+) -> None:
+    answer = caller.http.post(f"{SESSIONS}/new/import", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (422, "InputInvalid")
+    assert problem in answer.json()["message"]
+
+
+def test_a_session_keeps_its_id_and_is_not_imported_over_itself(caller: Caller) -> None:
+    session_id = lived(caller)["session_id"]
+    lines = exported(caller, session_id)
+    renamed = caller.http.post(f"{SESSIONS}/another/import", json={"lines": lines})
+    assert (renamed.status_code, renamed.json()["error"]) == (422, "InputInvalid")
+    again = caller.http.post(f"{SESSIONS}/{session_id}/import", json={"lines": lines})
+    assert (again.status_code, again.json()["error"]) == (409, "Conflict")
