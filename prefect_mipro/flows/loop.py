@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,6 +24,7 @@ from prefect_mipro.artifacts.publishing import SessionArtifacts
 from prefect_mipro.artifacts.reports import headline
 from prefect_mipro.errors import InputInvalid, ProgramFailed
 from prefect_mipro.events import tell_changes
+from prefect_mipro.flows.budget import Budget
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import (
@@ -42,55 +43,9 @@ from prefect_mipro.tasks.ownership import first_rollout
 from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import Example, OnError
 
-STEPS = 20
 SHORTEST_PAUSE_SECONDS = 1.0
 PUBLICATIONS = 4
 BROKEN_AFTER_ROLLOUTS = 8
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much this run does, how much of it at a time, and how fast.
-
-    `rate_limit` is in rollouts a second. `concurrency_limit` names a global concurrency limit of
-    Prefect, which all flow runs share.
-    """
-
-    rollouts: int
-    max_workers: int
-    rollouts_per_task: int = 1
-    rate_limit: float | None = None
-    concurrency_limit: str | None = None
-
-    def within(self, slots: int) -> Budget:
-        """The same where no more than `slots` rollouts, or one, can run at a time."""
-        return replace(self, max_workers=max(1, min(self.max_workers, slots)))
-
-    @cached_property
-    def tasks(self) -> int:
-        """How many Prefect tasks run at a time: so many that the run is over soonest.
-
-        Workers of a task wait for its last rollout, and tasks for the run's last task. Rollouts
-        are taken to last equally long; more tasks spread better over processes and machines.
-        """
-        tasks_in_all = max(1, math.ceil(self.rollouts / self.rollouts_per_task))
-
-        def rounds(tasks: int) -> int:
-            rounds_of_a_task = math.ceil(self.rollouts_per_task / (self.max_workers // tasks))
-            return math.ceil(tasks_in_all / tasks) * rounds_of_a_task
-
-        most = min(self.max_workers, tasks_in_all)
-        return min(range(most, 0, -1), key=rounds)
-
-    @property
-    def workers_per_task(self) -> int:
-        """How many rollouts a task runs at a time; together at most `max_workers`."""
-        return self.max_workers // self.tasks
-
-    @property
-    def step(self) -> int:
-        """After how many rollouts the loop looks at the session's status, and shows it."""
-        return max(1, math.ceil(self.rollouts / STEPS))
 
 
 class Loop:
@@ -207,32 +162,44 @@ class Loop:
         """Keep the budget's number of tasks running until the jobs or the session end."""
         done: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         running, goes_on = 0, True
-        while True:
-            pause_seconds = None
-            while goes_on and running < self._budget.tasks:
-                if pause_seconds := self._pace.away():
+        look: Future[bool] | None = None
+        # Aside, because nothing new would start while Prefect and the backend are asked.
+        with ThreadPoolExecutor(1, thread_name_prefix="mipro-look") as aside:
+            while True:
+                pause_seconds = None
+                while goes_on and running < self._budget.tasks:
+                    if pause_seconds := self._pace.away():
+                        break
+                    batch = list(islice(jobs, self._budget.rollouts_per_task))
+                    if not batch:
+                        goes_on = False
+                        break
+                    self._pace.take()
+                    self._submit(batch).add_done_callback(done.put)
+                    running += 1
+                if not running and not pause_seconds:
                     break
-                batch = list(islice(jobs, self._budget.rollouts_per_task))
-                if not batch:
-                    goes_on = False
-                    break
-                self._pace.take()
-                self._submit(batch).add_done_callback(done.put)
-                running += 1
-            if not running and not pause_seconds:
-                return
-            try:
-                ended = done.get(timeout=pause_seconds).result()
-            except Empty:
-                continue
-            running -= 1
-            before = len(self.results)
-            self.results += ended if isinstance(ended, list) else [ended]
-            self._refuse_a_broken_program()
-            if len(self.results) // self._budget.step > before // self._budget.step:
-                status = self._status()
-                self._show(status)
-                goes_on = goes_on and self._goes_on(status)
+                try:
+                    ended = done.get(timeout=pause_seconds).result()
+                except Empty:
+                    continue
+                running -= 1
+                before = len(self.results)
+                self.results += ended if isinstance(ended, list) else [ended]
+                self._refuse_a_broken_program()
+                if look and look.done():
+                    goes_on, look = goes_on and look.result(), None
+                stepped = len(self.results) // self._budget.step > before // self._budget.step
+                if stepped and look is None:
+                    look = aside.submit(copy_context().run, self._look)
+            if look:
+                look.result()
+
+    def _look(self) -> bool:
+        """Show how the session stands; whether it goes on."""
+        status = self._status()
+        self._show(status)
+        return self._goes_on(status)
 
     def _submit(self, batch: list[RolloutJob]) -> PrefectFuture[Any]:
         budget = self._budget

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from prefect_mipro.flows import optimize_prompt
-from prefect_mipro.flows.loop import Budget, is_coroutine_function, stream
+from prefect_mipro.flows.budget import Budget
+from prefect_mipro.flows.loop import is_coroutine_function, stream
 from prefect_mipro.flows.recording import recorded
 
 ROWS = list("abcdefg")
