@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,17 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBacken
 
 
 @pytest.fixture
-def place(backend: EmbeddedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    backend: EmbeddedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
     """What the pages take for granted: `session.toml`, and where the backend is."""
     (tmp_path / "session.toml").write_text(SESSION, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MIPRO_BACKEND_URL", backend.url)
     monkeypatch.setenv("MIPRO_API_KEY", backend.api_key.get_secret_value())
-    return Place(tmp_path, backend.url)
+    yield Place(tmp_path, backend.url)
+    # Another page may have a file of the same name.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import exp, sqrt
+from random import Random
 from typing import Any
 
 from prefect_mipro.models.levers import MiproLeverSummary
@@ -137,3 +139,65 @@ def duel(challenger: int) -> DuelReport:
         predicted_lift=0.2,
         detectable_lift=0.45,
     )
+
+
+def large_status() -> SessionStatus:
+    """Forty candidates with prompts of a thousand words, after 2,225 rollouts."""
+    chance = Random(2)
+    reports = [_large_candidate(number, chance) for number in range(1, 41)]
+    curve = [
+        (25 * block, 0.3 + 0.5 * (1 - exp(-block / 20)) + chance.uniform(-0.08, 0.08))
+        for block in range(1, 90)
+    ]
+    return status(
+        *reports,
+        champion=33,
+        session_id="Support_Bot:long-prompts",
+        rollout_count=2225,
+        reward_count=2210,
+        reward_curve=curve,
+        reward_flow=RewardFlow(rewarded=2210, in_flight=9, missing=6, watermark=2225),
+        duel=duel(36).model_copy(update={"number": 4, "champion_id": candidate_id(33)}),
+        context_apply=ContextApply(
+            calls=2225, unapplied_calls=3, last_reason="the system message is another one"
+        ),
+        warnings=["prompt_learning.mipro.meta_model has no effect here"],
+    )
+
+
+def _large_candidate(number: int, chance: Random) -> CandidateReport:
+    mean = 0.2 if number == 1 else 0.88 if number == 33 else min(0.85, 0.2 + 0.7 * chance.random())
+    rewards = 180 if number == 33 else chance.randrange(4, 120)
+    half = 1.96 * sqrt(mean * (1 - mean) / rewards)
+    return candidate(
+        number,
+        parent_id=candidate_id(chance.randrange(1, number)) if number > 1 else None,
+        rollout_count=rewards,
+        reward_count=rewards,
+        avg_reward=mean,
+        mean=mean,
+        interval=(max(0.0, mean - half), min(1.0, mean + half)),
+        probability_best=0.6 if number == 33 else chance.random() * 0.05,
+        instruction=long_instruction(number),
+        demonstrations=[
+            {"input": f"Ticket {turn}: {SENTENCE * 8}", "output": f"Answer {turn}. {SENTENCE * 3}"}
+            for turn in range(number % 9)
+        ],
+        origin="proposer: more concise" if number % 2 else "demonstrations: expected answers",
+        prompt_tokens=rewards * 9_000,
+        completion_tokens=rewards * 300,
+        cost_usd=rewards * 0.0021 * (1 + number % 9),
+        latency_seconds=1 + chance.random(),
+        first_byte_seconds=0.4 + chance.random() / 4,
+        status="retired" if number % 3 == 2 else "evaluated",
+    )
+
+
+SENTENCE = "Answer in the customer's language, and keep the order of the steps. "
+
+
+def long_instruction(number: int) -> str:
+    """A thousand words in twelve paragraphs, of which one is the candidate's own."""
+    paragraphs = [f"{paragraph}. {SENTENCE * 7}" for paragraph in range(1, 13)]
+    paragraphs[5] = f"6. Wording {number}: quote the customer, and promise date {number} never."
+    return "\n\n".join(paragraph.strip() for paragraph in paragraphs)

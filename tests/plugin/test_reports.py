@@ -24,7 +24,7 @@ from prefect_mipro.artifacts.reports import (
 )
 from prefect_mipro.models.sessions import ContextApply, ProposerReport, SessionState
 from prefect_mipro.models.summaries import Evaluation
-from tests.plugin.examples import candidate, candidate_id, duel, status
+from tests.plugin.examples import candidate, candidate_id, duel, large_status, status
 
 HOSTILE = "a|b `tick` <script>alert(1)</script> ![x](http://evil/x.png) [y](javascript:z)\n# Head"
 
@@ -299,9 +299,8 @@ def test_foreign_text_in_a_chart_is_escaped() -> None:
     ElementTree.fromstring(candidates_chart(two))
 
 
-def test_forty_candidates_fit_into_the_page() -> None:
-    page = champion_page(status(*(candidate(n) for n in range(1, 41)), champion=40))
-    assert len(page) < 40_000
+def test_forty_candidates_with_long_prompts_fit_into_the_page() -> None:
+    assert len(champion_page(large_status())) < 60_000
 
 
 def test_reward_chart_puts_many_blocks_together() -> None:
