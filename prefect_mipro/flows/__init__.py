@@ -7,6 +7,7 @@ from prefect_mipro.flows.cleanup import clean_up
 from prefect_mipro.flows.lifecycle import cancel_sessions, pause_sessions
 from prefect_mipro.flows.optimize import optimize_prompt
 from prefect_mipro.flows.promotion import promote_champion, roll_back_champion
+from prefect_mipro.flows.sessions import some_session
 from prefect_mipro.flows.temporary_server import temporary_server_settings
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "promote_champion",
     "roll_back_champion",
     "some_backend",
+    "some_session",
     "temporary_server_settings",
 ]
