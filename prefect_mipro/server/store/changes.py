@@ -9,11 +9,15 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from prefect_mipro.errors import CandidateNotFound, SessionNotFound
+from prefect_mipro.errors import CandidateNotFound, Overloaded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store.rows import RowValues, Values, session_record
 from prefect_mipro.server.store.tables import candidates, events, sessions
+
+# The version of a session of which not all is here yet.
+UNDER_IMPORT = 0
+IMPORT_WAIT_SECONDS = 5.0
 
 # Without the config and the metadata: they may be long, and no change depends on them. The key
 # stays shared: PostgreSQL takes a share of it for each row that refers to the session, and a call
@@ -82,11 +86,22 @@ class Change:
 
 
 @contextmanager
-def changing(connection: Connection, session_id: str) -> Iterator[Change]:
-    """Lock the session, and write at the end what the change holds. Raises SessionNotFound."""
+def changing(
+    connection: Connection, session_id: str, *, under_import: bool = False
+) -> Iterator[Change]:
+    """Lock the session, and write at the end what the change holds. Raises SessionNotFound.
+
+    While the session is under import only the import changes it, else Overloaded: an event would
+    take the number of one that is still to come.
+    """
     row = connection.execute(_LOCK, {"session_id": session_id}).mappings().first()
     if row is None:
         raise session_missing(session_id)
+    if row["version"] == UNDER_IMPORT and not under_import:
+        raise Overloaded(
+            f"session {session_id!r} is being imported; repeat this when that has ended",
+            retry_after_seconds=IMPORT_WAIT_SECONDS,
+        )
     change = Change(connection, row)
     yield change
     change.write()

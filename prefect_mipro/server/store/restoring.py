@@ -1,12 +1,12 @@
 """A session that was told part by part (`parts.py`), written into another store.
 
-It takes as many transactions as there are pages. Until the last one the session has the version 0,
-which no other session has, so that an import which was broken off can be taken up again.
+It takes as many transactions as there are pages. Until the last one the session has a version that
+no other session has, so that an import which was broken off can be taken up again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -30,10 +30,20 @@ from prefect_mipro.errors import Conflict, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.changes import Change, changing, session_missing
+from prefect_mipro.server.store.changes import UNDER_IMPORT, Change, changing, session_missing
 from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.database import insert_new
-from prefect_mipro.server.store.rows import Values
+from prefect_mipro.server.store.rows import (
+    Values,
+    candidate_record,
+    duel_record,
+    event_record,
+    frame_record,
+    lever_record,
+    reward_record,
+    rollout_record,
+    session_record,
+)
 from prefect_mipro.server.store.tables import (
     candidates,
     duels,
@@ -50,7 +60,6 @@ from prefect_mipro.server.store.tables import (
 )
 
 IMPORTED = "mipro.session.imported"
-_UNDER_IMPORT = 0
 
 _TABLES: Mapping[Part, Table] = {
     Part.LEVER_VERSION: lever_versions,
@@ -65,6 +74,17 @@ _TABLES: Mapping[Part, Table] = {
 }
 # Set here, or by the database.
 _OURS = frozenset({"session_id", "proxy_secret"})
+_UNSET = dict.fromkeys(_OURS, "")
+_RECORDS: Mapping[Table, Callable[[Values], object]] = {
+    sessions: session_record,
+    lever_versions: lever_record,
+    candidates: candidate_record,
+    duels: duel_record,
+    rollouts: rollout_record,
+    rewards: reward_record,
+    frames: frame_record,
+    events: event_record,
+}
 
 
 def restore(
@@ -97,7 +117,7 @@ def _begin(
             "session_id": session_id,
             "proxy_secret": secret,
             "state": state if state.final else SessionState.PAUSED,
-            "version": _UNDER_IMPORT,
+            "version": UNDER_IMPORT,
         }
         if not insert_new(connection, sessions, values):
             _check_importing(connection, session_id)
@@ -106,8 +126,8 @@ def _begin(
 def _finish(
     connection: Connection, session_id: str, rows: Sequence[JsonObject], *, at: datetime
 ) -> None:
-    with changing(connection, session_id) as change:
-        if change["version"] != _UNDER_IMPORT:
+    with changing(connection, session_id, under_import=True) as change:
+        if change["version"] != UNDER_IMPORT:
             if not _is_imported(change):
                 raise _exists(session_id)
             return
@@ -129,7 +149,7 @@ def _check_importing(connection: Connection, session_id: str) -> None:
     )
     if version is None:
         raise session_missing(session_id)
-    if version != _UNDER_IMPORT:
+    if version != UNDER_IMPORT:
         raise _exists(session_id)
 
 
@@ -154,7 +174,8 @@ def _check_counts(connection: Connection, session_id: str, lines: Mapping[str, i
     for part, table in {**_TABLES, Part.TRACE: frames}.items():
         query = select(func.count()).select_from(table).where(table.c.session_id == session_id)
         found = connection.scalar(query) or 0
-        if found != lines.get(part, 0):
+        # More may be: rollouts that began meanwhile.
+        if found < lines.get(part, 0):
             raise Conflict(
                 f"of the {lines.get(part, 0)} lines of {part} {found} are here; import the whole "
                 "file, and into a backend where no other session has its ids"
@@ -188,16 +209,24 @@ def _insertion(dialect: str, table: Table) -> Executable:
 
 
 def _values(table: Table, rows: Iterable[JsonObject]) -> list[Values]:
-    """The rows as the table takes them. Raises InputInvalid."""
+    """The rows as the table takes them, and as they can be read again. Raises InputInvalid."""
     model = _row_of(table)
-    try:
-        return [model.model_validate(row).model_dump() for row in rows]
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"])) or "the row"
-        raise InputInvalid(
-            f"a line of the import is no row of {table.name}: {field}: {problem['msg']}"
-        ) from None
+    read = _RECORDS.get(table)
+    values: list[Values] = []
+    for row in rows:
+        try:
+            values.append(model.model_validate(row).model_dump())
+            if read:
+                read({**_UNSET, **values[-1]})
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            field = ".".join(map(str, problem["loc"])) or "the row"
+            raise InputInvalid(
+                f"a line of the import is no row of {table.name}: {field}: {problem['msg']}"
+            ) from None
+        except KeyError as error:
+            raise InputInvalid(f"a line of the import has the unknown word {error}") from None
+    return values
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mipro.errors import Conflict, InputInvalid, SessionNotFound
+from prefect_mipro.errors import Conflict, InputInvalid, Overloaded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
@@ -110,6 +110,20 @@ async def test_an_import_that_lacks_rows_does_not_end_and_can_be_taken_up(
     assert (await store.session("s1")).rewards == 4
 
 
+async def test_until_its_end_nothing_else_changes_the_session(store: Store, source: Store) -> None:
+    await fill(source)
+    told = await told_by(source)
+    await write(store, told, *PARTS)
+    with pytest.raises(Overloaded, match="being imported") as refused:
+        await store.add_reward(reward("reward_new", "r0"))
+    assert refused.value.retry_after_seconds
+    await pin(store, rollout("meanwhile"))
+    await write(store, told, Part.END)
+    await store.add_reward(reward("reward_new", "r0"))
+    after = await store.session("s1")
+    assert (after.rollouts, after.rewards) == (6, 5)
+
+
 async def test_a_session_that_is_here_is_left_as_it_is(store: Store, source: Store) -> None:
     await fill(source)
     told = await told_by(source)
@@ -135,6 +149,10 @@ async def test_rows_without_their_session_are_refused(store: Store, source: Stor
         (Part.ROLLOUT, {"position": "first"}, "position"),
         (Part.ROLLOUT, {"pinned_at": "yesterday"}, "pinned_at"),
         (Part.TRACE, {"frame": {}}, "frame_id"),
+        (Part.LEVER_VERSION, {"lever": "temperature"}, "'temperature'"),
+        (Part.LEVER_VERSION, {"value": {"demonstrations": 5}}, "demonstrations"),
+        (Part.DUEL, {"state": "asleep"}, "state"),
+        (Part.EVENT, {"data": "words"}, "data"),
     ],
 )
 async def test_what_is_no_row_is_named(
