@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from prefect_mipro.cli.parser import DEFAULT_BACKEND_URL
 from prefect_mipro.client import environment
-from prefect_mipro.client.clients import Client
+from prefect_mipro.client.clients import Client, backend_root
 from prefect_mipro.embedded import EmbeddedBackend
 
 URL_VARIABLE = "MIPRO_BACKEND_URL"
@@ -27,6 +27,6 @@ def backend_of(options: argparse.Namespace) -> Iterator[Client]:
         with EmbeddedBackend() as running, Client(running.url, running.api_key) as client:
             yield client
         return
-    url = named_url(options) or DEFAULT_BACKEND_URL
+    url = backend_root(named_url(options) or DEFAULT_BACKEND_URL)
     with Client(url, options.api_key or environment.api_key(url)) as client:
         yield client

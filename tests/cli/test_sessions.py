@@ -160,7 +160,10 @@ def test_a_backend_out_of_reach_has_too(command: Command) -> None:
     assert "prefect-mipro serve" in result.err
 
 
-def test_an_address_that_is_none_is_wrong_usage(command: Command) -> None:
+def test_an_address_that_is_none_is_wrong_usage(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MIPRO_API_KEY")
     result = command("sessions", "list", "--backend-url", "mipro.example.com")
     assert (result.code, result.out) == (ExitCode.USAGE, "")
     assert "'mipro.example.com'" in result.err
