@@ -18,10 +18,16 @@ from prefect_ray.task_runners import RayTaskRunner
 
 from prefect_mipro import optimize_prompt
 from prefect_mipro.embedded import EmbeddedBackend
-from prefect_mipro.errors import InputInvalid
+from prefect_mipro.errors import InputInvalid, NotFound
 from prefect_mipro.flows.loop import _Sealed
 from prefect_mipro.models.summaries import OptimizationSummary
-from prefect_mipro.tasks import LiveRollout, RolloutJob, SessionHandle, run_rollouts
+from prefect_mipro.tasks import (
+    LiveRollout,
+    RolloutJob,
+    SessionHandle,
+    run_rollouts,
+    session_status,
+)
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import SYSTEM, config, new_id
 
@@ -51,7 +57,7 @@ def exact(row: Row, answer: str) -> float:
 
 
 def threads() -> TaskRunner[Any]:
-    return ThreadPoolTaskRunner(max_workers=2)
+    return ThreadPoolTaskRunner(max_workers=8)
 
 
 def processes() -> TaskRunner[Any]:
@@ -68,8 +74,10 @@ def ray_node() -> TaskRunner[Any]:
     return runner
 
 
-def optimize(runner: TaskRunner[Any] | None = None, **changes: Any) -> OptimizationSummary:
-    flow = optimize_prompt.with_options(task_runner=runner) if runner else optimize_prompt
+def optimize(
+    runner: TaskRunner[Any] | None = None, *, retried: int = 0, **changes: Any
+) -> OptimizationSummary:
+    flow = optimize_prompt.with_options(task_runner=runner or threads(), retries=retried)
     arguments: dict[str, Any] = {
         # Without a proposer the baseline answers every call: what a run finds is no chance.
         "config": config(online_proposer_mode="off"),
@@ -106,6 +114,23 @@ def test_every_runner_runs_each_rollout_once_and_finds_the_same(
     assert (summary.rollouts, summary.rewarded, summary.failed) == (ROLLOUTS, ROLLOUTS, 0)
     assert summary.mean_score == 0.5
     assert [evaluation.examples for evaluation in summary.evaluations] == [2]
+
+
+def test_a_run_that_prefect_retries_does_what_is_left_of_its_budget(
+    at_backend: EmbeddedBackend,
+) -> None:
+    calls = iter(range(100))
+
+    def program(rollout: LiveRollout, row: Row) -> str:
+        if next(calls) == 4:
+            raise NotFound("the model is not there for a moment")
+        return classify(rollout, row)
+
+    session_id = new_id()
+    summary = optimize(retried=1, program=program, max_workers=1, session_id=session_id)
+    handle = SessionHandle(session_id=session_id, backend_url=at_backend.url)
+    assert summary.rollouts == ROLLOUTS - 4
+    assert session_status.fn(handle).reward_count == ROLLOUTS
 
 
 def test_what_travels_to_a_worker_holds_no_key(
