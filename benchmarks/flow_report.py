@@ -44,9 +44,10 @@ def table(rows: Sequence[Measurement]) -> Iterator[str]:
                     _spread(_figures(rows, mode, size, each)) for each in (_client_ms, _server_ms)
                 )
                 yield f"{mode:<18}{size:>9}{client:>26}{server:>26}{median(walls):>9.2f}"
-    yield ""
-    yield f"{'0.2 s rollouts':<18}{'rollouts':>9}{'first to last, s':>26}{'whole call, s':>26}"
-    for size in _sizes(rows, slow=True):
+    slow_sizes = _sizes(rows, slow=True)
+    if slow_sizes:
+        yield f"\n{'0.2 s rollouts':<18}{'rollouts':>9}{'first to last, s':>26}{'whole call, s':>26}"
+    for size in slow_sizes:
         for mode in MODES:
             if windows := _figures(rows, mode, size, _window, slow=True):
                 whole = _spread(_figures(rows, mode, size, _wall, slow=True))
@@ -110,7 +111,7 @@ def _loss_bars(rows: Sequence[Measurement]) -> Iterator[Bar]:
     yield Bar(
         not short,
         "Prefect has every task run",
-        f"{sum(row.task_runs for row in recorded):,} of {len(recorded)} runs, {len(short)} short",
+        f"{sum(row.task_runs for row in recorded):,} in {len(recorded)} runs, {len(short)} short",
     )
 
 
