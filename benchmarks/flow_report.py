@@ -46,7 +46,8 @@ def table(rows: Sequence[Measurement]) -> Iterator[str]:
                 yield f"{mode:<18}{size:>9}{client:>26}{server:>26}{median(walls):>9.2f}"
     slow_sizes = _sizes(rows, slow=True)
     if slow_sizes:
-        yield f"\n{'0.2 s rollouts':<18}{'rollouts':>9}{'first to last, s':>26}{'whole call, s':>26}"
+        heads = f"{'rollouts':>9}{'first to last, s':>26}{'whole call, s':>26}"
+        yield f"\n{'0.2 s rollouts':<18}{heads}"
     for size in slow_sizes:
         for mode in MODES:
             if windows := _figures(rows, mode, size, _window, slow=True):
