@@ -25,8 +25,7 @@ from prefect import flow, task, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.flows import temporary_server_settings
-from prefect_mipro.flows.sessions import some_session
+from prefect_mipro.flows import some_session, temporary_server_settings
 from prefect_mipro.models.summaries import RolloutResult
 from prefect_mipro.tasks import Judgement, report_rewards, rollout_step
 
