@@ -12,18 +12,17 @@ NAMELESS = "(the caller's own)"
 
 
 def headline(version: ChampionVersion) -> str:
-    """One sentence: what the prompt earns, and what the baseline does."""
+    """One sentence, the numbers first: what the prompt earns, and what the baseline does."""
     evidence = version.evidence
     if evidence is None:
         return f"Candidate {version.number} of {version.session_id}."
-    told = (
-        f"Candidate {version.number} of {version.session_id} earns "
-        f"{_estimate(evidence.mean, evidence.interval)} over {evidence.rewards} rewards"
-    )
+    own = f"{_between(evidence.interval)} over {evidence.rewards} rewards"
     if version.number == 1:
-        return f"{told}; it is the baseline."
-    baseline = _estimate(evidence.baseline_mean, evidence.baseline_interval)
-    return f"{told}, the baseline {baseline}."
+        return f"{evidence.mean:.2f}: the baseline of {version.session_id} ({own})."
+    return (
+        f"{evidence.mean:.2f} against {evidence.baseline_mean:.2f}: candidate {version.number} of "
+        f"{version.session_id} ({own}) and the baseline ({_between(evidence.baseline_interval)})."
+    )
 
 
 def question(version: ChampionVersion, present: ChampionVersion) -> str:
@@ -101,5 +100,5 @@ def _changes(previous: ChampionVersion, version: ChampionVersion) -> str:
     return text if before == now == 0 else f"{text}\n\n{now} demonstrations, {before} before."
 
 
-def _estimate(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+def _between(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
@@ -33,7 +35,7 @@ from tests.fake_upstream import Body, FakeUpstream
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deployments" / "prefect.yaml").read_text("utf-8")
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(TEXT)["deployments"]
-SERVED = ROOT / "deployments" / "serve.py"
+AUTOMATE = ROOT / "deployments" / "automate.py"
 SESSION = "everyday-intents"
 DEPLOY = "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all".split()
 KEY = "key-that-nobody-may-see"
@@ -66,9 +68,8 @@ def test_no_block_is_resolved_into_the_deployment() -> None:
 
 def test_what_is_served_without_a_worker_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    scope: dict[str, Any] = {"__name__": "serve", "__file__": str(SERVED)}
-    exec(compile(SERVED.read_text("utf-8"), SERVED, "exec"), scope)
-    served = {each.name.removesuffix("-served"): each for each in scope["deployments"]()}
+    deployments = runpy.run_path("deployments/serve.py")["deployments"]()
+    served = {each.name.removesuffix("-served"): each for each in deployments}
     assert list(served) == [each["name"] for each in DEPLOYMENTS]
     for deployment in DEPLOYMENTS:
         same = served[deployment["name"]]
@@ -99,6 +100,10 @@ def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
     with model, backend, Client(backend.url, KEY) as mipro, get_client(sync_client=True) as prefect:
         monkeypatch.delenv("MIPRO_API_KEY")
         prefect.create_work_pool(WorkPoolCreate(name="optimizers", type="process"))
+        for kind in ("docker", "kubernetes"):
+            text = (ROOT / "deployments" / "work-pools" / f"{kind}.json").read_text("utf-8")
+            pool = WorkPoolCreate(name=kind, type=kind, base_job_template=json.loads(text))
+            prefect.create_work_pool(pool)
         with worker(tmp_path):
             run_side_by_side(
                 command(
@@ -107,6 +112,10 @@ def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
                 command("-m", *DEPLOY),
             )
             better = session_with_a_better_prompt(mipro)
+            for _ in range(2):
+                runpy.run_path(str(AUTOMATE))["main"](
+                    ["clean-up/cleanup", "--parameter", "session"]
+                )
             night = started("optimize-everyday-intents/nightly", rollouts=4, held_out=0)
             asking = started("promote-champion/promotion", candidate_id=better)
             # The night is cancelled while its rollouts wait for the model.
@@ -127,6 +136,8 @@ def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
         assert load(PromptChampion, SESSION).candidate_id == better
         told = until(lambda: promotions(prefect))
         assert told[0]["resource"]["prefect-mipro.cause"] == "approval"
+        (automated,) = until(lambda: runs_of(prefect, "clean-up"))
+        assert automated.parameters["session"] == SESSION
         assert_key_is_nowhere(prefect)
 
 
@@ -193,6 +204,12 @@ def promotions(prefect: SyncPrefectClient) -> list[dict[str, Any]]:
     wanted = {"filter": {"event": {"name": ["prefect-mipro.champion.promoted"]}}}
     found = prefect.request("POST", "/events/filter", json=wanted).json()["events"]
     return [e for e in found if e["resource"]["prefect.resource.id"].endswith(SESSION)]
+
+
+def runs_of(prefect: SyncPrefectClient, flow: str) -> list[FlowRun]:
+    """Those that an automation has created."""
+    found = prefect.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+    return [run for run in found if run.created_by and run.created_by.type == "AUTOMATION"]
 
 
 def until(condition: Callable[[], Any]) -> Any:
