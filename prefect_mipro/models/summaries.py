@@ -83,12 +83,16 @@ class RewardReport(Record):
 
     @property
     def settled(self) -> frozenset[str]:
-        """The rollouts that need no further report: repeating theirs would change nothing."""
-        again = {RewardOutcome.INVALID}
+        """The rollouts that need no further report.
+
+        An invalid reward is to be put right. One for an unknown rollout may have been sent to the
+        wrong session, and to report it again does no harm.
+        """
+        open_ones = (RewardOutcome.INVALID, RewardOutcome.UNKNOWN)
         return frozenset(
             rollout_id
             for outcome, ids in self.rollout_ids.items()
-            if outcome not in again
+            if outcome not in open_ones
             for rollout_id in ids
         )
 
