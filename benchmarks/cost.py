@@ -135,7 +135,7 @@ class Server:
         )
         began = time.perf_counter()
         session = await self._backend.sessions.admit(SESSION_ID, key_accepted=lambda: True)
-        async with self._backend.rollouts.serve(session, call) as served:
+        async with self._backend.serving.serve(session, call) as served:
             await served.read()
         return self._model.asked_at - began
 

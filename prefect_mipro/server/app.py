@@ -26,6 +26,7 @@ from prefect_mipro.server.routes import (
 )
 from prefect_mipro.server.routes.dependencies import Backend, Keys
 from prefect_mipro.server.routes.proxy import Proxy
+from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.identity import new_id, new_secret, utc_now
@@ -38,6 +39,7 @@ from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
@@ -164,21 +166,12 @@ def _backend(
     )
     opened.push_async_callback(proposals.close)
     recorder = Recorder(store, journal, clock=utc_now, new_id=new_id)
+    assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=utc_now)
+    serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
+    opened.push_async_callback(journal.close)
     rollouts = Rollouts(
-        store,
-        upstreams,
-        knowledge,
-        live,
-        beliefs,
-        promotion,
-        proposals,
-        journal,
-        recorder,
-        telemetry=telemetry,
-        clock=utc_now,
-        new_id=new_id,
+        store, live, promotion, proposals, telemetry=telemetry, clock=utc_now, new_id=new_id
     )
-    opened.push_async_callback(rollouts.close)
     sessions = Sessions(
         store,
         upstreams,
@@ -194,8 +187,11 @@ def _backend(
     )
     return Backend(
         sessions=sessions,
+        serving=serving,
         rollouts=rollouts,
-        leases=Leases(store, knowledge, sessions, rollouts, recorder, clock=utc_now, new_id=new_id),
+        leases=Leases(
+            store, knowledge, sessions, serving, rollouts, recorder, clock=utc_now, new_id=new_id
+        ),
         exports=Exports(store, journal, clock=utc_now),
         imports=Imports(store, upstreams, clock=utc_now, new_secret=new_secret),
         keys=Keys(settings.api_keys),

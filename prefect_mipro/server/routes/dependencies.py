@@ -28,6 +28,7 @@ from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.telemetry.watch import Telemetry
 
@@ -69,6 +70,7 @@ class Backend:
     """The services behind the routes, and what guards the way to them."""
 
     sessions: Sessions
+    serving: Serving
     rollouts: Rollouts
     leases: Leases
     exports: Exports

@@ -114,7 +114,7 @@ class Proxy:
                 )
                 call = _call(rollout_id, given, parse_chat(body), metered)
                 with _WhileConnected(receive):
-                    async with backend.rollouts.serve(session, call) as served:
+                    async with backend.serving.serve(session, call) as served:
                         if served.is_stream:
                             await answer.stream(served)
                         else:

@@ -38,6 +38,11 @@ class Call:
     provider_key: SecretStr | None = None
     metered: MeteredCall = field(default_factory=unread)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is a rollout of the session's own."""
+        return self.candidate_id is None
+
 
 class Served:
     """An answer under way: the candidate that made it, the upstream's status, the body to come.

@@ -1,6 +1,6 @@
 """The journal: what calls leave behind, written for many calls at once.
 
-A call waits for its pin, which joins the next transaction, and for nothing else. Its recording is
+A call is answered when its pin is written, which joins the next transaction. Its recording is
 in the store `DELAY_SECONDS` later at most, plus the time of one transaction; until then it is in
 memory only. A store that refuses is asked again until it takes what is here. There is room for so
 much and for so many calls, and one that comes when it is used up is refused before anything is
@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from prefect_mipro.errors import MiproError, Overloaded, StoreFailed
@@ -81,7 +80,6 @@ class Journal:
         self._most_bytes = most_bytes
         self.most_calls_in_flight = most_calls_in_flight
         self.calls_in_flight = 0
-        self._admission = _Admission(self)
         self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
         self._pinning: asyncio.Task[None] | None = None
         self._recordings: deque[_Recording] = deque()
@@ -104,15 +102,11 @@ class Journal:
         """How many may wait. Large ones fill the journal sooner."""
         return self._most_recordings
 
-    def admitted(self) -> AbstractContextManager[None]:
-        """One more call is under way meanwhile.
+    def begin_call(self) -> None:
+        """One more call is under way, until `end_call`.
 
         Raises Overloaded while there are too many, or while the store is too far behind.
         """
-        return self._admission
-
-    def begin_call(self) -> None:
-        """What entering that does."""
         if self.calls_in_flight >= self.most_calls_in_flight:
             self.counts.refused += 1
             raise Overloaded(
@@ -129,17 +123,17 @@ class Journal:
             )
         self.calls_in_flight += 1
 
-    async def pin(self, rollout: Rollout) -> Rollout:
-        """Pin it with the next transaction; the rollout that was pinned first is returned."""
-        if self.calls_in_flight <= 1 and self._pinning is None:
-            # Nobody is there to share a transaction with.
-            (alone,) = await self._store.pin([rollout])
-            return alone
+    def end_call(self) -> None:
+        """It is over."""
+        self.calls_in_flight -= 1
+
+    def pin(self, rollout: Rollout) -> asyncio.Future[Rollout]:
+        """Pin it with the next transaction: the rollout as it was pinned first."""
         pinned: asyncio.Future[Rollout] = asyncio.get_running_loop().create_future()
         self._pins.append((rollout, pinned))
         if self._pinning is None:
             self._pinning = asyncio.create_task(self._pin_all())
-        return await pinned
+        return pinned
 
     def record(self, call: CallRecord, *, size_bytes: int) -> None:
         """Write it soon."""
@@ -280,16 +274,3 @@ class Journal:
         if isinstance(error, StoreFailed):  # others quote what could not be stored
             fields["reason"] = error.message
         log.error("recordings_lost", extra=fields)
-
-
-class _Admission:
-    """One for all calls, since it holds nothing of its own: this is entered for every call."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def __enter__(self) -> None:
-        self._journal.begin_call()
-
-    def __exit__(self, *_: object) -> None:
-        self._journal.calls_in_flight -= 1

@@ -38,6 +38,7 @@ from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.recording import Recorder, lever_versions
 from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.interface import Store
 
@@ -83,6 +84,7 @@ class Leases:
         store: Store,
         knowledge: Knowledge,
         sessions: Sessions,
+        serving: Serving,
         rollouts: Rollouts,
         recorder: Recorder,
         *,
@@ -92,6 +94,7 @@ class Leases:
         self._store = store
         self._knowledge = knowledge
         self._sessions = sessions
+        self._serving = serving
         self._rollouts = rollouts
         self._recorder = recorder
         self._clock = clock
@@ -138,7 +141,7 @@ class Leases:
             )
         if asked.messages is not None:
             leased = await self._leased(session, asked)
-            applied = await self._rollouts.prompt_of(
+            applied = await self._serving.prompt_of(
                 session, leased.candidate, asked.messages, example_id=asked.example_id
             )
         else:
@@ -181,14 +184,14 @@ class Leases:
 
     async def _leased(self, session: Session, asked: LeaseRequest) -> _Leased:
         if asked.candidate_id is None:
-            candidate = await self._rollouts.assign(
+            candidate = await self._serving.assign(
                 session,
                 rollout_id=asked.rollout_id,
                 correlation_id=asked.correlation_id,
                 example_id=asked.example_id,
             )
         else:
-            candidate = await self._rollouts.candidate_of(session.session_id, asked.candidate_id)
+            candidate = await self._serving.candidate_of(session.session_id, asked.candidate_id)
         instruction, demonstrations = await self._knowledge.prompt_of(candidate)
         return _Leased(candidate, instruction, demonstrations, asked.example_id)
 

@@ -12,10 +12,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.stopping import has_budget
 from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge
@@ -44,6 +46,13 @@ class Reserved:
 NOTHING = Reserved()
 
 
+class Pinning(NamedTuple):
+    """A pin under way: the candidate that was chosen, and the rollout as it will be pinned."""
+
+    candidate_id: str
+    rollout: asyncio.Future[Rollout]
+
+
 @dataclass(eq=False)
 class LiveSession:
     """A session as it is held. Its counters only grow: of two figures the larger is the newer.
@@ -64,6 +73,7 @@ class LiveSession:
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
     choosing: dict[str, asyncio.Event] = field(default_factory=dict)
+    pinning: dict[str, Pinning] = field(default_factory=dict)
     reserved: Reserved = NOTHING
 
     def __post_init__(self) -> None:
@@ -115,7 +125,7 @@ class LiveSession:
         self.prompt_tokens = max(self.prompt_tokens, totals.prompt_tokens)
         self.completion_tokens = max(self.completion_tokens, totals.completion_tokens)
         self.cost_usd = max(self.cost_usd, totals.cost_usd_sum)
-        if not self.choosing:
+        if not self.choosing and not self.pinning:
             self.serving_candidate_id = session.serving_candidate_id
             self.serving_rollouts = session.serving_rollouts
 
@@ -138,6 +148,11 @@ class LiveSession:
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.cost_usd += cost_usd or 0.0
+
+    @property
+    def unpinned(self) -> int:
+        """Rollouts that are being chosen for or pinned, and so not counted yet."""
+        return len(self.choosing) + len(self.pinning)
 
     @property
     def totals(self) -> Statistics:

@@ -72,7 +72,7 @@ class Promotion:
         others = live.reserved - own
         at_most = replace(
             progress,
-            rollouts=progress.rollouts + len(live.choosing) - 1,
+            rollouts=progress.rollouts + live.unpinned - 1,
             tokens=progress.tokens + others.tokens,
             cost_usd=None if progress.cost_usd is None else progress.cost_usd + others.cost_usd,
         )

@@ -6,13 +6,15 @@ The same functions serve both databases. SQLite's driver blocks, so transactions
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import random
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import Connection, Executable, Row, Table
@@ -24,6 +26,11 @@ from prefect_mipro.errors import Conflict, InputInvalid, MiproError, StoreFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Two transactions that change many rows may each wait for what the other has changed.
+DEADLOCK = "40P01"
+MOST_DEADLOCKS = 5
+LONGEST_PAUSE_SECONDS = 0.05
 
 Work = Callable[Concatenate[Connection, P], T]
 
@@ -38,7 +45,12 @@ _WAYS_OUT = (
 
 
 class Database(Protocol):
-    """Runs transactions. They raise Conflict and StoreFailed, besides what the work raises."""
+    """Runs transactions. They raise Conflict and StoreFailed, besides what the work raises.
+
+    One that is `shared` may be open in other servers, too.
+    """
+
+    shared: ClassVar[bool]
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run work that changes nothing."""
@@ -58,6 +70,8 @@ class Database(Protocol):
 class PostgresDatabase:
     """As many transactions at once as the engine's pool has connections."""
 
+    shared: ClassVar[bool] = True
+
     def __init__(self, engine: AsyncEngine, *, name: str) -> None:
         self._engine = engine
         self._name = name
@@ -67,14 +81,29 @@ class PostgresDatabase:
 
     async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with translated(self._name):
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(work, *args, **kwargs)
+            for _ in range(MOST_DEADLOCKS):
+                try:
+                    return await self._run(work, *args, **kwargs)
+                except DBAPIError as error:
+                    if not _is_deadlock(error):
+                        raise
+                # It has ended one transaction so that the other goes on: this one comes after it.
+                await asyncio.sleep(random.random() * LONGEST_PAUSE_SECONDS)
+            return await self._run(work, *args, **kwargs)
+
+    async def _run(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(work, *args, **kwargs)
 
     async def write_last(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.write(work, *args, **kwargs)
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+def _is_deadlock(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == DEADLOCK
 
 
 @contextmanager

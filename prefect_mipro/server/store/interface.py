@@ -128,6 +128,11 @@ class Overview:
 class Store(Protocol):
     """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may have it open, too."""
+        ...
+
     def watch(self, changed: Callable[[str], None]) -> None:
         """Have it called with the id of each session that is changed here, when it has been.
 

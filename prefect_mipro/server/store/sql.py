@@ -55,6 +55,10 @@ class SqlStore:
         self._database = database
         self._watchers: list[Callable[[str], None]] = []
 
+    @property
+    def shared(self) -> bool:
+        return self._database.shared
+
     def watch(self, changed: Callable[[str], None]) -> None:
         self._watchers.append(changed)
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine
 
@@ -72,6 +72,8 @@ class SqliteDatabase:
 
     `held` is let go after the last connection is closed.
     """
+
+    shared: ClassVar[bool] = False
 
     engine: Engine
     name: str

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
+from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.journal import Journal
@@ -26,6 +27,7 @@ from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
@@ -87,6 +89,7 @@ class Backend:
     store: Store
     model: Model
     sessions: Sessions
+    serving: Serving
     rollouts: Rollouts
     proposals: Proposals
     journal: Journal
@@ -112,7 +115,7 @@ class Backend:
         }
         session = await self.store.session(call.pop("session_id", "s"))
         asked = Call(body=body, rollout_id=rollout_id, **call)
-        async with self.rollouts.serve(session, asked) as served:
+        async with self.serving.serve(session, asked) as served:
             return served.candidate_id, json.loads(await served.read())
 
     async def reward(self, rollout_id: str | None, score: Any = 1.0, **more: Any) -> RewardReceipt:
@@ -173,19 +176,10 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         new_id=new_id,
     )
     recorder = Recorder(store, journal, clock=clock, new_id=new_id)
+    assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
+    serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
     rollouts = Rollouts(
-        store,
-        upstreams,
-        knowledge,
-        live,
-        beliefs,
-        promotion,
-        proposals,
-        journal,
-        recorder,
-        telemetry=telemetry,
-        clock=clock,
-        new_id=new_id,
+        store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
     )
     sessions = Sessions(
         store,
@@ -200,7 +194,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         clock=clock,
         new_id=new_id,
     )
-    yield Backend(store, model, sessions, rollouts, proposals, journal, live, now)
+    yield Backend(store, model, sessions, serving, rollouts, proposals, journal, live, now)
     await proposals.close()
-    await rollouts.close()
+    await journal.close()
     await store.close()

@@ -69,7 +69,7 @@ async def test_a_call_too_many_is_refused_before_anything_is_chosen(backend: Bac
     session = await backend.store.session("s")
     body = {"model": "m", "messages": [{"role": "user", "content": "Query: hi"}]}
     backend.journal.most_calls_in_flight = 1
-    async with backend.rollouts.serve(session, Call(body, rollout_id="r1")):
+    async with backend.serving.serve(session, Call(body, rollout_id="r1")):
         with pytest.raises(Overloaded) as refused:
             await backend.call("r2")
     assert refused.value.retry_after_seconds

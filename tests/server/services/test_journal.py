@@ -44,6 +44,16 @@ def refusing(file: Path, table: str) -> Iterator[None]:
         other.close()
 
 
+@contextmanager
+def under_way(journal: Journal) -> Iterator[None]:
+    """One more call."""
+    journal.begin_call()
+    try:
+        yield
+    finally:
+        journal.end_call()
+
+
 def recorded(number: int, rollout_id: str = "r") -> CallRecord:
     return call(trace(f"t{number}", rollout_id), frame(f"f{number}", rollout_id))
 
@@ -134,16 +144,16 @@ async def test_a_full_journal_takes_no_calls_until_it_is_written(
     await journal.pin(rollout("r"))
     with refusing(file, "mipro_frames"):
         for number in range(3):
-            with journal.admitted():
+            with under_way(journal):
                 journal.record(recorded(number), size_bytes=1)
-        with pytest.raises(Overloaded, match="3 calls behind") as refused, journal.admitted():
+        with pytest.raises(Overloaded, match="3 calls behind") as refused, under_way(journal):
             pass
         assert refused.value.status == 429
         assert refused.value.retry_after_seconds
     async with asyncio.timeout(20):
         while journal.waiting:
             await journal.flush()
-    with journal.admitted():
+    with under_way(journal):
         pass
     await journal.close()
     assert await calls_of(store) == 3
@@ -153,18 +163,18 @@ async def test_large_recordings_fill_the_journal_sooner(store: SqlStore) -> None
     journal = Journal(store, delay_seconds=1_000, most_bytes=1_000)
     await journal.pin(rollout("r"))
     journal.record(recorded(1), size_bytes=1_000)
-    with pytest.raises(Overloaded), journal.admitted():
+    with pytest.raises(Overloaded), under_way(journal):
         pass
     await journal.flush()
-    with journal.admitted():
+    with under_way(journal):
         pass
     await journal.close()
 
 
 async def test_no_more_calls_are_under_way_than_allowed(store: SqlStore) -> None:
     journal = Journal(store, most_calls_in_flight=2)
-    with journal.admitted(), journal.admitted():
-        with pytest.raises(Overloaded, match="--max-calls-in-flight"), journal.admitted():
+    with under_way(journal), under_way(journal):
+        with pytest.raises(Overloaded, match="--max-calls-in-flight"), under_way(journal):
             pass
         assert journal.calls_in_flight == 2
     assert journal.calls_in_flight == 0

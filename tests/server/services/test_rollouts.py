@@ -130,7 +130,7 @@ async def test_a_stream_passes_through_byte_for_byte_and_is_traced_whole(backend
             {"role": "user", "content": "Query: hi"},
         ],
     }
-    async with backend.rollouts.serve(session, Call(body, rollout_id="r")) as served:
+    async with backend.serving.serve(session, Call(body, rollout_id="r")) as served:
         passed = b"".join([chunk async for chunk in served.chunks()])
     assert passed.endswith(b"data: [DONE]\n\n")
     await backend.reward("r")
@@ -144,9 +144,9 @@ async def test_a_caller_who_goes_away_is_recorded_all_the_same(backend: Backend)
     session = await backend.store.session("s")
     body = {"model": "m", "messages": [{"role": "user", "content": "Query: hi"}]}
     with pytest.raises(asyncio.CancelledError):
-        async with backend.rollouts.serve(session, Call(body, rollout_id="r")):
+        async with backend.serving.serve(session, Call(body, rollout_id="r")):
             raise asyncio.CancelledError
-    await backend.rollouts.close()
+    await backend.journal.close()
     status = await backend.sessions.status("s")
     (report,) = status.candidates.values()
     assert (report.rollout_count, report.failed_calls) == (1, 1)
@@ -172,7 +172,7 @@ async def test_a_caller_who_leaves_in_mid_answer_has_used_its_budget(backend: Ba
     session = await backend.store.session("s")
     body = {"model": "m", "messages": [{"role": "user", "content": "Query: " + 30 * "card "}]}
     with pytest.raises(asyncio.CancelledError):
-        async with backend.rollouts.serve(session, Call(body, rollout_id="r")):
+        async with backend.serving.serve(session, Call(body, rollout_id="r")):
             raise asyncio.CancelledError
     await backend.call("r2")
     status = await backend.sessions.status("s")

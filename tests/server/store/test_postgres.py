@@ -12,6 +12,7 @@ from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.errors import InputInvalid, StoreFailed
+from prefect_mipro.server.store.database import PostgresDatabase
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
@@ -31,6 +32,10 @@ OTHERS_OF_THIS_DATABASE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+
+COUNT_ROLLOUT = text(
+    "UPDATE mipro_sessions SET rollouts = rollouts + 1 WHERE session_id = :session_id"
+)
 
 
 @pytest.fixture
@@ -98,3 +103,31 @@ def schema(connection: Connection) -> set[tuple[str, str]]:
     """Columns, indexes and constraints of each table, in PostgreSQL's own words."""
     rows = connection.execute(SCHEMA).all()
     return {(table, words) for table, words in rows if table != VERSION_TABLE}
+
+
+async def test_transactions_that_wait_for_each_other_are_both_done(postgres_url: str) -> None:
+    store = await open_store(postgres_url)
+    for session_id in ("s1", "s2"):
+        await create(store, session_id)
+    await store.close()
+    engine = create_async_engine(postgres_url)
+    database = PostgresDatabase(engine, name="two ways")
+    begun = []
+
+    def count(connection: Connection, *session_ids: str) -> None:
+        begun.append(session_ids)
+        for session_id in session_ids:
+            connection.execute(COUNT_ROLLOUT, {"session_id": session_id})
+            connection.execute(text("SELECT pg_sleep(0.2)"))
+
+    await asyncio.gather(
+        database.write(count, "s1", "s2"),
+        database.write(count, "s2", "s1"),
+    )
+    assert len(begun) == 3
+    assert await database.read(rollouts_of_both) == [2, 2]
+    await database.close()
+
+
+def rollouts_of_both(connection: Connection) -> list[int]:
+    return list(connection.execute(text("SELECT rollouts FROM mipro_sessions")).scalars())

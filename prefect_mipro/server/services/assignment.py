@@ -1,0 +1,192 @@
+"""Which candidate serves a rollout: the one that it is pinned to, or one that is chosen now.
+
+Where the database is this server's alone, a pin is written while the model is asked already, and
+its call waits for it only before it answers: no call is longer for its pin, and no answer goes out
+whose rollout is not pinned. Where others share it, the call waits first: one of them may have
+pinned the rollout, and a model that is asked in vain costs money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.rollouts import Rollout
+from prefect_mipro.optimizer.examples import expected_deviation
+from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.server.services.beliefs import Beliefs, Chance
+from prefect_mipro.server.services.identity import Clock
+from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import NOTHING, Live, LiveSession, Pinning, Reserved
+from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.store.interface import Store
+
+FindCandidate = Callable[[str], Awaitable[Candidate]]
+
+
+class Assigned:
+    """The candidate to go ahead with, and the pin of its rollout, which may be under way."""
+
+    __slots__ = ("_find", "_pin", "candidate")
+    _find: FindCandidate
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self._pin: asyncio.Future[Rollout] | None = None
+
+    @classmethod
+    def while_pinning(
+        cls, candidate: Candidate, pin: asyncio.Future[Rollout], *, find: FindCandidate
+    ) -> Assigned:
+        """Not settled before the pin is."""
+        assigned = cls(candidate)
+        assigned._pin, assigned._find = pin, find
+        return assigned
+
+    async def settled(self) -> Candidate:
+        """The candidate that the rollout is pinned to, once it is.
+
+        It is another one where the rollout was pinned so long ago that this server does not
+        remember it, or where another server was first. Raises StoreFailed where it cannot be
+        pinned.
+        """
+        if self._pin is None:
+            return self.candidate
+        # Not this call alone may wait for it.
+        pinned = self._pin.result() if self._pin.done() else await asyncio.shield(self._pin)
+        if pinned.candidate_id == self.candidate.candidate_id:
+            return self.candidate
+        return await self._find(pinned.candidate_id)
+
+    def is_pinned_to(self, candidate: Candidate) -> bool:
+        """Whether it is settled, and so."""
+        pin = self._pin
+        if pin is None:
+            return candidate is self.candidate
+        if not pin.done() or pin.cancelled() or pin.exception():
+            return False
+        return pin.result().candidate_id == candidate.candidate_id
+
+
+class Assignments:
+    """The candidates of all rollouts."""
+
+    def __init__(
+        self,
+        store: Store,
+        knowledge: Knowledge,
+        live: Live,
+        beliefs: Beliefs,
+        promotion: Promotion,
+        journal: Journal,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._knowledge = knowledge
+        self._live = live
+        self._beliefs = beliefs
+        self._promotion = promotion
+        self._journal = journal
+        self._clock = clock
+
+    async def of(
+        self,
+        live: LiveSession,
+        rollout_id: str,
+        *,
+        correlation_id: str | None,
+        example_id: str | None,
+        own: Reserved = NOTHING,
+    ) -> Assigned:
+        """The pinned candidate, else one that is chosen. `own` is what the call has reserved."""
+        while True:
+            pinned_id = self._live.pinned(live.session_id, rollout_id)
+            if pinned_id is not None:
+                return Assigned(await self._knowledge.candidate(pinned_id))
+            pinning = live.pinning.get(rollout_id)
+            if pinning is None:
+                # Of the calls of one rollout that come at once, one chooses.
+                choosing = live.choosing.get(rollout_id)
+                if choosing is not None:
+                    await choosing.wait()
+                    continue
+                pinning = await self._pin(live, rollout_id, correlation_id, example_id, own)
+            candidate = await self._knowledge.candidate(pinning.candidate_id)
+            assigned = Assigned.while_pinning(
+                candidate, pinning.rollout, find=self._knowledge.candidate
+            )
+            if self._store.shared:
+                return Assigned(await assigned.settled())
+            return assigned
+
+    async def _pin(
+        self,
+        live: LiveSession,
+        rollout_id: str,
+        correlation_id: str | None,
+        example_id: str | None,
+        own: Reserved,
+    ) -> Pinning:
+        """Choose a candidate, and begin to pin it, unless the rollout was pinned before."""
+        chosen = live.choosing[rollout_id] = asyncio.Event()
+        try:
+            choice = await self._choose(live, rollout_id, example_id, own)
+            rollout = Rollout(
+                session_id=live.session_id,
+                rollout_id=rollout_id,
+                candidate_id=choice.candidate_id,
+                correlation_id=correlation_id or live.session.correlation_id,
+                example_id=example_id,
+                propensity=choice.propensity,
+                duel_number=choice.duel_number,
+                predicted_reward=choice.predicted_reward,
+                pinned_at=self._clock(),
+            )
+            live.serve(choice.candidate_id)
+            pin = self._journal.pin(rollout)
+            pinning = live.pinning[rollout_id] = Pinning(choice.candidate_id, pin)
+            pin.add_done_callback(partial(self._pinned, live, rollout_id))
+            return pinning
+        finally:
+            del live.choosing[rollout_id]
+            chosen.set()
+
+    def _pinned(self, live: LiveSession, rollout_id: str, pin: asyncio.Future[Rollout]) -> None:
+        del live.pinning[rollout_id]
+        if not pin.cancelled() and pin.exception() is None:
+            pinned = pin.result()
+            self._live.remember_pin(live.session_id, rollout_id, pinned.candidate_id)
+            live.rollouts = max(live.rollouts, pinned.position or 0)
+
+    async def _choose(
+        self, live: LiveSession, rollout_id: str, example_id: str | None, own: Reserved
+    ) -> Choice:
+        session, config = live.session, live.config
+        if session.state.final or not await self._promotion.has_room(live, own):
+            return _certain(session.champion_id)
+        duel = live.running_duel
+        block = config.mipro.online_rollouts_per_candidate
+        if live.serving_candidate_id and duel is None and live.serving_rollouts % block:
+            return _certain(live.serving_candidate_id)
+        deviation = 0.0
+        if duel and example_id:
+            seen = await self._store.example_rewards(live.session_id, example_id)
+            deviation = expected_deviation(*seen)
+        snapshot = await self._beliefs.recent(live)
+        return choose(
+            snapshot.plan,
+            duel=duel,
+            expected_deviation=deviation,
+            settings=config.mipro.selection,
+            promotion=config.mipro.promotion,
+            rng=Chance(config, live.session_id, rollout_id),
+        )
+
+
+def _certain(candidate_id: str) -> Choice:
+    """No chance in it: the session has ended, or the candidate's block of rollouts goes on."""
+    return Choice(candidate_id, propensity=1.0, propensities={candidate_id: 1.0})
