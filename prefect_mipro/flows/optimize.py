@@ -27,7 +27,7 @@ from prefect_mipro.models.summaries import (
     OptimizationSummary,
     RolloutOutcome,
 )
-from prefect_mipro.tasks import SessionHandle, create_session
+from prefect_mipro.tasks import create_session
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.opening import session_plan
 from prefect_mipro.tasks.pace import slots_of
@@ -94,12 +94,14 @@ def optimize_prompt(
     started = time.monotonic()
     plan = session_plan(config, session_id=session_id, credentials=credentials)
     budget = Budget(rollouts, max_workers, rollouts_per_task, rate_limit, concurrency_limit)
+    if concurrency_limit:
+        budget = budget.within(slots_of(concurrency_limit))
     with ExitStack() as opened:
         backend = some_backend(backend_url=backend_url, credentials=plan.credentials)
-        arguments = plan.arguments(opened.enter_context(backend))
+        url = opened.enter_context(backend)
+        _refuse_tasks_without_a_key(url)
         with transaction():
-            session = create_session(plan.config, **arguments)
-            _refuse_tasks_without_a_key(session)
+            session = create_session(plan.config, **plan.arguments(url))
             connection = opened.enter_context(connection_to(session))
             loop = Loop(
                 session,
@@ -107,7 +109,7 @@ def optimize_prompt(
                 program=program,
                 reward=reward,
                 on_error=on_error,
-                budget=budget.within(slots_of(concurrency_limit)) if concurrency_limit else budget,
+                budget=budget,
             )
         loop.run(examples, seed=seed, stop=stop)
         evaluations = loop.evaluate(
@@ -117,11 +119,12 @@ def optimize_prompt(
     return _summary(loop, status, evaluations, seconds=time.monotonic() - started)
 
 
-def _refuse_tasks_without_a_key(session: SessionHandle) -> None:
+def _refuse_tasks_without_a_key(backend_url: str | None) -> None:
     """Raises InputInvalid where tasks run in processes that cannot know the embedded key."""
     run = FlowRunContext.get()
     elsewhere = run and not isinstance(run.task_runner, ThreadPoolTaskRunner)
-    if elsewhere and running_backend(session.backend_url) and not os.environ.get("MIPRO_API_KEY"):
+    embedded = backend_url and running_backend(backend_url)
+    if elsewhere and embedded and not os.environ.get("MIPRO_API_KEY"):
         raise InputInvalid(
             "the tasks run in other processes, which do not know the key that the embedded backend "
             "made up; set MIPRO_API_KEY to any text before the run, or name a running backend"
