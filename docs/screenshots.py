@@ -1,6 +1,6 @@
 """The pictures of the documentation: a real run on a real Prefect server, in a real Chromium.
 
-    python -m docs.screenshots            # the reference flow, about 6 minutes, into docs/pictures
+    python -m docs.screenshots            # the tutorial's flow, 3 to 5 minutes, into docs/pictures
     python -m docs.screenshots --made-up  # 40 candidates with long prompts, to look at
 
 Run it from the project's root. It needs the embedded model (`prefect-mipro model install`) and a
@@ -9,6 +9,7 @@ Chromium (`apt install chromium fonts-dejavu-core`).
 
 import argparse
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,13 +26,13 @@ from PIL import Image
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.optimize_prompt import optimize_everyday_intents
 from prefect_mipro.artifacts.publishing import SessionArtifacts
 from prefect_mipro.artifacts.reports import artifact_key
 from tests.plugin.examples import large_status
 
 PICTURES = Path(__file__).parent / "pictures"
-SESSION_ID = "everyday-intents"
+TUTORIAL = Path(__file__).parent / "tutorial.md"
+SESSION_ID = "tickets"
 LARGEST_BYTES = 200_000
 COLORS = 256
 START_TIMEOUT_SECONDS = 120.0
@@ -76,26 +77,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run, look, and write the pictures."""
     parser = argparse.ArgumentParser(description="Take the pictures of the documentation.")
     parser.add_argument("--folder", type=Path, default=PICTURES, help="where the pictures go")
-    parser.add_argument("--rollouts", type=int, default=400, help="of the reference flow")
+    parser.add_argument("--rollouts", type=int, default=200, help="of the tutorial's flow")
     parser.add_argument(
         "--made-up", action="store_true", help="a large session that was never run instead"
     )
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     with prefect_server() as server, temporary_settings({PREFECT_API_URL: server.api_url}):
-        shots = _made_up(server) if options.made_up else _reference(server, options.rollouts)
+        shots = _made_up(server) if options.made_up else _tutorial(server, options.rollouts)
         for shot in shots:
             path = options.folder / f"{shot.name}.png"
             photograph(f"{server.url}/v2{shot.path}", path, width=shot.width, height=shot.height)
             print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def _reference(server: Server, rollouts: int) -> list[Shot]:
-    optimize_everyday_intents(session_id=SESSION_ID, rollouts=rollouts)
+def _tutorial(server: Server, rollouts: int) -> list[Shot]:
+    """What a reader of the tutorial sees, from the same code."""
+    code = re.search(r'```python title="tickets.py"\n(.*?)```', TUTORIAL.read_text("utf-8"), re.S)
+    assert code
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tickets.py").write_text(code[1], encoding="utf-8")
+        program = f"import tickets; tickets.improve({rollouts})"
+        environment = {**os.environ, "PREFECT_API_URL": server.api_url, "XDG_DATA_HOME": folder}
+        subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
     keys = [artifact_key(SESSION_ID, name) for name in ("champion", "leaderboard")]
     return [
-        Shot("champion", server.newest(keys[0]), 1280, 1140),
-        Shot("champion-whole", server.newest(keys[0]), 1280, 2300),
+        Shot("champion", server.newest(keys[0]), 1280, 960),
+        Shot("champion-whole", server.newest(keys[0]), 1280, 2120),
         Shot("leaderboard", server.newest(keys[1]), 1280, 760),
         Shot("run", server.run_of("optimize-prompt"), 1280, 900),
     ]

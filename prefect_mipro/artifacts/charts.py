@@ -6,11 +6,13 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.sax.saxutils import escape
 
 WIDTH = 760
 CURVE_HEIGHT = 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 20, 24, 48
+NAMES = 118
 ROW, TREE, INDENT, DEEPEST, COUNTS = 26, 272, 14, 6, 78
 LABEL_CHARACTERS = 34
 
@@ -57,9 +59,10 @@ def line_chart(
     """The chart as an SVG text. Values are drawn on [0, 1]; what lies beyond is clipped to it."""
     largest = max((point.x for point in points), default=1.0) or 1.0
     bottom = CURVE_HEIGHT - BOTTOM
+    right = WIDTH - (NAMES if levels else RIGHT)
 
     def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * value / largest
+        return LEFT + (right - LEFT) * value / largest
 
     def y(value: float) -> float:
         return bottom - (bottom - TOP) * _clipped(value)
@@ -68,9 +71,9 @@ def line_chart(
     lower = [(x(p.x), y(p.low)) for p in reversed(points)]
     marks = [(x(p.x), y(p.mean)) for p in points]
     parts = [
-        *(_grid_row(y(share / 5), share / 5) for share in range(6)),
+        *(_grid_row(y(share / 5), right, share / 5) for share in range(6)),
         *(_text(x(tick), bottom + 18, f"{tick:g}", anchor="middle") for tick in ticks(largest)),
-        _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, CURVE_HEIGHT - 10, x_label, anchor="middle"),
+        _text(LEFT + (right - LEFT) / 2, CURVE_HEIGHT - 10, x_label, anchor="middle"),
         f'<g transform="rotate(-90 16 {CURVE_HEIGHT / 2:g})">'
         f"{_text(16, CURVE_HEIGHT / 2, y_label, anchor='middle')}</g>",
     ]
@@ -81,7 +84,12 @@ def line_chart(
             'stroke-linejoin="round"/>',
             *(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{LINE}"/>' for a, b in marks),
         ]
-    parts += [_level(level, y(level.value)) for level in levels]
+    names = _apart([y(level.value) + 4 for level in levels])
+    for level, name in zip(levels, names, strict=True):
+        height = y(level.value)
+        parts.append(_dashed(LEFT, height, right, height, level.color))
+        label = f"{level.name} {level.value:.2f}"
+        parts.append(_text(right + 6, name, label, color=level.color, more=' font-weight="600"'))
     return _card(parts, CURVE_HEIGHT)
 
 
@@ -161,11 +169,8 @@ def _card(parts: Sequence[str], height: float) -> str:
     return "".join([head, *parts, "</svg>"])
 
 
-def _grid_row(height: float, value: float) -> str:
-    line = (
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
-        f'stroke="{GRID}"/>'
-    )
+def _grid_row(height: float, right: float, value: float) -> str:
+    line = f'<line x1="{LEFT}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}" stroke="{GRID}"/>'
     return line + _text(LEFT - 8, height + 4, f"{value:.1f}", anchor="end")
 
 
@@ -183,18 +188,13 @@ def _branch(x_parent: float, y_parent: float, x: float, y: float) -> str:
     )
 
 
-def _level(level: Level, height: float) -> str:
-    label = f"{level.name} {level.value:.2f}"
-    # Above the line, but not above the chart.
-    baseline = height - 6 if height > TOP + 16 else height + 15
-    return _dashed(LEFT, height, WIDTH - RIGHT, height, level.color) + _text(
-        WIDTH - RIGHT - 4,
-        baseline,
-        label,
-        anchor="end",
-        color=level.color,
-        more=' font-weight="600"',
-    )
+def _apart(heights: Sequence[float], *, least: float = 15.0) -> list[float]:
+    """The heights, moved up as far as needed for their texts not to cover each other."""
+    moved = list(heights)
+    order = sorted(range(len(moved)), key=moved.__getitem__, reverse=True)
+    for below, above in pairwise(order):
+        moved[above] = min(moved[above], moved[below] - least)
+    return moved
 
 
 def _dashed(x1: float, y1: float, x2: float, y2: float, color: str) -> str:

@@ -69,8 +69,11 @@ def _rows(
     yield "P(best)", each(lambda r: f"{finite(r.probability_best):.2f}")
     yield "Rollouts", each(lambda r: f"{r.rollout_count:,}")
     yield "Demonstrations", each(lambda r: str(len(r.demonstrations)))
-    yield "Seconds per call", each(lambda r: _seconds(r.latency_seconds))
-    yield "Seconds to the first byte", each(lambda r: _seconds(r.first_byte_seconds))
+    whole = each(lambda r: _seconds(r.latency_seconds))
+    first_byte = each(lambda r: _seconds(r.first_byte_seconds))
+    yield "Seconds per call", whole
+    if first_byte != whole:
+        yield "Seconds to the first byte", first_byte
     yield "Tokens per rollout", each(_tokens)
     yield "USD per 1,000 rollouts", each(_cost)
     yield "Calls that failed", each(lambda r: _count(r.failed_calls))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +15,8 @@ from prefect_mipro.models.summaries import Evaluation, wilson_interval
 
 LEADERBOARD_ROWS = 50
 CHART_CANDIDATES = 16
-CURVE_POINTS = 20
+CURVE_POINTS = 12
+LEAST_BLOCK = 20
 STRIP_LETTERS = 16
 # A longer instruction opens on a click.
 SHOWN_CHARACTERS = 2_000
@@ -93,7 +93,7 @@ def leaderboard(status: SessionStatus) -> list[Row]:
             "rewards": report.reward_count,
             "demonstrations": len(report.demonstrations),
             "parent": _parent_number(report, status),
-            "origin": one_line(report.origin, characters=40),
+            "origin": _origin(report, characters=40),
             "instruction": one_line(report.instruction),
             "rollouts": report.rollout_count,
             "raw mean": _finite_or_blank(report.avg_reward),
@@ -127,9 +127,8 @@ def sensor_frames(status: SessionStatus) -> list[Row]:
 def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = ()) -> str:
     """The champion in markdown: comparison, prompt, what changed, reward curve, candidates."""
     champion, baseline = _champion(status), _baseline(status)
-    parts = [f"# Champion of {cell(status.session_id)}", headline(status)]
-    if champion is not None:
-        parts.append(comparison(status, evaluations))
+    shown = headline(status) if champion is None else comparison(status, evaluations)
+    parts = [f"# Champion of {cell(status.session_id)}", shown]
     if status.reward_curve:
         parts += ["## Reward", _picture("Mean reward over the rollouts", reward_chart(status))]
     if champion is not None:
@@ -176,7 +175,7 @@ def candidates_chart(status: SessionStatus) -> str:
         low, high = report.interval
         bars.append(
             Bar(
-                label=f"{report.number} {word or one_line(report.origin, characters=26)}",
+                label=f"{report.number} {word or _origin(report, characters=26)}",
                 mean=finite(report.mean),
                 low=finite(low),
                 high=finite(high),
@@ -191,17 +190,27 @@ def candidates_chart(status: SessionStatus) -> str:
     return interval_chart(bars, x_label="mean reward, 95 % interval", levels=levels)
 
 
-def _blocks(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float, int]]:
-    """Neighbours put together until few enough are left: last rollout, mean, number of rollouts."""
-    size = math.ceil(len(curve) / CURVE_POINTS) if curve else 1
-    before = 0
-    for start in range(0, len(curve), size):
-        first, total = before, 0.0
-        for last, mean in curve[start : start + size]:
-            total += mean * (last - before)
-            before = last
-        count = max(1, before - first)
-        yield before, total / count, count
+def _blocks(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float, int]]:
+    """Neighbours put together until few are left, each large enough to say something.
+
+    A block is (last rollout, mean, number of rollouts).
+    """
+    least = max(LEAST_BLOCK, curve[-1][0] / CURVE_POINTS) if curve else 0
+    blocks: list[tuple[int, float, int]] = []
+    before = first = 0
+    total = 0.0
+    for last, mean in curve:
+        total += mean * (last - before)
+        before = last
+        if last - first >= least:
+            blocks.append((last, total / (last - first), last - first))
+            first, total = last, 0.0
+    if before > first:
+        # What is left over joins the last block, unless it is the only one.
+        end, mean, count = blocks.pop() if blocks else (0, 0.0, 0)
+        rest = before - first
+        blocks.append((end + rest, (mean * count + total) / (count + rest), count + rest))
+    return blocks
 
 
 def _family_tree(status: SessionStatus) -> list[CandidateReport]:
@@ -346,6 +355,10 @@ def _strip(report: CandidateReport) -> str:
 
 def _place(reward: float) -> int:
     return min(STRIP_LETTERS - 1, max(0, int(finite(reward) * STRIP_LETTERS)))
+
+
+def _origin(report: CandidateReport, *, characters: int) -> str:
+    return one_line(report.origin.replace("_", " "), characters=characters)
 
 
 def _range(report: CandidateReport) -> str:

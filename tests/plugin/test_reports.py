@@ -306,9 +306,23 @@ def test_forty_candidates_with_long_prompts_fit_into_the_page() -> None:
 def test_reward_chart_puts_many_blocks_together() -> None:
     curve = [(5 * n, 0.5) for n in range(1, 61)]
     chart = reward_chart(status(candidate(1), reward_curve=curve))
-    assert chart.count("<circle") == 20
+    assert chart.count("<circle") == 12
     assert " 300</text>" not in chart
     assert ">300</text>" in chart
+
+
+def test_reward_chart_has_no_last_block_of_a_few_rollouts() -> None:
+    curve = [(25, 0.2), (50, 0.4), (53, 0.9)]
+    chart = reward_chart(status(candidate(1), reward_curve=curve))
+    assert chart.count("<circle") == 2
+    assert "53</text>" not in chart
+
+
+def test_names_of_levels_that_are_alike_do_not_cover_each_other() -> None:
+    chart = reward_chart(status(candidate(1, mean=0.5), candidate(2, mean=0.51), champion=2))
+    heights = re.findall(r'y="([0-9.]+)"[^>]*font-weight="600">(?:baseline|champion)', chart)
+    baseline, champion = map(float, heights)
+    assert baseline - champion >= 15
 
 
 def test_reward_chart_is_well_formed_and_draws_every_block() -> None:
