@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import orjson
 from pydantic import SecretStr
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -108,7 +108,7 @@ class Proxy:
         answer = _Answer(send, metered)
         try:
             with metered:
-                session = await _admitted(backend, proxy_id, scope)
+                session = await _admitted(backend, proxy_id, given)
                 body = await read_body(
                     given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes
                 )
@@ -128,7 +128,7 @@ class Proxy:
     ) -> None:
         """The session's policy model: in a list, or by its name."""
         backend = self._backend()
-        session = await _admitted(backend, proxy_id, scope)
+        session = await _admitted(backend, proxy_id, _Given(scope))
         model = backend.sessions.policy_model(session)
         if name not in ("", model):
             raise NotFound(f"the model of this session is {model!r}, not {short(repr(name))}")
@@ -213,10 +213,12 @@ def _require_method(scope: Scope, *methods: str) -> None:
         raise HTTPException(405, headers={"Allow": ", ".join(methods)})
 
 
-async def _admitted(backend: Backend, proxy_id: str, scope: Scope) -> Session:
+async def _admitted(backend: Backend, proxy_id: str, given: _Given) -> Session:
     return await backend.sessions.admit(
         identifier("the session id", proxy_id),
-        key_accepted=lambda: backend.keys.accept(Headers(scope=scope)),
+        key_accepted=lambda: backend.keys.accept(
+            given.header(b"authorization"), given.header(b"x-api-key")
+        ),
     )
 
 

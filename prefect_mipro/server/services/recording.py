@@ -5,7 +5,6 @@ from __future__ import annotations
 from prefect_mipro.errors import MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.models.sensors import SensorKind
@@ -19,7 +18,6 @@ from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.store.interface import CallRecord, Store
 
 CALLER_WENT_AWAY = 499
-NO_USAGE = Usage()
 
 # As plain text, which is what is written.
 _TIMING = SensorKind.TIMING.value
@@ -57,7 +55,7 @@ class Recorder:
         usage = completion.usage
         # The model has worked, and may be paid for it, whether or not the answer came to its end.
         worked = not served.is_refusal if served else failure is None
-        estimated = worked and usage == NO_USAGE
+        estimated = worked and not (usage.prompt_tokens or usage.completion_tokens)
         if estimated:
             usage = likely_usage(applied.messages, output)
         model = served.model if served else None
