@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import resume_flow_run
 
 from prefect_mipro.blocks import PromptChampion, load
@@ -148,6 +149,16 @@ def test_a_person_declines_and_another_one_approves(rivals: Rivals) -> None:
     in_use = load(PromptChampion, name)
     assert (in_use.candidate_id, in_use.promoted_by) == (better, "Ada")
     assert session_status.fn(session).champion_candidate_id == better
+
+
+@served
+@pytest.mark.timeout(400)
+def test_without_an_answer_the_run_fails_and_nothing_changes(rivals: Rivals) -> None:
+    session, baseline, better = rivals
+    with pytest.raises(FlowPauseTimeout):
+        promote_champion(session, candidate_id=better, timeout_seconds=1)
+    in_use = load(PromptChampion, champion_name(session))
+    assert (in_use.candidate_id, in_use.declined) == (baseline, ())
 
 
 @contextmanager
