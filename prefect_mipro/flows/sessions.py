@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect_mipro.flows.backend import some_backend
-from prefect_mipro.tasks.connections import SessionHandle, connection_to
+from prefect_mipro.tasks.connections import SessionHandle
 from prefect_mipro.tasks.opening import ConfigSource, session_plan
 
 
@@ -26,7 +26,6 @@ def some_session(
     sessions go on with the next one.
     """
     plan = session_plan(config, session_id=session_id, credentials=credentials, overrides=overrides)
-    with some_backend(backend_url=backend_url, credentials=plan.credentials) as url:
-        session = plan.open(url)
-        with connection_to(session):
-            yield session
+    backend = some_backend(backend_url=backend_url, credentials=plan.credentials)
+    with backend as url, plan.open(url).connected() as session:
+        yield session

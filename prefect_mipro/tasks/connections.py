@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import SecretStr
 
@@ -80,6 +86,21 @@ class SessionHandle(Record):
             on_error=on_error,
         )
 
+    @contextmanager
+    def connected(self) -> Iterator[Self]:
+        """Keep one connection open for all rollouts and tasks of this process in the block.
+
+        They would find the key and connect anew whenever none of them is under way.
+        """
+        with connection_to(self):
+            yield self
+
+    @asynccontextmanager
+    async def aconnected(self) -> AsyncIterator[Self]:
+        """The same for all that runs on this event loop."""
+        async with async_connection_to(self):
+            yield self
+
     def proxy_url(self, rollout_id: str) -> str:
         """The base URL of one rollout for any OpenAI client; it asks for the key."""
         return f"{_root(self.backend_url)}{self.proxy_path(rollout_id)}"
@@ -113,6 +134,12 @@ class AsyncConnection:
     model: AsyncClient
     openai: AsyncOpenAIClient
     api_key: SecretStr | None
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        await self.openai.aclose()
+        await self.model.aclose()
+        await self.client.aclose()
 
 
 class Connections:
@@ -150,6 +177,44 @@ class Connections:
                 connection.close()
 
 
+class AsyncConnections:
+    """The same for event loops, which cannot share one: each has its own."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[asyncio.AbstractEventLoop, str, str | None], _Opening] = {}
+
+    @asynccontextmanager
+    async def to(self, session: SessionHandle) -> AsyncIterator[AsyncConnection]:
+        """The loop's connection to the session's backend, opened when nobody holds it yet."""
+        key = (asyncio.get_running_loop(), session.backend_url, session.credentials)
+        opening = self._open.get(key)
+        if opening is None:
+            opening = self._open[key] = _Opening(asyncio.ensure_future(_aconnect(session)))
+        opening.users += 1
+        try:
+            # One user's cancellation is not the others'.
+            yield await asyncio.shield(opening.connecting)
+        finally:
+            opening.users -= 1
+            if not opening.users:
+                del self._open[key]
+                await opening.aclose()
+
+
+@dataclass
+class _Opening:
+    """A connection that is open, or about to be."""
+
+    connecting: asyncio.Task[AsyncConnection]
+    users: int = 0
+
+    async def aclose(self) -> None:
+        if not self.connecting.done():
+            self.connecting.cancel()
+        elif not self.connecting.cancelled() and self.connecting.exception() is None:
+            await self.connecting.result().aclose()
+
+
 def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
     """The connection that this process shares.
 
@@ -158,25 +223,13 @@ def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
     return _shared.to(_handle(session))
 
 
+def async_connection_to(session: SessionHandle) -> AbstractAsyncContextManager[AsyncConnection]:
+    """The connection that this event loop shares."""
+    return _ashared.to(_handle(session))
+
+
 _shared = Connections()
-
-
-@asynccontextmanager
-async def async_connection_to(session: SessionHandle) -> AsyncIterator[AsyncConnection]:
-    """A connection for this event loop alone: loops cannot share one."""
-    credentials = await acredentials_of(_handle(session))
-    async with AsyncExitStack() as stack:
-        url, key = credentials.backend_url, credentials.api_key
-        wait = _waits(credentials)
-        client, model = [
-            await stack.enter_async_context(
-                AsyncClient(url, key, timeout_seconds=seconds, most_connections=MOST_CONNECTIONS)
-            )
-            for seconds in wait
-        ]
-        openai = AsyncOpenAIClient(url, key, timeout_seconds=wait.model)
-        stack.push_async_callback(openai.aclose)
-        yield AsyncConnection(client, model, openai, key)
+_ashared = AsyncConnections()
 
 
 def credentials_of(session: SessionHandle) -> MiproCredentials:
@@ -233,6 +286,20 @@ def _connect(credentials: MiproCredentials) -> Connection:
         client=Client(url, key, timeout_seconds=wait.backend, most_connections=MOST_CONNECTIONS),
         model=Client(url, key, timeout_seconds=wait.model, most_connections=MOST_CONNECTIONS),
         openai=OpenAIClient(url, key, timeout_seconds=wait.model),
+        api_key=key,
+    )
+
+
+async def _aconnect(session: SessionHandle) -> AsyncConnection:
+    credentials = await acredentials_of(session)
+    url, key = credentials.backend_url, credentials.api_key
+    wait = _waits(credentials)
+    return AsyncConnection(
+        client=AsyncClient(
+            url, key, timeout_seconds=wait.backend, most_connections=MOST_CONNECTIONS
+        ),
+        model=AsyncClient(url, key, timeout_seconds=wait.model, most_connections=MOST_CONNECTIONS),
+        openai=AsyncOpenAIClient(url, key, timeout_seconds=wait.model),
         api_key=key,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
@@ -12,7 +13,13 @@ from prefect_mipro import tasks
 from prefect_mipro.client.operations import health
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.tasks import SessionHandle
-from prefect_mipro.tasks.connections import Connections, connection_to, credentials_of
+from prefect_mipro.tasks.connections import (
+    AsyncConnections,
+    Connections,
+    async_connection_to,
+    connection_to,
+    credentials_of,
+)
 
 
 @pytest.fixture
@@ -62,6 +69,74 @@ def test_many_threads_share_one(handle: SessionHandle) -> None:
 
     with connections.to(handle) as kept, ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(40))) == {id(kept)}
+
+
+def test_a_handle_keeps_its_connection_open_for_a_block(handle: SessionHandle) -> None:
+    with handle.connected() as held:
+        assert held is handle
+        seen = []
+        for _ in range(2):
+            with connection_to(handle) as connection:
+                seen.append(connection)
+    assert seen[0] is seen[1]
+
+
+async def test_what_runs_on_one_event_loop_shares_a_connection(handle: SessionHandle) -> None:
+    connections = AsyncConnections()
+    together = asyncio.Barrier(8)
+
+    async def ask() -> int:
+        async with connections.to(handle) as connection:
+            await together.wait()
+            await connection.client.send(health())
+            return id(connection)
+
+    assert len({*await asyncio.gather(*(ask() for _ in range(8)))}) == 1
+
+
+async def test_the_last_coroutine_closes_it(handle: SessionHandle) -> None:
+    async with handle.aconnected(), async_connection_to(handle) as connection:
+        pass
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        await connection.client.send(health())
+
+
+async def test_a_user_that_is_cancelled_leaves_the_connection_to_the_others(
+    handle: SessionHandle,
+) -> None:
+    connections = AsyncConnections()
+
+    async def use() -> bool:
+        async with connections.to(handle) as connection:
+            return bool(await connection.client.send(health()))
+
+    first, second = asyncio.ensure_future(use()), asyncio.ensure_future(use())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second
+    assert first.cancelled()
+
+
+async def test_a_connection_that_cannot_be_made_fails_for_all_who_wait_for_it() -> None:
+    connections = AsyncConnections()
+    handle = SessionHandle(session_id="bot", backend_url="not a url")
+
+    async def use() -> None:
+        async with connections.to(handle):
+            pass
+
+    for error in await asyncio.gather(use(), use(), return_exceptions=True):
+        assert isinstance(error, ValueError)
+
+
+def test_each_event_loop_has_a_connection_of_its_own(handle: SessionHandle) -> None:
+    connections = AsyncConnections()
+
+    async def use() -> bool:
+        async with connections.to(handle) as connection:
+            return bool(await connection.client.send(health()))
+
+    assert [asyncio.run(use()) for _ in range(2)] == [True, True]
 
 
 def test_a_connection_that_cannot_be_made_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
