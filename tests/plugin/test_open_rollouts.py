@@ -12,17 +12,19 @@ import pytest
 
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import (
-    BackendUnreachable,
     InputInvalid,
     NotFound,
     RewardConflict,
     RewardInvalid,
+    SessionNotFound,
 )
 from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import (
     AsyncOpenRollout,
+    LiveRollout,
     OpenRollout,
     SessionHandle,
+    evaluate_candidate,
     report_reward,
     session_status,
 )
@@ -167,15 +169,15 @@ def test_what_is_not_the_fault_of_the_prompt_is_no_failure_of_it(
     assert rewards(session) == (0, None)
 
 
-def test_the_error_of_the_body_goes_before_one_of_its_report() -> None:
-    nowhere = SessionHandle(session_id="bot", backend_url="http://127.0.0.1:9")
-    with pytest.raises(ZeroDivisionError), nowhere.rollout(on_error=0.0):
+def test_the_error_of_the_body_goes_before_one_of_its_report(backend: EmbeddedBackend) -> None:
+    unknown = SessionHandle(session_id="unknown", backend_url=backend.url)
+    with pytest.raises(ZeroDivisionError), unknown.rollout(on_error=0.0):
         raise ZeroDivisionError
 
 
-def test_a_reward_that_cannot_be_reported_is_an_error() -> None:
-    nowhere = SessionHandle(session_id="bot", backend_url="http://127.0.0.1:9")
-    with pytest.raises(BackendUnreachable), nowhere.rollout() as rollout:
+def test_a_reward_that_cannot_be_reported_is_an_error(backend: EmbeddedBackend) -> None:
+    unknown = SessionHandle(session_id="unknown", backend_url=backend.url)
+    with pytest.raises(SessionNotFound), unknown.rollout() as rollout:
         rollout.reward(1.0)
 
 
@@ -261,6 +263,23 @@ def test_the_official_client_is_ready_in_coroutines(session: SessionHandle) -> N
 
     assert asyncio.run(arun())
     assert rewards(session) == (1, 1.0)
+
+
+def test_the_official_client_of_an_evaluation_names_its_candidate(session: SessionHandle) -> None:
+    def program(rollout: LiveRollout, row: dict[str, Any]) -> str:
+        chat = rollout.openai().chat.completions
+        return str(chat.create(model="small", messages=rollout.messages(row)))  # type: ignore[arg-type]
+
+    candidate_id = session_status.fn(session).baseline_candidate_id
+    evaluation = evaluate_candidate.fn(
+        [{"request": "play jazz #music"}],
+        session=session,
+        candidate_id=candidate_id,
+        program=program,
+        reward=lambda _row, _answer: 1.0,
+    )
+    assert (evaluation.mean_reward, evaluation.failures) == (1.0, 0)
+    assert session_status.fn(session).rollout_count == 0
 
 
 def test_a_missing_package_is_named_with_the_way_around_it(
