@@ -18,8 +18,7 @@ help:  ## Show this text
 	@echo "One test file or folder: make test TEST=tests/client"
 
 demo: $(VENV)/.embedded  ## Optimize a prompt with the embedded model: the whole loop on this machine, no key
-	$(BIN)/prefect-mipro model install
-	$(BIN)/python flows/optimize_prompt.py
+	$(BIN)/prefect-mipro demo
 
 serve: $(VENV)/.embedded  ## Run the optimization server by itself
 	$(BIN)/prefect-mipro model install

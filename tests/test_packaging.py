@@ -63,12 +63,16 @@ def test_the_version_stands_in_one_place(built: Path, metadata: Message) -> None
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     in_wheel = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    demo = {name for name in in_wheel if name.startswith("prefect_mipro/demo/")}
     in_tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert in_wheel == in_tree
+    assert in_wheel - demo == in_tree
+    assert {"optimize_prompt.py", "everyday_intents.toml", "data/everyday_intents.jsonl"} <= {
+        name.removeprefix("prefect_mipro/demo/") for name in demo
+    }
     assert "prefect_mipro/py.typed" in in_wheel
 
 

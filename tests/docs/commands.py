@@ -22,7 +22,7 @@ from tests.docs.pages import ROOT
 
 # What is on a reader's machine or in an image; it is not ours to know their options.
 FOREIGN = frozenset(
-    "cd createdb curl docker git helm jq kubectl mkdir nano openssl pg_dump psql source systemctl uv".split()
+    "cd createdb curl docker git helm jq kubectl mkdir nano openssl pg_dump psql source".split()
 )
 VARIABLES = frozenset(
     {
