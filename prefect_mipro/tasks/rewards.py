@@ -39,8 +39,9 @@ def report_rewards(
     """Reward rollouts that ran before, at most `max_workers` at a time.
 
     A reward is a number, a pair of number and feedback, or a `Judgement`. Reporting the same
-    rewards again changes nothing. What is wrong with one of them stands in the report, and the
-    others count all the same.
+    rewards again changes nothing; after a retry of the task, those that had counted before it are
+    told as repeated. What is wrong with one of them stands in the report, and the others count all
+    the same.
     """
     cases, refused = _read(session, rewards)
     with connection_to(session) as connection:
