@@ -19,11 +19,23 @@ from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
 from prefect_mipro.server.services.live import OLDEST_SECONDS
 from tests.end_to_end.conftest import CONFIG, BackendProcess, messages_of
-from tests.fake_upstream import FakeUpstream, better_with_demonstrations
+from tests.fake_upstream import Body, FakeUpstream, better_with_demonstrations
 from tests.postgres import Postgres
 
 TEXT = "Classify with care."
 ROLLOUTS = [f"r{number}" for number in range(40)]
+
+
+PROPOSED: list[Body] = []
+
+
+def answer(body: Body) -> str:
+    """That of the policy model; the proposer model takes its time, and has nothing to say."""
+    if "Query: " in body["messages"][-1]["content"][:20]:
+        return better_with_demonstrations(body)
+    PROPOSED.append(body)
+    time.sleep(0.5)
+    return "nothing"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,7 @@ def urls(postgres: Postgres) -> Iterator[tuple[str, str]]:
     """Two processes that began at once on a database with nothing in it."""
     with (
         postgres.new_database() as database_url,
-        FakeUpstream(better_with_demonstrations) as upstream,
+        FakeUpstream(answer) as upstream,
         ExitStack() as running,
         ThreadPoolExecutor() as threads,
     ):
@@ -142,6 +154,17 @@ async def test_rewards_count_at_either_server_and_once(pair: Pair) -> None:
     told = without_urls(await settled(first, "rewards"))
     assert told["reward_count"] == len(ROLLOUTS)
     assert without_urls(await settled(second, "rewards")) == told
+
+
+async def test_one_of_them_proposes_and_not_both(pair: Pair) -> None:
+    PROPOSED.clear()
+    await create(pair[0], "rounds")
+    await serve(pair, "rounds")
+    for start in range(0, len(ROLLOUTS), 2):
+        some = zip(pair, ROLLOUTS[start : start + 2], strict=True)
+        await asyncio.gather(*(server.reward("rounds", rollout_id) for server, rollout_id in some))
+    await settled(pair[0], "rounds")
+    assert len(PROPOSED) == 1
 
 
 async def test_a_session_that_is_paused_at_one_server_is_paused_at_the_other(pair: Pair) -> None:

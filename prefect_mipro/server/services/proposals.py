@@ -20,6 +20,7 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
 from prefect_mipro.server.services.rounds import Round
+from prefect_mipro.server.services.turns import TURN_SECONDS, Turns
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
@@ -43,6 +44,7 @@ class Proposals:
         telemetry: Telemetry,
         clock: Clock,
         new_id: NewId,
+        turn_seconds: float = TURN_SECONDS,
     ) -> None:
         self._store = store
         self._knowledge = knowledge
@@ -50,6 +52,7 @@ class Proposals:
         self._journal = journal
         self._telemetry = telemetry
         self._proposer = Proposer(upstreams)
+        self._turns = Turns(store, holder=new_id("server"), clock=clock, turn_seconds=turn_seconds)
         self._clock = clock
         self._new_id = new_id
         self._rounds: dict[str, asyncio.Task[None]] = {}
@@ -95,26 +98,35 @@ class Proposals:
                 return
             if await self.waiting_for(session, await self._store.candidates(session_id)):
                 return
-            with self._telemetry.proposal_round(session_id) as watched:
-                written = await self._propose(session)
-                watched.finished(
-                    instructions=len(written.drafts),
-                    model_failed=written.error is not None,
-                    usage=written.usage,
-                )
-                await self._store.record_proposal_round(
-                    session_id,
-                    rewards=session.rewards,
-                    asked=written.asked,
-                    error=written.error,
-                    usage=written.usage,
-                    at=self._clock(),
-                )
+            async with self._turns.of(session_id) as own:
+                if own:
+                    await self._round_in_turn(session_id)
         except MiproError as error:
             # Serving goes on; the next reward asks again.
             log.warning(
                 "proposal_round_failed",
                 extra={"session_id": session_id, "error": type(error).__name__},
+            )
+
+    async def _round_in_turn(self, session_id: str) -> None:
+        # Another server may have had the round that was due.
+        session = await self._store.session(session_id)
+        if await self.waiting_for(session, await self._store.candidates(session_id)):
+            return
+        with self._telemetry.proposal_round(session_id) as watched:
+            written = await self._propose(session)
+            watched.finished(
+                instructions=len(written.drafts),
+                model_failed=written.error is not None,
+                usage=written.usage,
+            )
+            await self._store.record_proposal_round(
+                session_id,
+                rewards=session.rewards,
+                asked=written.asked,
+                error=written.error,
+                usage=written.usage,
+                at=self._clock(),
             )
 
     async def _propose(self, session: Session) -> Written:

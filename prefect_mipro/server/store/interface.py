@@ -277,6 +277,21 @@ class Store(Protocol):
         """
         ...
 
+    # turns
+
+    async def take_turn(
+        self, session_id: str, *, holder: str, at: datetime, until: datetime
+    ) -> bool:
+        """Take or renew the turn to propose for a session; whether it is the holder's now.
+
+        It is free when nobody has it, or when its time is up. `at` is the present.
+        """
+        ...
+
+    async def give_turn_back(self, session_id: str, *, holder: str) -> None:
+        """End the holder's turn, if it still has it."""
+        ...
+
     # rewards
 
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:

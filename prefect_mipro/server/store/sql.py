@@ -34,6 +34,7 @@ from prefect_mipro.server.store import (
     rewards,
     rollouts,
     sessions,
+    turns,
 )
 from prefect_mipro.server.store.changes import read_session
 from prefect_mipro.server.store.database import Database, P, T, Work
@@ -159,6 +160,14 @@ class SqlStore:
 
     async def post_trace(self, call: CallRecord) -> Trace:
         return await self._change_of(call.trace.session_id, posted.post_trace, call)
+
+    async def take_turn(
+        self, session_id: str, *, holder: str, at: datetime, until: datetime
+    ) -> bool:
+        return await self._database.write(turns.take, session_id, holder=holder, at=at, until=until)
+
+    async def give_turn_back(self, session_id: str, *, holder: str) -> None:
+        await self._database.write(turns.give_back, session_id, holder=holder)
 
     async def add_reward(self, reward: Reward, *, request_key: str | None = None) -> Attached:
         return await self._change_of(

@@ -156,6 +156,15 @@ Index(
 )
 
 # Epochs that have ended, with the positions of their rollouts; `last` is before `first` if none.
+# The server that proposes for a session, and until when it need not say so again.
+proposers = Table(
+    "mipro_proposers",
+    metadata,
+    Column("session_id", Text, ForeignKey("mipro_sessions.session_id"), primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("held_until", UtcTime, nullable=False),
+)
+
 past_epochs = Table(
     "mipro_past_epochs",
     metadata,

@@ -1,0 +1,28 @@
+"""Turns: which of the servers that share a database proposes for a session."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, or_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from prefect_mipro.server.store.tables import proposers
+
+
+def take(
+    connection: Connection, session_id: str, *, holder: str, at: datetime, until: datetime
+) -> bool:
+    postgres = connection.dialect.name == "postgresql"
+    insert = (postgresql if postgres else sqlite).insert(proposers)
+    free = or_(proposers.c.held_until <= at, proposers.c.holder == holder)
+    values = {"holder": holder, "held_until": until}
+    taking = insert.values(session_id=session_id, **values).on_conflict_do_update(
+        index_elements=[proposers.c.session_id], set_=values, where=free
+    )
+    return connection.execute(taking).rowcount == 1
+
+
+def give_back(connection: Connection, session_id: str, *, holder: str) -> None:
+    own = (proposers.c.session_id == session_id) & (proposers.c.holder == holder)
+    connection.execute(delete(proposers).where(own))

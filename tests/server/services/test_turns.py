@@ -1,0 +1,76 @@
+"""Whose turn it is to propose, on a PostgreSQL that two servers share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.server.services.identity import utc_now
+from prefect_mipro.server.services.turns import Turns
+from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.sql import SqlStore
+from tests.server.store.records import create
+
+TURN_SECONDS = 0.6
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    store = await open_store(postgres_url)
+    await create(store)
+    yield store
+    await store.close()
+
+
+def turns(store: SqlStore, holder: str) -> Turns:
+    return Turns(store, holder=holder, clock=utc_now, turn_seconds=TURN_SECONDS)
+
+
+async def gets_it(turns: Turns) -> bool:
+    async with turns.of("s1") as own:
+        return own
+
+
+async def test_a_server_that_lives_keeps_its_turn_as_long_as_it_needs(store: SqlStore) -> None:
+    began = time.monotonic()
+    async with turns(store, "a").of("s1") as own:
+        assert own
+        while time.monotonic() - began < 2 * TURN_SECONDS:
+            assert not await gets_it(turns(store, "b"))
+    assert await gets_it(turns(store, "b"))
+
+
+async def test_another_server_takes_over_from_one_that_has_died(store: SqlStore) -> None:
+    died = datetime.now(UTC)
+    await store.take_turn("s1", holder="a", at=died, until=died)
+    assert await gets_it(turns(store, "b"))
+
+
+async def test_who_fails_in_its_turn_gives_it_back(store: SqlStore) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with turns(store, "a").of("s1"):
+            raise ZeroDivisionError
+    assert await gets_it(turns(store, "b"))
+
+
+async def test_who_has_the_database_alone_asks_nobody(tmp_path: Path) -> None:
+    store = await open_store(f"sqlite+aiosqlite:///{tmp_path / 'mipro.db'}")
+    async with turns(store, "a").of("s1") as own, turns(store, "a").of("s1") as again:
+        assert (own, again) == (True, True)
+    await store.close()
+
+
+async def test_of_two_servers_that_ask_at_once_one_has_the_turn(store: SqlStore) -> None:
+    both = asyncio.Barrier(2)
+
+    async def ask(holder: str) -> bool:
+        async with turns(store, holder).of("s1") as own:
+            await both.wait()
+            return own
+
+    assert sorted(await asyncio.gather(ask("a"), ask("b"))) == [False, True]
