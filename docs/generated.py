@@ -38,20 +38,21 @@ def _methods() -> Iterator[str]:
 
 
 def _signature(name: str, method: Callable[..., Any]) -> str:
-    parameters = [
-        str(parameter)
-        for parameter in inspect.signature(method).parameters.values()
-        if parameter.name not in ("self", "cls")
-    ]
-    keywords = [
-        parameter.name
-        for parameter in inspect.signature(method).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    if keywords:
-        first = next(i for i, each in enumerate(parameters) if each.startswith(keywords[0]))
-        parameters.insert(first, "*")
-    line = f"{name}({', '.join(parameters)})"
+    shown: list[str] = []
+    for parameter in inspect.signature(method).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        if parameter.name not in ("self", "cls"):
+            shown.append(_parameter(parameter))
+    line = f"{name}({', '.join(shown)})"
     if len(line) <= 80:
         return line
-    return "\n".join([f"{name}(", *(f"    {each}," for each in parameters), ")"])
+    return "\n".join([f"{name}(", *(f"    {each}," for each in shown), ")"])
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    # Annotations are strings here; as such they would be shown in quotes.
+    stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+    known = parameter.default is not parameter.empty
+    default = f" = {parameter.default!r}" if known else ""
+    return f"{stars}{parameter.name}: {parameter.annotation}{default}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 CELL_CHARACTERS = 120
-LINE_CHARACTERS = 66
+LINE_CHARACTERS = 64
 BLOCK_CHARACTERS = 20_000
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$@])")
