@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import zlib
 from collections import deque
@@ -41,6 +42,13 @@ def better_with_demonstrations(body: Body) -> str:
     return str(last["content"]).rpartition("#")[2] if luck < chance else "no idea"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Callers may go away, or be killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FakeUpstream:
     """An OpenAI-compatible server in a thread."""
 
@@ -49,7 +57,7 @@ class FakeUpstream:
         self.requests: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.script: deque[Scripted] = deque()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 

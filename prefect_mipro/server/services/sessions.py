@@ -5,9 +5,16 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from prefect_mipro.config import MiproConfig, override
-from prefect_mipro.errors import InputInvalid, KeyRejected, SessionEnded, SessionNotFound
+from prefect_mipro.errors import (
+    Conflict,
+    InputInvalid,
+    KeyRejected,
+    SessionEnded,
+    SessionNotFound,
+)
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import Demonstration, LeverName
@@ -47,6 +54,8 @@ from prefect_mipro.server.store.interface import Page, SeedEvalFilter, SessionFi
 from prefect_mipro.server.upstream.registry import Upstreams
 
 FRAMES_SHOWN = 50
+# Candidates that are added at once ask for the same number: one of them gets it.
+RACES = 20
 KINDS = frozenset({"mipro_online", "mipro"})
 
 _SECRET = re.compile(r"[0-9a-f]{32}")
@@ -215,6 +224,18 @@ class Sessions:
 
         Raises InputInvalid for a prompt that could not be served.
         """
+        for _ in range(RACES):
+            with suppress(Conflict):
+                return await self._add_candidate(session_id, instruction, demonstrations, label)
+        return await self._add_candidate(session_id, instruction, demonstrations, label)
+
+    async def _add_candidate(
+        self,
+        session_id: str,
+        instruction: str,
+        demonstrations: Sequence[Demonstration] | None,
+        label: str | None,
+    ) -> JsonObject:
         session = await self._store.session(session_id)
         candidates = await self._store.candidates(session_id)
         levers = await self._store.levers(session_id)

@@ -155,7 +155,6 @@ Index(
     postgresql_where=retired,
 )
 
-# Epochs that have ended, with the positions of their rollouts; `last` is before `first` if none.
 # The server that proposes for a session, and until when it need not say so again.
 proposers = Table(
     "mipro_proposers",
@@ -165,6 +164,7 @@ proposers = Table(
     Column("held_until", UtcTime, nullable=False),
 )
 
+# Epochs that have ended, with the positions of their rollouts; `last` is before `first` if none.
 past_epochs = Table(
     "mipro_past_epochs",
     metadata,

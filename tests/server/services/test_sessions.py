@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -154,6 +155,16 @@ async def test_pause_resume_cancel_follow_each_other_and_repeat_safely(backend: 
         SessionState.CANCELLED,
     ):
         assert (await backend.sessions.change_state("s", state)).status is state
+
+
+async def test_prompts_that_humans_add_at_once_are_all_added(backend: Backend) -> None:
+    await backend.create()
+    words = ("one", "two", "three", "four", "five")
+    await asyncio.gather(
+        *(backend.sessions.add_candidate("s", instruction=f"Say it in {word}.") for word in words)
+    )
+    candidates = await backend.store.candidates("s")
+    assert [candidate.number for candidate in candidates] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_human_candidate_competes_and_names_its_parent(backend: Backend) -> None:

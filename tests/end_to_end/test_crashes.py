@@ -1,0 +1,25 @@
+"""What was acknowledged is there, once, however often the process is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.crashes import Crashes
+
+KILLS = 30
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_or_counted_twice_by_thirty_kills(tmp_path: Path) -> None:
+    crashes = Crashes(tmp_path, seed=0)
+    with crashes.upstream():
+        for number in range(KILLS):
+            crashes.kill_one()
+            assert crashes.violations() == [], f"after kill {number + 1}"
+        assert crashes.told_by_the_next_server() == []
+    ledger = crashes.ledger
+    assert ledger.kills == KILLS
+    assert min(len(ledger.pins), len(ledger.rewards)) > 10 * KILLS
+    assert ledger.candidates
