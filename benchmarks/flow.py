@@ -47,17 +47,23 @@ from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from benchmarks.flow_report import MODES, PER_TASK, Measurement, bars, table
+from benchmarks.flow_report import (
+    MODEL_SECONDS,
+    MODES,
+    PER_TASK,
+    WORKERS,
+    Measurement,
+    bars,
+    table,
+)
 from benchmarks.gateways.payloads import QUESTION, SYSTEM_PROMPT
 from benchmarks.gateways.processes import child, cpu_seconds, free_port
 from benchmarks.gateways.systems import CONFIG
 from prefect_mipro import optimize_prompt
 from prefect_mipro.tasks import LiveRollout, create_session
 
-WORKERS = 16
 ROUNDS = 3
 ROLLOUTS = (200, 1_000)
-MODEL_SECONDS = 0.2
 SLOW = (200,)
 SLOW_MODES = ("threads", "one", "fifty")
 
@@ -218,7 +224,7 @@ def _rounds(
 def _measure(
     stage: Stage, mode: str, rollouts: int, *, number: int, slow: bool = False
 ) -> Measurement:
-    httpx.get(f"{stage.model_url}/pace/{MODEL_SECONDS * 1e3 if slow else 0:g}/0")
+    httpx.get(stage.model_url.replace("/v1", f"/pace/{MODEL_SECONDS * 1e3 if slow else 0:g}/0"))
     session_id = f"{mode}-{next(_numbers)}"
     session = create_session.fn(CONFIG, session_id=session_id)
     stage.let_prefect_rest()

@@ -8,7 +8,9 @@ from statistics import median
 
 from benchmarks.gateways.report import Bar
 
+WORKERS = 16
 PER_TASK = 50
+MODEL_SECONDS = 0.2
 MODES = ("map", "threads", "one", "fifty")
 FLOWS = ("one", "fifty")
 
@@ -91,6 +93,13 @@ def _cpu_bars(rows: Sequence[Measurement], size: int) -> Iterator[Bar]:
 
 
 def _wall_bars(rows: Sequence[Measurement], size: int) -> Iterator[Bar]:
+    ideal = size * MODEL_SECONDS / WORKERS
+    windows = [row.window_seconds for row in rows if row.slow and row.rollouts == size]
+    yield Bar(
+        min(windows) >= ideal,
+        f"{size} rollouts of {MODEL_SECONDS:g} s take {WORKERS} workers no less than they must",
+        f"{min(windows):.2f} s, ideally {ideal:.2f} s",
+    )
     threads = _figures(rows, "threads", size, _window, slow=True)
     for mode in FLOWS:
         ours = _figures(rows, mode, size, _window, slow=True)
