@@ -22,7 +22,7 @@ from prefect.utilities.annotations import quote
 
 from prefect_mipro.artifacts.publishing import SessionArtifacts
 from prefect_mipro.artifacts.reports import headline
-from prefect_mipro.errors import InputInvalid, ProgramFailed
+from prefect_mipro.errors import ProgramFailed
 from prefect_mipro.events import tell_changes
 from prefect_mipro.flows.budget import Budget
 from prefect_mipro.models.sessions import SessionStatus
@@ -86,8 +86,6 @@ class Loop:
         self._budget = replace(self._budget, rollouts=max(0, self._budget.rollouts - done_before))
         if not self._goes_on(self._first) or not self._budget.rollouts:
             return
-        if not examples:
-            raise InputInvalid("there are no examples to run rollouts on; give at least one")
         first = self._first.rollout_count
         last = first + self._budget.rollouts - 1
         numbered = islice(stream(examples, seed=seed, start=first), self._budget.rollouts)

@@ -92,6 +92,8 @@ def optimize_prompt(
         stop: Whether the session ends with this run.
     """
     started = time.monotonic()
+    if rollouts and not examples:
+        raise InputInvalid("there are no examples to run rollouts on; give at least one")
     plan = session_plan(config, session_id=session_id, credentials=credentials)
     budget = Budget(rollouts, max_workers, rollouts_per_task, rate_limit, concurrency_limit)
     if concurrency_limit:
