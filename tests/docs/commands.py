@@ -47,7 +47,9 @@ def check_shell(text: str, folder: Path) -> None:
 
 def _commands(text: str) -> Iterator[list[str]]:
     """The simple commands of a script, each without the variables that are set for it."""
-    lexer = shlex.shlex(text.replace("\\\n", " "), posix=True, punctuation_chars="();<>|&\n")
+    # A comment takes the end of its line with it, so there is another one.
+    lines = text.replace("\\\n", " ").replace("\n", "\n\n")
+    lexer = shlex.shlex(lines, posix=True, punctuation_chars="();<>|&\n")
     lexer.whitespace = " \t"
     lexer.whitespace_split = True
     lexer.commenters = "#"
