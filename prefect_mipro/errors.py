@@ -32,7 +32,7 @@ MiproError                      everything of ours; `HTTPError` is its name in t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 BODY_SNIPPET_CHARACTERS = 4096
 
@@ -83,6 +83,10 @@ class ConfigInvalid(InputInvalid):
 
 class ConfigNotFound(ConfigInvalid, FileNotFoundError):
     """The named config file cannot be read."""
+
+    # Of its bases ValueError comes first, and cannot make an OSError; some picklers ask it to.
+    def __new__(cls, *_: object, **__: object) -> Self:
+        return FileNotFoundError.__new__(cls)
 
 
 class RewardInvalid(InputInvalid):

@@ -130,6 +130,13 @@ def test_an_error_survives_pickling_and_copying(cls: type[MiproError]) -> None:
     assert fields(copy.copy(error)) == fields(error)
 
 
+@every_error
+def test_a_pickler_may_make_an_empty_error_and_fill_it(cls: type[MiproError]) -> None:
+    empty = cls.__new__(cls)
+    empty.__dict__.update(vars(cls("why")))
+    assert fields(empty) == fields(cls("why"))
+
+
 def test_a_snippet_is_at_most_four_kibibytes() -> None:
     assert BODY_SNIPPET_CHARACTERS == 4096
     assert MiproError("why", body_snippet="x" * 9_000).body_snippet == "x" * 4096

@@ -85,7 +85,8 @@ def _moment(record: logging.LogRecord) -> str:
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
     for name, value in vars(record).items():
-        if name not in _OWN_ATTRIBUTES:
+        # Libraries leave marks of their own on records.
+        if name not in _OWN_ATTRIBUTES and not name.startswith("_"):
             yield name, value
     if request_id := _request_id.get():
         yield "request_id", request_id

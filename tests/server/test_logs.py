@@ -23,6 +23,11 @@ def test_an_event_is_one_line_with_its_fields() -> None:
     assert line(port=8000) == "1970-01-01T00:00:00.000+00:00 info n it happened port=8000"
 
 
+def test_what_libraries_mark_records_with_is_not_shown() -> None:
+    assert "_mark" not in line(_mark=1)
+    assert "_mark" not in json_line(_mark=1)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
