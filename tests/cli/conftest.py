@@ -17,6 +17,7 @@ from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
+from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream
 
 QUESTION = "where is my card?"
@@ -103,11 +104,7 @@ def backend(
     upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EmbeddedBackend]:
     folder = tmp_path_factory.mktemp("backend")
-    with EmbeddedBackend(
-        database_url=f"sqlite:///{folder / 'mipro.db'}",
-        log_path=folder / "server.log",
-        environment={"MIPRO_SERVER_UPSTREAM_URL": upstream.url},
-    ) as running:
+    with backend_in(folder, upstream) as running:
         yield running
 
 

@@ -16,6 +16,7 @@ from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.sessions import SessionState
 from tests.cli.conftest import Command
+from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream
 
 
@@ -25,11 +26,7 @@ def other(
 ) -> Iterator[EmbeddedBackend]:
     """A backend that has none of the sessions."""
     folder = tmp_path_factory.mktemp("other")
-    with EmbeddedBackend(
-        database_url=f"sqlite:///{folder / 'mipro.db'}",
-        log_path=folder / "server.log",
-        environment={"MIPRO_SERVER_UPSTREAM_URL": upstream.url},
-    ) as running:
+    with backend_in(folder, upstream) as running:
         yield running
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from prefect_mipro.embedded import EmbeddedBackend
+from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream
 
 SESSION = """
@@ -48,13 +49,10 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBacken
     folder = tmp_path_factory.mktemp("backend")
     with (
         FakeUpstream(say_a_team) as upstream,
-        EmbeddedBackend(
-            database_url=f"sqlite:///{folder / 'mipro.db'}",
-            log_path=folder / "server.log",
-            environment={
-                "MIPRO_SERVER_UPSTREAM_URL": upstream.url,
-                "MIPRO_SERVER_PROVIDERS": json.dumps({"embedded": {"base_url": upstream.url}}),
-            },
+        backend_in(
+            folder,
+            upstream,
+            MIPRO_SERVER_PROVIDERS=json.dumps({"embedded": {"base_url": upstream.url}}),
         ) as running,
     ):
         yield running

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from prefect.settings import PREFECT_API_URL
 from sybil import Example
 from sybil.evaluators.python import PythonEvaluator

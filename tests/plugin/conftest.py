@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.tasks import SessionHandle, create_session
+from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
 
 SYSTEM = "Classify the request."
@@ -62,11 +63,7 @@ def backend(
 ) -> Iterator[EmbeddedBackend]:
     """A backend process in front of the model."""
     folder = tmp_path_factory.mktemp("backend")
-    with EmbeddedBackend(
-        database_url=f"sqlite:///{folder / 'mipro.db'}",
-        log_path=folder / "server.log",
-        environment={"MIPRO_SERVER_UPSTREAM_URL": model.url},
-    ) as running:
+    with backend_in(folder, model) as running:
         yield running
 
 

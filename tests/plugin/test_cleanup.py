@@ -10,11 +10,11 @@ import pytest
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.flows.cleanup import Idle, clean_up, last_used, old_versions
 from prefect_mipro.models.sensors import SensorFrameSummary
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.tasks import SessionHandle, create_session, session_status
+from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import artifacts, config, new_id
 from tests.plugin.examples import CREATED, candidate, status
@@ -62,11 +62,7 @@ def publishing(key: str) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_a_run_tidies_up_and_a_trial_only_says_so(model: FakeUpstream, tmp_path: Path) -> None:
     # A backend of its own, because all sessions of a backend are tidied up.
-    with EmbeddedBackend(
-        database_url=f"sqlite:///{tmp_path / 'mipro.db'}",
-        log_path=tmp_path / "server.log",
-        environment={"MIPRO_SERVER_UPSTREAM_URL": model.url},
-    ) as backend:
+    with backend_in(tmp_path, model) as backend:
         tidy_up(create_session.fn(config(), session_id=new_id("idle"), backend_url=backend.url))
 
 

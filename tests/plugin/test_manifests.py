@@ -19,9 +19,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import prefect
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from compose_spec import PyCompose
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 from lightkube.core.resource import NamespacedResource
 from lightkube.models.batch_v1 import Job
 from lightkube.resources import (
