@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
+from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.models.levers import LeverActor, MiproLeverSummary
 from prefect_mipro.models.sensors import SensorFrameSummary
 
@@ -73,13 +74,15 @@ class NewEpoch(Record):
 class Session(Record):
     """One optimization of one program's levers, as the store keeps it.
 
-    `version` grows with every change. `proposal_number` counts finished proposal rounds.
-    `serving_*` remember the candidate of the newest rollout and how many in a row it served.
-    `rollouts` were pinned and `rewards` attached so far; `promoted_at` is the number of rollouts at
-    the last promotion. Belief rests on the rewards of the present `epoch` alone.
+    Only keys of its `workspace` see it. `version` grows with every change. `proposal_number`
+    counts finished proposal rounds. `serving_*` remember the candidate of the newest rollout and
+    how many in a row it served. `rollouts` were pinned and `rewards` attached so far; `promoted_at`
+    is the number of rollouts at the last promotion. Belief rests on the rewards of the present
+    `epoch` alone.
     """
 
     session_id: str
+    workspace: str = DEFAULT_WORKSPACE
     state: SessionState
     config: JsonObject
     metadata: JsonObject = Field(default_factory=dict)

@@ -1,10 +1,10 @@
-"""The types of columns that databases know in ways of their own, or not at all."""
+"""Kinds of columns: types that databases know in ways of their own or not at all, and counters."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import BigInteger, Dialect, Integer, Text, TypeDecorator
+from sqlalchemy import BigInteger, Column, Dialect, Double, Integer, Text, TypeDecorator
 
 _YEAR_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -47,3 +47,23 @@ class Words(TypeDecorator[str]):
 
 # SQLite numbers rows by itself only under the exact type name INTEGER.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
+
+
+def counter(name: str, first: int = 0) -> Column[int]:
+    """A whole number that is added to."""
+    return Column(name, BigInteger, nullable=False, default=first)
+
+
+def late_counter(name: str, first: int = 0) -> Column[int]:
+    """One that came with a later schema: the rows that were there have it too."""
+    return Column(name, BigInteger, nullable=False, server_default=str(first))
+
+
+def total(name: str) -> Column[float]:
+    """A number that is added to."""
+    return Column(name, Double, nullable=False, default=0.0)
+
+
+def late_total(name: str) -> Column[float]:
+    """One that came with a later schema: the rows that were there have it too."""
+    return Column(name, Double, nullable=False, server_default="0")

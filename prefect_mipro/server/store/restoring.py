@@ -73,7 +73,7 @@ _TABLES: Mapping[Part, Table] = {
     Part.EVENT: events,
 }
 # Set here, or by the database.
-_OURS = frozenset({"session_id", "proxy_secret"})
+_OURS = frozenset({"session_id", "proxy_secret", "workspace"})
 _UNSET = dict.fromkeys(_OURS, "")
 _RECORDS: Mapping[Table, Callable[[Values], object]] = {
     sessions: session_record,

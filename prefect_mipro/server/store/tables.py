@@ -20,7 +20,16 @@ from sqlalchemy import (
     text,
 )
 
-from prefect_mipro.server.store.columns import RowNumber, UtcTime, Words
+from prefect_mipro.models.keys import DEFAULT_WORKSPACE
+from prefect_mipro.server.store.columns import (
+    RowNumber,
+    UtcTime,
+    Words,
+    counter,
+    late_counter,
+    late_total,
+    total,
+)
 
 # Prefixed, so that a PostgreSQL database may be shared with Prefect, which has `events` of its own.
 VERSION_TABLE = "mipro_schema"
@@ -34,24 +43,6 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-
-
-def _count(name: str, first: int = 0) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, default=first)
-
-
-def _late_count(name: str, first: int = 0) -> Column[int]:
-    """One that came with a later schema: the rows that were there have it too."""
-    return Column(name, BigInteger, nullable=False, server_default=str(first))
-
-
-def _sum(name: str) -> Column[float]:
-    return Column(name, Double, nullable=False, default=0.0)
-
-
-def _late_sum(name: str) -> Column[float]:
-    """One that came with a later schema: the rows that were there have it too."""
-    return Column(name, Double, nullable=False, server_default="0")
 
 
 def _session() -> Column[str]:
@@ -72,29 +63,43 @@ sessions = Table(
     Column("proxy_secret", Text, nullable=False),
     Column("baseline_id", Text, nullable=False),
     Column("champion_id", Text, nullable=False),
-    _count("proposal_number"),
-    _count("proposal_rewards"),
-    _count("proposal_failures"),
+    counter("proposal_number"),
+    counter("proposal_rewards"),
+    counter("proposal_failures"),
     Column("proposal_error", Words),
     Column("proposed_at", UtcTime),
     Column("serving_candidate_id", Text),
-    _count("serving_rollouts"),
+    counter("serving_rollouts"),
     Column("stop_reason", Words),
-    _count("version", 1),
-    _count("rollouts"),
-    _count("rewards"),
+    counter("version", 1),
+    counter("rollouts"),
+    counter("rewards"),
     # Of the rollouts, those that were given up and have no reward still.
-    _late_count("missing"),
-    _late_count("proposer_prompt_tokens"),
-    _late_count("proposer_completion_tokens"),
+    late_counter("missing"),
+    late_counter("proposer_prompt_tokens"),
+    late_counter("proposer_completion_tokens"),
     # The present epoch, and the position at which it begins.
-    _late_count("epoch", 1),
-    _late_count("epoch_first", 1),
-    _late_count("promotions"),
-    _late_count("promoted_at"),
+    late_counter("epoch", 1),
+    late_counter("epoch_first", 1),
+    late_counter("promotions"),
+    late_counter("promoted_at"),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
-    Index(None, "created_at", "session_id"),
+    # Only keys of this one see it.
+    Column("workspace", Text, nullable=False, server_default=DEFAULT_WORKSPACE),
+    Index(None, "workspace", "created_at", "session_id"),
+)
+
+# Those that are made while a server runs; of each only the digest is known.
+keys = Table(
+    "mipro_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("workspace", Text, nullable=False),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
 )
 
 lever_versions = Table(
@@ -122,20 +127,20 @@ candidates = Table(
     Column("label", Words),
     Column("created_at", UtcTime, nullable=False),
     Column("retired_at", UtcTime),
-    _count("rollouts"),
-    _count("rewards"),
-    _sum("reward_sum"),
-    _sum("reward_square_sum"),
-    _count("calls"),
-    _count("failed_calls"),
-    _count("unapplied_calls"),
-    _count("prompt_tokens"),
-    _count("completion_tokens"),
-    _sum("latency_seconds_sum"),
-    _late_count("missing"),
-    _late_sum("first_byte_seconds_sum"),
-    _late_count("first_byte_calls"),
-    _late_sum("cost_usd_sum"),
+    counter("rollouts"),
+    counter("rewards"),
+    total("reward_sum"),
+    total("reward_square_sum"),
+    counter("calls"),
+    counter("failed_calls"),
+    counter("unapplied_calls"),
+    counter("prompt_tokens"),
+    counter("completion_tokens"),
+    total("latency_seconds_sum"),
+    late_counter("missing"),
+    late_total("first_byte_seconds_sum"),
+    late_counter("first_byte_calls"),
+    late_total("cost_usd_sum"),
     UniqueConstraint("session_id", "number"),
 )
 
@@ -192,13 +197,13 @@ rollouts = Table(
     Column("pinned_at", UtcTime, nullable=False),
     # Counts a session's rollouts in the order of their pins, from 1.
     Column("position", BigInteger, nullable=False),
-    _count("answered_calls"),
+    counter("answered_calls"),
     # The call to learn from: the only answered one, if it has text on both sides.
     Column("example_trace_id", Text),
     # Counts a session's rewards in the order in which they were attached, from 1.
     Column("reward_number", BigInteger),
     Column("reward", Double),
-    _late_count("epoch", 1),
+    late_counter("epoch", 1),
     # Since when its reward is not awaited any more; stays when the reward comes after all.
     Column("given_up_at", UtcTime),
     PrimaryKeyConstraint("session_id", "rollout_id"),
@@ -356,10 +361,10 @@ reward_blocks = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("block", BigInteger, nullable=False),
     Column("candidate_id", Text, nullable=False),
-    _count("rewards"),
-    _sum("reward_sum"),
-    _sum("reward_square_sum"),
-    _sum("deviation_sum"),
+    counter("rewards"),
+    total("reward_sum"),
+    total("reward_square_sum"),
+    total("deviation_sum"),
     PrimaryKeyConstraint("session_id", "epoch", "block", "candidate_id"),
 )
 
@@ -369,8 +374,8 @@ example_rewards = Table(
     _session(),
     # The example's id, or a digest of a long one.
     Column("example_key", Words, nullable=False),
-    _count("rewards"),
-    _sum("deviation_sum"),
+    counter("rewards"),
+    total("deviation_sum"),
     PrimaryKeyConstraint("session_id", "example_key"),
 )
 
@@ -384,9 +389,9 @@ duels = Table(
     Column("predicted_lift", Double, nullable=False),
     Column("rollouts_before", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
-    _count("rollouts"),
-    _count("rewards"),
-    _sum("reward_sum"),
+    counter("rollouts"),
+    counter("rewards"),
+    total("reward_sum"),
     Column("started_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     PrimaryKeyConstraint("session_id", "number"),
