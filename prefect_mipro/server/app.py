@@ -29,7 +29,7 @@ from prefect_mipro.server.routes.proxy import Proxy
 from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.exports import Exports
-from prefect_mipro.server.services.identity import new_id, new_secret, utc_now
+from prefect_mipro.server.services.identity import Clock, new_id, new_secret, utc_now
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
@@ -70,6 +70,7 @@ def create_app(
     store: Store | None = None,
     upstreams: Upstreams | None = None,
     tracing: Tracing | None = None,
+    clock: Clock = utc_now,
 ) -> FastAPI:
     """The whole server as an ASGI app. Without `tracing` it makes no spans.
 
@@ -91,7 +92,7 @@ def create_app(
             if reached is None:
                 reached = upstreams_of(settings, call_headers=telemetry.tracing.call_headers)
                 opened.push_async_callback(reached.close)
-            app.state.backend = _backend(settings, kept, reached, telemetry, opened)
+            app.state.backend = _backend(settings, kept, reached, telemetry, opened, clock=clock)
             opened.enter_context(rarely_collected())
             yield
 
@@ -144,6 +145,8 @@ def _backend(
     upstreams: Upstreams,
     telemetry: Telemetry,
     opened: AsyncExitStack,
+    *,
+    clock: Clock,
 ) -> Backend:
     knowledge = Knowledge(store)
     live = Live(store, knowledge)
@@ -153,7 +156,7 @@ def _backend(
     telemetry.meters.watch(UpstreamCollector(upstreams.counts))
     telemetry.meters.watch_store(store.overview)
     beliefs = Beliefs(store, knowledge)
-    promotion = Promotion(store, knowledge, beliefs, clock=utc_now)
+    promotion = Promotion(store, knowledge, beliefs, clock=clock)
     proposals = Proposals(
         store,
         upstreams,
@@ -161,16 +164,16 @@ def _backend(
         beliefs,
         journal,
         telemetry=telemetry,
-        clock=utc_now,
+        clock=clock,
         new_id=new_id,
     )
     opened.push_async_callback(proposals.close)
-    recorder = Recorder(store, journal, clock=utc_now, new_id=new_id)
-    assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=utc_now)
+    recorder = Recorder(store, journal, clock=clock, new_id=new_id)
+    assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
     serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
     opened.push_async_callback(journal.close)
     rollouts = Rollouts(
-        store, live, promotion, proposals, telemetry=telemetry, clock=utc_now, new_id=new_id
+        store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
     )
     sessions = Sessions(
         store,
@@ -182,7 +185,7 @@ def _backend(
         proposals,
         journal,
         public_url=settings.public_url or settings.own_url,
-        clock=utc_now,
+        clock=clock,
         new_id=new_id,
     )
     return Backend(
@@ -190,10 +193,10 @@ def _backend(
         serving=serving,
         rollouts=rollouts,
         leases=Leases(
-            store, knowledge, sessions, serving, rollouts, recorder, clock=utc_now, new_id=new_id
+            store, knowledge, sessions, serving, rollouts, recorder, clock=clock, new_id=new_id
         ),
-        exports=Exports(store, journal, clock=utc_now),
-        imports=Imports(store, upstreams, clock=utc_now, new_secret=new_secret),
+        exports=Exports(store, journal, clock=clock),
+        imports=Imports(store, upstreams, clock=clock, new_secret=new_secret),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,

@@ -13,7 +13,7 @@ from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.store.interface import Store
 
 # The turn of a server that has died ends then; one that lives renews its own in time. Their clocks
-# may differ by less than that.
+# may differ by less than that. One that is set back frees the turns that it had taken.
 TURN_SECONDS = 30.0
 RENEWALS = 3
 

@@ -208,7 +208,7 @@ class _Call:
             raise
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
-        self.retry_after_seconds = retry_after_seconds(response.headers.get("retry-after"))
+        self.retry_after_seconds = _asked_wait_seconds(response)
         return self
 
     async def __aexit__(
@@ -280,7 +280,7 @@ class _Call:
             else:
                 if response.status not in REPEATED_STATUSES:
                     return response
-                asked_seconds = retry_after_seconds(response.headers.get("retry-after")) or 0.0
+                asked_seconds = _asked_wait_seconds(response) or 0.0
                 if asked_seconds > back_off.longest_wait_seconds:
                     return response
                 response.close()
@@ -326,6 +326,11 @@ _TOO_SLOW = {
     _SILENCE: "fell silent in the middle of its answer for",
     _TOTAL: "took longer to answer than",
 }
+
+
+def _asked_wait_seconds(response: aiohttp.ClientResponse) -> float | None:
+    headers = response.headers
+    return retry_after_seconds(headers.get("retry-after"), sent=headers.get("date"))
 
 
 def _chat_url(base_url: str) -> URL:

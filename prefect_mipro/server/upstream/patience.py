@@ -53,14 +53,26 @@ class BackOff:
         return wait_seconds * (1.0 - self.chance() / 2)
 
 
-def retry_after_seconds(header: str | None) -> float | None:
-    """A Retry-After header as seconds from now; it holds seconds or a date (RFC 9110, 10.2.3)."""
+def retry_after_seconds(header: str | None, *, sent: str | None = None) -> float | None:
+    """A Retry-After header as seconds from now; it holds seconds or a date (RFC 9110, 10.2.3).
+
+    `sent` is the answer's own Date header. A date counts from there, so that no two clocks are
+    compared; from this machine's present where the answer has none.
+    """
     if header is None:
         return None
     text = header.strip()
     if _SECONDS.fullmatch(text):
         return float(text)
+    due = _seconds_of(text)
+    if due is None:
+        return None
+    now = _seconds_of(sent or "")
+    return max(0.0, due - (time.time() if now is None else now))
+
+
+def _seconds_of(date: str) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None

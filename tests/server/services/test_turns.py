@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,19 @@ async def test_another_server_takes_over_from_one_that_has_died(store: SqlStore)
     died = datetime.now(UTC)
     await store.take_turn("s1", holder="a", at=died, until=died)
     assert await gets_it(turns(store, "b"))
+
+
+async def test_a_turn_that_was_taken_before_the_clock_was_set_back_is_free(store: SqlStore) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    await store.take_turn("s1", holder="a", at=tomorrow, until=tomorrow)
+    assert await gets_it(turns(store, "b"))
+
+
+async def test_a_clock_that_is_a_little_behind_takes_no_turn_of_another(store: SqlStore) -> None:
+    now = datetime.now(UTC)
+    turn = timedelta(seconds=60)
+    await store.take_turn("s1", holder="a", at=now + turn / 2, until=now + turn * 3 / 2)
+    assert not await store.take_turn("s1", holder="b", at=now, until=now + turn)
 
 
 async def test_who_fails_in_its_turn_gives_it_back(store: SqlStore) -> None:
