@@ -163,7 +163,14 @@ class Session:
         """What `server.services.promotion` does after a reward."""
         if self.duel and self.duel.state is DuelState.RUNNING:
             self._observe(self.duel)
-            state = verdict(self.duel, self.seen, belief, active=active, settings=PROMOTION)
+            state = verdict(
+                self.duel,
+                self.seen,
+                belief,
+                active=active,
+                awaited=self.duel.rollouts - len(self.seen),
+                settings=PROMOTION,
+            )
             if state is not DuelState.RUNNING:
                 self._end(rollout, self.duel.model_copy(update={"state": state}))
             return

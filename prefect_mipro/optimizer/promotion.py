@@ -133,12 +133,14 @@ def verdict(
     posterior: Posterior,
     *,
     active: Sequence[str],
+    awaited: int,
     settings: PromotionSettings,
 ) -> DuelState:
     """How the duel stands. What was proven first counts, however it went on.
 
     Won and lost are proven; a duel also ends when it is long enough, when the posterior sees no
-    hope, or when one of its sides is no longer in play (`active`).
+    hope, or when one of its sides is no longer in play (`active`). It is not long enough before
+    all of it is seen: `awaited` of its rollouts are not among the observations yet, but may be.
     """
     if duel.state is not DuelState.RUNNING:
         return duel.state
@@ -148,7 +150,7 @@ def verdict(
     proven = _proven(evidence, against, alpha=settings.alpha)
     if proven:
         return proven
-    if duel.rollouts >= settings.max_rollouts:
+    if duel.rollouts >= settings.max_rollouts and not awaited:
         return DuelState.EXPIRED
     if not {duel.champion_id, duel.challenger_id} <= set(active):
         return DuelState.ABANDONED

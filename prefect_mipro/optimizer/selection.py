@@ -114,12 +114,13 @@ def choose(
 ) -> Choice:
     """Draw a rollout's candidate.
 
-    While a duel runs, a share of the rollouts belongs to it and a fair coin decides between the
-    two; the other rollouts go on exploring. The reported propensity is that over both ways.
+    While a duel runs, a share of the rollouts belongs to it, up to its longest, and a fair coin
+    decides between the two; the other rollouts go on exploring. The reported propensity is that
+    over both ways.
     `expected_deviation` is that of the rollout's example (`optimizer.examples`).
     """
     usual = plan.of
-    if duel is None or not _runs(duel, plan, settings):
+    if duel is None or not _takes_traffic(duel, plan, settings, promotion):
         chosen = plan.draw(rng)
         return Choice(chosen, usual[chosen], usual)
     share = promotion.traffic_share
@@ -142,9 +143,12 @@ def predicted_reward(duel: Duel, expected_deviation: float) -> float:
     return min(1.0 - SMALLEST_PREDICTION, max(SMALLEST_PREDICTION, expected))
 
 
-def _runs(duel: Duel, plan: Plan, settings: SelectionSettings) -> bool:
+def _takes_traffic(
+    duel: Duel, plan: Plan, settings: SelectionSettings, promotion: PromotionSettings
+) -> bool:
     return (
         duel.state is DuelState.RUNNING
+        and duel.rollouts < promotion.max_rollouts
         and settings.strategy is not Strategy.FIXED
         and {duel.champion_id, duel.challenger_id} <= set(plan.ids)
     )

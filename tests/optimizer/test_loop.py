@@ -101,7 +101,14 @@ class Loop:
 
     def promote(self, belief: Posterior) -> None:
         if self.newest and self.newest.state is DuelState.RUNNING:
-            state = verdict(self.newest, self.seen, belief, active=IDS, settings=PROMOTION)
+            state = verdict(
+                self.newest,
+                self.seen,
+                belief,
+                active=IDS,
+                awaited=self.newest.rollouts - len(self.seen),
+                settings=PROMOTION,
+            )
             self.newest = self.newest.model_copy(update={"state": state})
             if state is DuelState.WON:
                 self.champion_id = self.newest.challenger_id

@@ -139,12 +139,13 @@ def judge(
     arms: list[Arm],
     *,
     retired: Sequence[str] = (),
+    awaited: int = 0,
     settings: PromotionSettings = SETTINGS,
     **fields: object,
 ) -> DuelState:
     active = [a.candidate_id for a in arms if a.candidate_id not in retired]
     contest = duel("1.1", "1.2", **fields)
-    return verdict(contest, seen, believed(arms), active=active, settings=settings)
+    return verdict(contest, seen, believed(arms), active=active, awaited=awaited, settings=settings)
 
 
 def outcome(*, champion: float, challenger: float, rewards: int = 100) -> list[DuelObservation]:
@@ -196,6 +197,12 @@ def test_a_lift_within_the_margin_loses() -> None:
 def test_a_duel_expires_at_its_longest() -> None:
     seen = outcome(champion=0.5, challenger=0.5)
     assert judge(seen, CLEAR, rollouts=SETTINGS.max_rollouts) is DuelState.EXPIRED
+
+
+def test_a_duel_at_its_longest_waits_for_the_rewards_that_are_still_to_come() -> None:
+    seen = outcome(champion=0.5, challenger=0.5)
+    assert judge(seen, CLEAR, awaited=1, rollouts=SETTINGS.max_rollouts) is DuelState.RUNNING
+    assert judge(GOOD, CLEAR, awaited=1, rollouts=SETTINGS.max_rollouts) is DuelState.WON
 
 
 def test_a_challenger_that_turns_out_worse_is_given_up_after_60_rewards() -> None:

@@ -177,8 +177,13 @@ def test_other_rollouts_carry_neither() -> None:
 
 @pytest.mark.parametrize(
     "over",
-    [duel(state=DuelState.LOST), duel("1.1", "retired"), duel("retired", "2.2")],
-    ids=["ended", "challenger retired", "champion retired"],
+    [
+        duel(state=DuelState.LOST),
+        duel("1.1", "retired"),
+        duel("retired", "2.2"),
+        duel(rollouts=PromotionSettings().max_rollouts),
+    ],
+    ids=["ended", "challenger retired", "champion retired", "at its longest"],
 )
 def test_a_duel_that_is_over_or_lacks_a_side_gets_no_traffic(over: Duel) -> None:
     assert all(chosen(EVEN, running=over, seed=seed).duel_number is None for seed in range(20))

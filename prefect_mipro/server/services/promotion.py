@@ -115,6 +115,7 @@ class Promotion:
                 observations,
                 snapshot.belief,
                 active=snapshot.active_ids,
+                awaited=await self._store.awaited_in_duel(session.session_id, duel.number),
                 settings=settings,
             )
             if state is DuelState.RUNNING:

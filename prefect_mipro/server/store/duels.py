@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, case, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
 from prefect_mipro.errors import NotFound
 from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
@@ -75,6 +75,20 @@ def observations(
         )
         for candidate_id, reward, predicted_reward in connection.execute(query)
     )
+
+
+def awaited(connection: Connection, session_id: str, number: int) -> int:
+    query = (
+        select(func.count())
+        .select_from(rollouts)
+        .where(
+            rollouts.c.session_id == session_id,
+            dueled,
+            rollouts.c.duel_number == number,
+            rollouts.c.position > watermark(connection, session_id),
+        )
+    )
+    return connection.execute(query).scalar_one()
 
 
 def end(

@@ -398,6 +398,10 @@ class Store(Protocol):
         """
         ...
 
+    async def awaited_in_duel(self, session_id: str, number: int) -> int:
+        """How many of its rollouts lie beyond the watermark, and so are no observations yet."""
+        ...
+
     async def close_duel(
         self,
         session_id: str,

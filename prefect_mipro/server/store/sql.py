@@ -237,6 +237,9 @@ class SqlStore:
     ) -> tuple[DuelObservation, ...]:
         return await self._database.read(duels.observations, session_id, number, impute=impute)
 
+    async def awaited_in_duel(self, session_id: str, number: int) -> int:
+        return await self._database.read(duels.awaited, session_id, number)
+
     async def close_duel(
         self, session_id: str, number: int, state: DuelState, *, at: datetime, reason: str
     ) -> None:

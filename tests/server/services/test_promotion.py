@@ -107,6 +107,20 @@ async def test_a_new_epoch_forgets_what_was_earned_and_keeps_candidates_and_cham
     assert before.candidates[better_id].mean > before.candidates[before.baseline_candidate_id].mean
 
 
+async def test_a_duel_whose_rewards_all_come_after_its_last_rollout_is_decided_by_them(
+    backend: Backend,
+) -> None:
+    better_id = await with_better(backend, promotion={"min_rewards": 60, "max_rollouts": 60})
+    await earn(backend, 0, 62, better_id=better_id, chance=0.0)
+    served = {f"late{i}": (await backend.call(f"late{i}"))[0] for i in range(120)}
+    for rollout_id, candidate_id in served.items():
+        await backend.reward(rollout_id, float(candidate_id == better_id))
+    duel = await backend.store.duel("s")
+    assert duel is not None
+    assert duel.state is DuelState.WON
+    assert duel.rollouts >= 60
+
+
 async def test_in_a_new_epoch_rewards_of_its_own_are_needed_for_a_duel(backend: Backend) -> None:
     better_id = await with_better(backend, promotion={"min_rewards": 60, "max_rollouts": 1})
     await earn(backend, 0, 80, better_id=better_id, chance=0.0)

@@ -67,6 +67,7 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "example_traces": lambda store: store.example_traces("s1", limit=9),
     "duel": lambda store: store.duel("s1"),
     "duel_observations": lambda store: store.duel_observations("s1", 1),
+    "awaited_in_duel": lambda store: store.awaited_in_duel("s1", 1),
     "events": lambda store: store.events("s1", since=0, limit=9),
     "seed_evals of a session": lambda store: store.seed_evals(
         SeedEvalFilter(session_id="s1"), limit=9

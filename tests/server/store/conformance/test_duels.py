@@ -119,6 +119,16 @@ async def test_observations_wait_for_rollouts_outside_of_the_duel_too(dueling: S
     assert await dueling.duel_observations("s1", 1) == (seen(1, 0.25),)
 
 
+async def test_rollouts_of_the_duel_beyond_the_watermark_are_awaited(dueling: Store) -> None:
+    await fight(dueling, BASELINE, "cand_2", BASELINE)
+    await pin(dueling, rollout("other"))
+    assert await dueling.awaited_in_duel("s1", 1) == 3
+    await earn(dueling, {1: 0.25, 3: 0.5})
+    assert await dueling.awaited_in_duel("s1", 1) == 2
+    await dueling.give_up("s1", after_rewards=1, pinned_before=at(-1), at=at(1))
+    assert await dueling.awaited_in_duel("s1", 1) == 0
+
+
 async def test_a_rollout_that_was_given_up_is_left_out_or_has_the_imputed_reward(
     dueling: Store,
 ) -> None:
