@@ -226,6 +226,16 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database-url",
+        metavar="URL",
+        help="the server's database; environment: MIPRO_SERVER_DATABASE_URL, which is safer for a "
+        "password (default: sqlite:///mipro.db)",
+    )
+    _add_json(parser)
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 

@@ -26,6 +26,7 @@ from prefect_mipro.server.upstream.addresses import AllowedHost, environment_pro
 from prefect_mipro.server.upstream.interface import DEFAULT
 
 ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
+DEFAULT_DATABASE_URL = "sqlite:///mipro.db"
 DESCRIPTION = """\
 Serve online prompt optimization: the session API, and the chat-completions proxy through
 which programs are optimized."""
@@ -64,7 +65,7 @@ def _allowed_hosts(value: Any) -> Any:
     return [AllowedHost.parse(word) if isinstance(word, str) else word for word in words]
 
 
-def _with_driver(value: str) -> str:
+def with_driver(value: str) -> str:
     """The database URL with the driver that is used here, where it names none."""
     scheme, separator, rest = value.partition("://")
     return f"{_DRIVERS.get(scheme, scheme)}{separator}{rest}"
@@ -123,8 +124,8 @@ class ServerSettings(BaseSettings):
         default=None,
         description="URL under which callers reach this server; session URLs begin with it.",
     )
-    database_url: Annotated[str, AfterValidator(_with_driver)] = Field(
-        default="sqlite:///mipro.db",
+    database_url: Annotated[str, AfterValidator(with_driver)] = Field(
+        default=DEFAULT_DATABASE_URL,
         repr=False,  # it may hold a password
         description="Where all state is kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
         " It is created and upgraded as needed.",

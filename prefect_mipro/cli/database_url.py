@@ -1,0 +1,14 @@
+"""The database that a command works on: named by option or environment as for `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from prefect_mipro.server.settings import DEFAULT_DATABASE_URL, environment_variable, with_driver
+
+
+def database_url(options: argparse.Namespace) -> str:
+    """The URL with its driver; it may hold a password."""
+    of_environment = os.environ.get(environment_variable("database_url"), "").strip()
+    return with_driver(options.database_url or of_environment or DEFAULT_DATABASE_URL)
