@@ -14,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Query, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import AfterValidator, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +23,7 @@ from starlette.types import Receive
 from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
-from prefect_mipro.server.routes.errors import short
+from prefect_mipro.server.routes.errors import REFUSALS, short
 from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.leases import Leases
@@ -35,31 +35,6 @@ from prefect_mipro.server.telemetry.watch import Telemetry
 MOST_ITEMS = 1_000
 DEEPEST_JSON = 64
 LARGEST_INTEGER = 2**63 - 1
-
-
-class Keys:
-    """The keys that callers may use. Without any, everybody may call."""
-
-    def __init__(self, keys: Iterable[SecretStr]) -> None:
-        self._digests = tuple(_digest(key.get_secret_value()) for key in keys)
-
-    def accept(self, authorization: str | None, api_key: str | None) -> bool:
-        """Whether one of them stands in `Authorization: Bearer` or `X-API-Key`, as these say."""
-        if not self._digests:
-            return True
-        scheme, _, bearer = (authorization or "").partition(" ")
-        offered = (bearer.strip() if scheme.lower() == "bearer" else "", api_key or "")
-        return any(
-            hmac.compare_digest(_digest(key), known) for key in offered for known in self._digests
-        )
-
-    def require(self, headers: Headers) -> None:
-        """Raise KeyRejected unless they are accepted."""
-        if not self.accept(headers.get("authorization"), headers.get("x-api-key")):
-            raise KeyRejected(
-                "the API key is missing or unknown; send one of the server's keys "
-                "as 'Authorization: Bearer <key>'"
-            )
 
 
 @dataclass(frozen=True)
@@ -104,8 +79,18 @@ def _imports(request: Request) -> Imports:
     return backend_of(request).imports
 
 
+# Pydantic would take one as a time of Unix, in seconds or milliseconds by its size.
+_NUMBER = re.compile(r"\s*[-+]?[0-9.]+\s*")
+
+
 def _clamped(limit: int) -> int:
     return min(max(limit, 1), MOST_ITEMS)
+
+
+def _not_a_number(moment: object) -> object:
+    if isinstance(moment, str) and _NUMBER.fullmatch(moment):
+        raise ValueError("send a date and a time, such as 2027-01-31T12:00:00Z")
+    return moment
 
 
 def _with_zone(moment: datetime) -> datetime:
@@ -119,7 +104,7 @@ ExportsOf = Annotated[Exports, Depends(_exports)]
 ImportsOf = Annotated[Imports, Depends(_imports)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
-Moment = Annotated[datetime, AfterValidator(_with_zone)]
+Moment = Annotated[datetime, BeforeValidator(_not_a_number), AfterValidator(_with_zone)]
 Integer = Annotated[int, Query(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
 Cursor = Annotated[str | None, Query(max_length=1_000, description="next_cursor of the last page")]
 RequestKey = Annotated[
@@ -139,7 +124,11 @@ def api_router(prefix: str, *, tag: str) -> APIRouter:
     """A router of the API, whose routes ask for a key and read bounded JSON."""
     bearer = HTTPBearer(auto_error=False, description="one of the server's keys, if it has any")
     return APIRouter(
-        prefix=prefix, tags=[tag], route_class=_ApiRoute, dependencies=[Security(bearer)]
+        prefix=prefix,
+        tags=[tag],
+        route_class=_ApiRoute,
+        dependencies=[Security(bearer)],
+        responses=REFUSALS,
     )
 
 
@@ -236,10 +225,6 @@ def short_text(name: str, value: str) -> str:
 
 
 _ID = re.compile(ID_PATTERN.rstrip("$"))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def _require_json_type(content_type: str) -> None:

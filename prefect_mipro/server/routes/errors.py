@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from prefect_mipro.errors import (
     BackendFailed,
@@ -20,7 +21,7 @@ from prefect_mipro.errors import (
     MiproError,
     NotFound,
 )
-from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.base import JsonObject, Record
 
 PROXY_PREFIX = "/api/mipro/v1/"
 CANDIDATE_HEADER = "x-mipro-candidate-id"
@@ -31,6 +32,33 @@ LONGEST_MESSAGE = 1_000
 PROBLEMS_NAMED = 5
 
 logger = logging.getLogger(__name__)
+
+
+class ErrorAnswer(Record):
+    """What every error of the API looks like; `error` is its class and `message` the way out."""
+
+    error: str
+    message: str
+    code: str
+    detail: Any = None
+
+
+# What each call of the API may answer besides its own statuses.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        400: "The body is not JSON, or is nested too deeply",
+        401: "The key is missing or unknown",
+        404: "Nothing has this id",
+        409: "The present state does not allow it",
+        413: "The body is larger than the server accepts",
+        415: "The body is not announced as JSON",
+        422: "What was sent cannot be used; the message names it",
+        429: "Too much at once: the header Retry-After says when to come back",
+        500: "The backend failed in a way it did not expect; its log says how",
+        503: "The database refuses the work or is out of reach",
+    }.items()
+}
 
 
 def error_response(request: Request, error: MiproError) -> Response:
@@ -83,6 +111,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     message = f"{request.method} is not possible on {path}; /docs lists what is"
     answer = error_response(request, InputInvalid(message, status=error.status_code))
     answer.headers.update(error.headers or {})
+    if error.status_code == 405 and not request.url.path.startswith(PROXY_PREFIX):
+        answer.headers["allow"] = ", ".join(_possible_methods(request))
     return answer
 
 
@@ -107,6 +137,16 @@ def short(value: object, length: int = 80) -> str:
     """Text of a value, cut to a length fit for a message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _possible_methods(request: Request) -> list[str]:
+    """All that are served on the request's path; its own exception names those of one route."""
+
+    def is_served(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return list(filter(is_served, _METHODS))
 
 
 def _without_secret(path: str) -> str:
@@ -151,6 +191,7 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     return f"{name} is {short(repr(problem['input']))}: {problem['msg']}"
 
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -8,11 +8,16 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from prefect_mipro.server.routes.dependencies import backend_of
+from prefect_mipro.server.routes.errors import REFUSALS
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, 401: REFUSALS[401]},
+)
 async def metrics(request: Request) -> Response:
     """Counts for Prometheus. Asks for a key like the API, unless the server shows them to all."""
     backend = backend_of(request)

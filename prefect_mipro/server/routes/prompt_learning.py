@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -28,25 +28,31 @@ router = api_router("", tag=TAG)
 SYSTEMS = "/api/prompt-learning/online/mipro/systems"
 
 
-class Action(StrEnum):
-    """The older words for a change of state."""
+Change = Callable[[SessionId, SessionsOf], Awaitable[SessionStatus]]
 
-    PAUSE = "pause"
-    RESUME = "resume"
-    CANCEL = "cancel"
-
-
+# The older words for a change of state, with what they do.
 _STATE_AFTER = {
-    Action.PAUSE: SessionState.PAUSED,
-    Action.RESUME: SessionState.RUNNING,
-    Action.CANCEL: SessionState.CANCELLED,
+    "pause": (SessionState.PAUSED, "Pause a session."),
+    "resume": (SessionState.RUNNING, "Resume a session."),
+    "cancel": (SessionState.CANCELLED, "Cancel a session, for good."),
 }
 
 
-@router.post(PROMPT_LEARNING_PREFIX + "/{session_id}/{action}")
-async def act(session_id: SessionId, action: Action, sessions: SessionsOf) -> SessionStatus:
-    """Pause, resume or cancel a session."""
-    return await sessions.change_state(session_id, _STATE_AFTER[action])
+def _change_to(state: SessionState) -> Change:
+    async def change_state(session_id: SessionId, sessions: SessionsOf) -> SessionStatus:
+        return await sessions.change_state(session_id, state)
+
+    return change_state
+
+
+for word, (state_after, summary) in _STATE_AFTER.items():
+    router.add_api_route(
+        f"{PROMPT_LEARNING_PREFIX}/{{session_id}}/{word}",
+        _change_to(state_after),
+        methods=["POST"],
+        name=word,
+        description=summary,
+    )
 
 
 class RolloutReport(Record):

@@ -149,8 +149,10 @@ class TestPaths:
         assert path in refusal(caller.http.get(path), status=404, error="NotFound")
 
     def test_a_method_that_is_not_possible_is_said_so(self, caller: Caller) -> None:
-        message = refusal(caller.http.delete(SESSIONS), status=405, error="InputInvalid")
+        answer = caller.http.delete(SESSIONS)
+        message = refusal(answer, status=405, error="InputInvalid")
         assert "DELETE is not possible" in message
+        assert answer.headers["allow"] == "GET, POST"
 
     def test_the_proxys_unknown_paths_answer_in_openais_shape(self, caller: Caller) -> None:
         answer = caller.http.post("/api/mipro/v1/s/r/embeddings")
