@@ -155,6 +155,7 @@ async def _create(file: Path) -> None:
         state=SessionState.RUNNING,
         config=CONFIG,
         proxy_secret="0" * 32,
+        digest_key="1" * 32,
         baseline_id=candidate_id(0),
         champion_id=candidate_id(0),
         created_at=_START,

@@ -91,6 +91,7 @@ class Session(Record):
     kind: str = "mipro_online"
     system_name: str | None = None
     proxy_secret: str
+    digest_key: str
     baseline_id: str
     champion_id: str
     proposal_number: int = 0

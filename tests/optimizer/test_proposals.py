@@ -44,6 +44,7 @@ def session(**fields: Any) -> Session:
         state=SessionState.RUNNING,
         config={},
         proxy_secret="0" * 32,
+        digest_key="1" * 32,
         baseline_id="candidate-1",
         champion_id="candidate-1",
         created_at=START,

@@ -154,6 +154,7 @@ def first_facts(
         agent_id=request.agent_id or None,
         system_name=(request.system and request.system.name) or config.mipro.system_name,
         proxy_secret=new_secret(),
+        digest_key=new_secret(),
         baseline_id=baseline_id,
         champion_id=baseline_id,
         created_at=now,

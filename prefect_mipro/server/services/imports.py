@@ -12,6 +12,7 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.exports import EXPORT_VERSION, FirstLine, ImportReceipt, LastLine, Part
+from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.server.services.creation import admit_models
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.store.interface import Store
@@ -36,7 +37,13 @@ class Imports:
         self._clock = clock
         self._new_secret = new_secret
 
-    async def take(self, session_id: str, lines: Sequence[JsonObject]) -> ImportReceipt:
+    async def take(
+        self,
+        session_id: str,
+        lines: Sequence[JsonObject],
+        *,
+        workspace: str = DEFAULT_WORKSPACE,
+    ) -> ImportReceipt:
         """Take consecutive lines of a file, the first of which creates the session.
 
         Repeats do no harm, so that an import that was broken off begins again from the start.
@@ -51,7 +58,13 @@ class Imports:
             if part is Part.END:
                 complete = bool(_parsed(LastLine, told[0]))
             await self._store.restore(
-                session_id, part, told, secret=self._new_secret(), at=self._clock()
+                session_id,
+                part,
+                told,
+                workspace=workspace,
+                secret=self._new_secret(),
+                digest_key=self._new_secret(),
+                at=self._clock(),
             )
         return ImportReceipt(session_id=session_id, lines=len(lines), complete=complete)
 

@@ -32,6 +32,7 @@ from prefect_mipro.models.levers import LeverVersion, LeverVersions
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
+from prefect_mipro.server.store.access import Access
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class SessionFilter:
     kind: str | None = None
     system_id: str | None = None
     system_name: str | None = None
+    workspace: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
 
@@ -125,7 +127,7 @@ class Overview:
     retired_candidates: int
 
 
-class Store(Protocol):
+class Store(Access, Protocol):
     """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
 
     @property
@@ -147,7 +149,7 @@ class Store(Protocol):
     ) -> tuple[Session, bool]:
         """Insert all of them; an existing session with the id is returned with `False`.
 
-        One that was cancelled before its first rollout runs again: nothing has come to an end.
+        Raises Conflict if that is another workspace's. One that was cancelled before its first rollout runs again: nothing has come to an end.
         """
         ...
 
@@ -428,7 +430,15 @@ class Store(Protocol):
         ...
 
     async def restore(
-        self, session_id: str, part: Part, rows: Sequence[JsonObject], *, secret: str, at: datetime
+        self,
+        session_id: str,
+        part: Part,
+        rows: Sequence[JsonObject],
+        *,
+        workspace: str,
+        secret: str,
+        digest_key: str,
+        at: datetime,
     ) -> None:
         """Insert rows that `part` told, all parts in their order; rows that are there stay.
 

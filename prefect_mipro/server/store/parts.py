@@ -55,7 +55,7 @@ _KEYS: dict[Part, tuple[Column[Any], ...]] = {
     Part.EXAMPLE_REWARD: (example_rewards.c.example_key,),
     Part.EVENT: (events.c.seq,),
 }
-_NOT_TOLD = frozenset({"session_id", "proxy_secret", "workspace"})
+_NOT_TOLD = frozenset({"session_id", "proxy_secret", "digest_key", "workspace"})
 
 
 def read(

@@ -30,6 +30,7 @@ from prefect_mipro.errors import Conflict, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.store.access import check_workspace
 from prefect_mipro.server.store.changes import UNDER_IMPORT, Change, changing, session_missing
 from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.database import insert_new
@@ -73,7 +74,7 @@ _TABLES: Mapping[Part, Table] = {
     Part.EVENT: events,
 }
 # Set here, or by the database.
-_OURS = frozenset({"session_id", "proxy_secret", "workspace"})
+_OURS = frozenset({"session_id", "proxy_secret", "digest_key", "workspace"})
 _UNSET = dict.fromkeys(_OURS, "")
 _RECORDS: Mapping[Table, Callable[[Values], object]] = {
     sessions: session_record,
@@ -93,11 +94,15 @@ def restore(
     part: Part,
     rows: Sequence[JsonObject],
     *,
+    workspace: str,
     secret: str,
+    digest_key: str,
     at: datetime,
 ) -> None:
+    check_workspace(connection, session_id, workspace)
     if part is Part.SESSION:
-        _begin(connection, session_id, rows, secret=secret)
+        ours = {"workspace": workspace, "proxy_secret": secret, "digest_key": digest_key}
+        _begin(connection, session_id, rows, ours)
     elif part is Part.END:
         _finish(connection, session_id, rows, at=at)
     else:
@@ -109,13 +114,13 @@ def restore(
 
 
 def _begin(
-    connection: Connection, session_id: str, rows: Sequence[JsonObject], *, secret: str
+    connection: Connection, session_id: str, rows: Sequence[JsonObject], ours: Values
 ) -> None:
     for values in _values(sessions, rows):
         state = SessionState(values["state"])
         values |= {
+            **ours,
             "session_id": session_id,
-            "proxy_secret": secret,
             "state": state if state.final else SessionState.PAUSED,
             "version": UNDER_IMPORT,
         }

@@ -17,11 +17,13 @@ from prefect_mipro.models.candidates import (
 )
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
+from prefect_mipro.models.keys import Key
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import (
+    access,
     blocks,
     duels,
     lineage,
@@ -251,9 +253,41 @@ class SqlStore:
         return await self._database.read(parts.read, session, part, limit=limit, cursor=cursor)
 
     async def restore(
-        self, session_id: str, part: Part, rows: Sequence[JsonObject], *, secret: str, at: datetime
+        self,
+        session_id: str,
+        part: Part,
+        rows: Sequence[JsonObject],
+        *,
+        workspace: str,
+        secret: str,
+        digest_key: str,
+        at: datetime,
     ) -> None:
-        await self._change(session_id, restoring.restore, part, rows, secret=secret, at=at)
+        await self._change(
+            session_id,
+            restoring.restore,
+            part,
+            rows,
+            workspace=workspace,
+            secret=secret,
+            digest_key=digest_key,
+            at=at,
+        )
+
+    async def keys(self) -> tuple[Key, ...]:
+        return await self._database.read(access.all_keys)
+
+    async def add_key(self, key: Key) -> None:
+        await self._database.write(access.add_key, key)
+
+    async def revoke_key(self, name: str, *, at: datetime) -> Key:
+        return await self._database.write(access.revoke_key, name, at=at)
+
+    async def workspace_of(self, session_id: str) -> str:
+        return await self._database.read(access.workspace_of, session_id)
+
+    async def rotate_secret(self, session_id: str, secret: str, *, at: datetime) -> Session:
+        return await self._change(session_id, access.rotate_secret, secret, at=at)
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""

@@ -35,6 +35,7 @@ def session(session_id: str = "s1", **values: Any) -> Session:
             "state": SessionState.RUNNING,
             "config": {"prompt_learning": {"algorithm": "mipro"}},
             "proxy_secret": "0123456789abcdef0123456789abcdef",
+            "digest_key": "fedcba9876543210fedcba9876543210",
             "baseline_id": baseline_id,
             "champion_id": baseline_id,
             "created_at": START,

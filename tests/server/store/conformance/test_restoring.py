@@ -18,6 +18,7 @@ from tests.server.store.records import at, create, pin, reward, rollout
 
 PARTS: list[Part] = [part for part in Part if part is not Part.END]
 SECRET = "fedcba9876543210fedcba9876543210"
+KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 Told = dict[Part, tuple[JsonObject, ...]]
 
@@ -39,7 +40,9 @@ async def told_by(store: Store) -> Told:
 
 async def write(store: Store, told: Told, *parts: Part) -> None:
     for part in parts or Part:
-        await store.restore("s1", part, told[part], secret=SECRET, at=at(99))
+        await store.restore(
+            "s1", part, told[part], workspace="w", secret=SECRET, digest_key=KEY, at=at(99)
+        )
 
 
 async def test_it_is_the_same_session_but_for_its_secret_its_version_and_a_pause(
@@ -48,7 +51,12 @@ async def test_it_is_the_same_session_but_for_its_secret_its_version_and_a_pause
     before = await fill(source)
     await write(store, await told_by(source))
     after = await store.session("s1")
-    changed = {"proxy_secret": SECRET, "state": SessionState.PAUSED, "updated_at": at(99)}
+    changed = {
+        "proxy_secret": SECRET,
+        "digest_key": KEY,
+        "state": SessionState.PAUSED,
+        "updated_at": at(99),
+    }
     assert after == before.model_copy(update={**changed, "version": before.version + 1})
     assert await store.candidates("s1") == await source.candidates("s1")
     assert await store.levers("s1") == await source.levers("s1")
@@ -164,7 +172,9 @@ async def test_what_is_no_row_is_named(
     if part is not Part.SESSION:
         await write(store, told, *PARTS[: PARTS.index(part)])
     with pytest.raises(InputInvalid, match=problem):
-        await store.restore("s1", part, [row], secret=SECRET, at=at(99))
+        await store.restore(
+            "s1", part, [row], workspace="w", secret=SECRET, digest_key=KEY, at=at(99)
+        )
 
 
 async def test_rows_of_an_older_release_get_the_defaults_of_newer_columns(
