@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+
+T = TypeVar("T")
 
 
 class LiveServer:
@@ -22,6 +26,10 @@ class LiveServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it on the server's own event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._server.loop).result(timeout=30)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -46,4 +54,5 @@ class _Announcing(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
         self.ready.set()

@@ -47,6 +47,7 @@ class Events:
         self._rest = b""
         self._unread = False
         self._done = False
+        self._answered = False
         self._text: list[str] = []
         self._characters = 0
         self._finish_reason: str | None = None
@@ -84,8 +85,10 @@ class Events:
         message = {"role": "assistant", "content": "".join(self._text)}
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
         whole = {**self._told, "choices": [choice]}
-        over = self._finish_reason or self._unread
-        return Completion(whole, error="" if over else "the stream broke off")
+        if not self.is_complete:
+            return Completion(whole, error="the stream broke off")
+        empty = not (self._answered or self._unread)
+        return Completion(whole, error="a stream without choices" if empty else "")
 
     def _read(self, events: bytes) -> bytes:
         """Read them. Returns those to pass on."""
@@ -118,6 +121,7 @@ class Events:
         self.has_content = self.has_content or any(delta.get(key) for key in _CONTENT)
         if choice.get("index", 0) != 0:
             return
+        self._answered = True
         text = delta.get("content")
         if isinstance(text, str) and self._characters < LONGEST_TEXT:
             self._text.append(text)

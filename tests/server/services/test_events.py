@@ -119,6 +119,23 @@ def test_a_stream_is_complete_when_it_says_so(body: bytes, complete: bool) -> No
     assert stream.is_complete is complete
 
 
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (event("a", finish_reason="stop"), ""),
+        (event("a") + DONE, ""),
+        (event("a"), "the stream broke off"),
+        (DONE, "a stream without choices"),
+    ],
+)
+def test_a_stream_is_an_answer_when_it_has_said_something_and_that_it_is_over(
+    body: bytes, error: str
+) -> None:
+    stream = Events()
+    passed_on(stream, body)
+    assert stream.completion.error == error
+
+
 def test_an_error_among_the_events_is_the_answer() -> None:
     stream = Events()
     passed_on(stream, event("a") + b'data: {"error": {"message": "too hot"}}\n\n' + DONE)
