@@ -33,6 +33,7 @@ from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEva
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store.access import Access
+from prefect_mipro.server.store.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ class Overview:
     retired_candidates: int
 
 
-class Store(Access, Protocol):
+class Store(Access, Upkeep, Protocol):
     """Sessions, levers, candidates, rollouts, traces, rewards, frames, duels, events."""
 
     @property

@@ -25,6 +25,7 @@ from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import (
     access,
     blocks,
+    deletion,
     duels,
     lineage,
     missing,
@@ -33,13 +34,14 @@ from prefect_mipro.server.store import (
     parts,
     posted,
     restoring,
+    retention,
     rewards,
     rollouts,
     sessions,
     turns,
 )
 from prefect_mipro.server.store.changes import read_session
-from prefect_mipro.server.store.database import Database, P, T, Work
+from prefect_mipro.server.store.database import Database, P, T, Work, ping
 from prefect_mipro.server.store.interface import (
     Attached,
     CallRecord,
@@ -49,6 +51,7 @@ from prefect_mipro.server.store.interface import (
     SessionFilter,
     Standing,
 )
+from prefect_mipro.server.store.upkeep import Swept, Texts
 
 
 class SqlStore:
@@ -288,6 +291,22 @@ class SqlStore:
 
     async def rotate_secret(self, session_id: str, secret: str, *, at: datetime) -> Session:
         return await self._change(session_id, access.rotate_secret, secret, at=at)
+
+    async def ping(self) -> None:
+        await self._database.read(ping)
+
+    async def thin(self, session_id: str, *, limit: int) -> int:
+        return await self._change(session_id, deletion.thin, limit=limit)
+
+    async def delete_session(self, session_id: str) -> None:
+        await self._change(session_id, deletion.delete_all)
+
+    async def forget_texts(
+        self, texts: Texts, *, before: datetime, limit: int, cursor: str | None = None
+    ) -> Swept:
+        return await self._database.write_last(
+            retention.forget, texts, before=before, limit=limit, cursor=cursor
+        )
 
     async def close(self) -> None:
         """Close all connections and let go of the database."""

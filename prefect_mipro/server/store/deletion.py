@@ -1,0 +1,103 @@
+"""Deleting a session: what it has many rows of piece by piece, then all the rest at once."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Connection, Text, bindparam, delete, select
+
+from prefect_mipro.server.store.changes import check_session, session_missing
+from prefect_mipro.server.store.tables import (
+    candidates,
+    duels,
+    events,
+    example_rewards,
+    frames,
+    lever_versions,
+    past_epochs,
+    proposers,
+    reward_blocks,
+    rewards,
+    rollouts,
+    sessions,
+    traces,
+)
+
+PIECE = 500
+
+_SESSION = bindparam("of_session", type_=Text)
+
+# Whose rows grow with the traffic. Calls come first: they are found by their frames.
+_GROWING: tuple[Column[str] | Column[int], ...] = (
+    events.c.seq,
+    rewards.c.reward_id,
+    rollouts.c.rollout_id,
+)
+_FEW = (
+    proposers,
+    example_rewards,
+    reward_blocks,
+    duels,
+    past_epochs,
+    candidates,
+    lever_versions,
+    sessions,
+)
+# Its key goes with the row, so that not even those wait for it who only refer to it.
+_LOCK = select(sessions.c.session_id).where(sessions.c.session_id == _SESSION).with_for_update()
+_FRAMES = (
+    select(frames.c.position, frames.c.trace_ids)
+    .where(frames.c.session_id == _SESSION)
+    .order_by(frames.c.position)
+)
+
+
+def thin(connection: Connection, session_id: str, *, limit: int) -> int:
+    check_session(connection, session_id)
+    return _thin(connection, session_id, limit=limit)
+
+
+def delete_all(connection: Connection, session_id: str) -> None:
+    of = {"of_session": session_id}
+    if connection.scalar(_LOCK, of) is None:
+        raise session_missing(session_id)
+    while _thin(connection, session_id, limit=PIECE):
+        pass
+    for table in _FEW:
+        connection.execute(delete(table).where(table.c.session_id == _SESSION), of)
+
+
+def _thin(connection: Connection, session_id: str, *, limit: int) -> int:
+    """Of the first kind of row that it has any of."""
+    deleted = _delete_calls(connection, session_id, limit=limit)
+    for key in _GROWING:
+        deleted = deleted or _delete_some(connection, key, session_id, limit=limit)
+    return deleted
+
+
+def _delete_calls(connection: Connection, session_id: str, *, limit: int) -> int:
+    of = {"of_session": session_id}
+    found = connection.execute(_FRAMES.limit(limit), of).all()
+    if not found:
+        return 0
+    # A reward's frame names what its sender called a trace, which may be another session's.
+    trace_ids = {trace_id for frame in found for trace_id in frame.trace_ids}
+    connection.execute(
+        delete(traces).where(traces.c.session_id == _SESSION, traces.c.trace_id.in_(trace_ids)), of
+    )
+    connection.execute(
+        delete(frames).where(
+            frames.c.session_id == _SESSION, frames.c.position <= found[-1].position
+        ),
+        of,
+    )
+    return len(found)
+
+
+def _delete_some(
+    connection: Connection, key: Column[str] | Column[int], session_id: str, *, limit: int
+) -> int:
+    table = key.table
+    some = select(key).where(table.c.session_id == _SESSION).limit(limit)
+    query = delete(sessions.metadata.tables[table.name]).where(
+        table.c.session_id == _SESSION, key.in_(some)
+    )
+    return connection.execute(query, {"of_session": session_id}).rowcount
