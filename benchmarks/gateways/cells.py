@@ -109,16 +109,20 @@ class Instruments:
         self.upstream_url = _line(mock)
         self._control = httpx.Client(base_url=self.upstream_url.removesuffix("/v1"))
 
+    def pace(self, *, delay_ms: float = 0.0, gap_ms: float = 0.0) -> None:
+        """How slow the mock is: before each first byte, and between the events of a stream."""
+        self._control.get(f"/pace/{delay_ms}/{gap_ms}")
+
     def warm_up(self, subject: Subject) -> None:
         """A few calls of both kinds: some systems load their parts when the first calls come."""
-        self._control.get("/pace/0/0")
+        self.pace()
         for stream in (False, True):
             self._send(subject, connections=8, stream=stream, calls=WARM_UP_CALLS)
 
     def measure(self, subject: Subject, cell: Cell, *, number: int, seconds: float) -> Measurement:
         """Calls for so long."""
         self._at_rest(subject)
-        self._control.get(f"/pace/{cell.delay_ms}/{cell.gap_ms}")
+        self.pace(delay_ms=cell.delay_ms, gap_ms=cell.gap_ms)
         machine, instruments, own = self._cpu(subject)
         began = time.monotonic()
         outcome = self._send(
@@ -143,7 +147,7 @@ class Instruments:
 
     def memory(self, subject: Subject, *, calls: int, step: int) -> Iterator[tuple[int, float]]:
         """Resident megabytes after each `step` calls at 32 connections, from the start on."""
-        self._control.get("/pace/0/0")
+        self.pace()
         yield 0, memory_mb(subject.gateway.processes)
         for done in range(step, calls + 1, step):
             self._send(subject, connections=32, stream=False, calls=step)

@@ -163,6 +163,11 @@ def memory_mb(roots: Iterable[int]) -> float:
     return pages * PAGE_BYTES / 1e6
 
 
+def descriptors(process_id: int) -> int:
+    """Open files and connections of a process now."""
+    return len(list(Path(f"/proc/{process_id}/fd").iterdir()))
+
+
 def peak_memory_mb(roots: Iterable[int]) -> float:
     """The sum of the largest resident memory that each of them ever had."""
     kilobytes = 0

@@ -116,8 +116,11 @@ def bare(site: Site) -> Iterator[Gateway]:
 
 
 @contextmanager
-def ours(site: Site) -> Iterator[Gateway]:
-    """The server with a key, a session made over HTTP, candidates and rewards, SQLite on disk."""
+def ours(site: Site, settings: Mapping[str, str] | None = None) -> Iterator[Gateway]:
+    """The server with a key, a session made over HTTP, candidates and rewards, SQLite on disk.
+
+    `settings` are further variables of its environment.
+    """
     key = secrets.token_urlsafe(32)
     database = site.folder / "ours.db"
     environment = {
@@ -125,6 +128,7 @@ def ours(site: Site) -> Iterator[Gateway]:
         "MIPRO_SERVER_DATABASE_URL": f"sqlite:///{database}",
         "MIPRO_SERVER_UPSTREAM_URL": site.upstream_url,
         "MIPRO_SERVER_LOG_LEVEL": "warning",
+        **(settings or {}),
     }
     options = ("--host", "127.0.0.1", "--port", "0", "--stop-with-stdin")
     command = (sys.executable, "-m", "prefect_mipro.server", *options)
