@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import Conflict
+from prefect_mipro.errors import Conflict, StoreFailed
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.promotion import challenger, verdict
@@ -21,6 +22,8 @@ from prefect_mipro.server.store.interface import Store
 
 # How often, in rewards, overdue rollouts are looked for.
 GIVE_UP_EVERY = 8
+
+log = logging.getLogger(__name__)
 
 
 class Promotion:
@@ -45,15 +48,18 @@ class Promotion:
         await self._end_if_done(session, live)
 
     async def give_up(self, session: Session) -> None:
-        """Count the rewards that are overdue as missing."""
+        """Count the rewards that are overdue as missing; later, while nothing can be written."""
         settings = self._knowledge.config(session).mipro.missing_rewards
         now = self._clock()
-        await self._store.give_up(
-            session.session_id,
-            after_rewards=settings.after_rewards,
-            pinned_before=now - timedelta(seconds=settings.after_seconds),
-            at=now,
-        )
+        try:
+            await self._store.give_up(
+                session.session_id,
+                after_rewards=settings.after_rewards,
+                pinned_before=now - timedelta(seconds=settings.after_seconds),
+                at=now,
+            )
+        except StoreFailed as error:
+            log.warning("missing_rewards_not_counted", extra={"reason": error.message})
 
     async def has_room(self, live: LiveSession, own: Reserved) -> bool:
         """Whether the budgets allow one more rollout to explore, beside the calls under way.

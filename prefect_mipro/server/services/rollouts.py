@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import RewardInvalid, RolloutNotFound, SessionEnded
+from prefect_mipro.errors import RewardInvalid, RolloutNotFound, SessionEnded, StoreFailed
 from prefect_mipro.models.rollouts import (
     Reward,
     RewardInfo,
@@ -24,6 +25,8 @@ from prefect_mipro.server.telemetry.watch import Telemetry
 
 EXPECTED_KEYS = ("expected", "expected_output")
 EXAMPLE_KEYS = ("example_id", "seed")
+
+log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -83,8 +86,7 @@ class Rollouts:
                 stop_reason="stop was sent with a reward",
             )
         elif not attached.duplicate and not session.state.final:
-            await self._promotion.consider(await self._live.of(session_id))
-            self._proposals.consider(session_id)
+            await self._consider(session_id)
         stored = attached.reward
         return RewardReceipt(
             status="accepted",
@@ -95,6 +97,14 @@ class Rollouts:
             attached=stored.candidate_id is not None,
             duplicate=attached.duplicate,
         )
+
+    async def _consider(self, session_id: str) -> None:
+        """Let the optimizer look at a reward. That is counted by now, whatever fails here."""
+        try:
+            await self._promotion.consider(await self._live.of(session_id))
+        except StoreFailed as error:
+            log.warning("evidence_not_considered", extra={"reason": error.message})
+        self._proposals.consider(session_id)
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
         told = RewardInfo.parse(request.reward_info)

@@ -93,7 +93,7 @@ def _sqlite(url: URL) -> SqliteDatabase:
     with ExitStack() as held:
         if path is not None:
             held.enter_context(_only_server(path))
-        return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), in_memory=path is None)
+        return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), path=path)
 
 
 def _file(url: URL) -> Path | None:

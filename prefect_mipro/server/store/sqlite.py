@@ -8,17 +8,22 @@ operating system, so the death of the process loses nothing. `synchronous = NORM
 only before it is copied into the database, so that no write waits for the disk. Losing the machine
 (power, kernel) may therefore lose the newest transactions, in order and whole, never the ones
 before: those since the last checkpoint, `CHECKPOINT_SECONDS` of work.
+
+A file that is deleted or replaced while it is open goes on working, for nobody: what is written to
+it then is gone with the process. So each transaction first looks whether it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
@@ -68,7 +73,7 @@ class _Asked:
 
 @dataclass(eq=False)
 class SqliteDatabase:
-    """The `Database` of one file, or of one in memory: then one thread does all.
+    """The `Database` of one file, or without a `path` of one in memory: then one thread does all.
 
     `held` is let go after the last connection is closed.
     """
@@ -78,16 +83,17 @@ class SqliteDatabase:
     engine: Engine
     name: str
     held: ExitStack
-    in_memory: bool = False
+    path: Path | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     _asked: SimpleQueue[_Asked | None] = field(default_factory=SimpleQueue)
     _closed: threading.Event = field(default_factory=threading.Event)
     _written: threading.Event = field(default_factory=threading.Event)
+    _opened: os.stat_result | None = None
 
     def __post_init__(self) -> None:
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
         self._threads = [threading.Thread(target=self._write, name="store-writer", daemon=True)]
-        if not self.in_memory:
+        if self.path is not None:
             self._threads.append(
                 threading.Thread(target=self._tidy, name="store-checkpoints", daemon=True)
             )
@@ -95,10 +101,11 @@ class SqliteDatabase:
             thread.start()
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.in_memory:
+        if self.path is None:
             return await self.write(work, *args, **kwargs)
 
         def transaction() -> T:
+            self._require_file()
             with translated(self.name), self.engine.begin() as connection:
                 return work(connection, *args, **kwargs)
 
@@ -132,6 +139,22 @@ class SqliteDatabase:
     def _gone(self) -> StoreFailed:
         return StoreFailed(f"the database {self.name} is closed; open the store again")
 
+    def _require_file(self) -> None:
+        """Raise StoreFailed unless the file is still the one that was opened."""
+        opened, present = self._opened, self._present() if self._opened else None
+        if opened and not (present and os.path.samestat(opened, present)):
+            raise StoreFailed(
+                f"the database {self.name} is not the file any more that this server has opened: "
+                "it was deleted, moved or replaced; put it back, or stop the server, put a backup "
+                "in its place and start again"
+            )
+
+    def _present(self) -> os.stat_result | None:
+        try:
+            return os.stat(self.path) if self.path else None
+        except OSError:
+            return None
+
     def _end(self) -> None:
         with self.held:
             for thread in self._threads:
@@ -152,6 +175,8 @@ class SqliteDatabase:
                         if connection is None:
                             writing = self.engine.execution_options(**{WRITES: True})
                             connection = opened.enter_context(writing.connect())
+                            self._opened = self._present()
+                        self._require_file()
                         self._commit(connection, batch)
                 except MiproError as error:
                     for asked in batch:
@@ -220,6 +245,7 @@ class SqliteDatabase:
 
     def _checkpoint(self) -> None:
         try:
+            self._require_file()
             with translated(self.name), self.engine.connect() as connection:
                 driver = driver_of(connection)
                 (page_bytes,) = driver.execute("PRAGMA page_size").fetchone()

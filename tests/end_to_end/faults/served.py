@@ -68,9 +68,9 @@ class Session:
         body = {"model": "m", "messages": messages_of(f"{rollout_id} #a"), **more}
         return self.served.http.post(f"{self.path}/{rollout_id}/chat/completions", json=body)
 
-    def reward(self, rollout_id: str, score: float = 1.0) -> httpx.Response:
-        """Reward it."""
-        body = {"rollout_id": rollout_id, "reward_info": {"score": score}}
+    def reward(self, rollout_id: str, **more: Any) -> httpx.Response:
+        """Reward it; `more` stands beside the score."""
+        body = {"rollout_id": rollout_id, "reward_info": {"score": 1.0, **more}}
         return self.served.http.post(f"{SESSIONS}/{self.session_id}/reward", json=body)
 
     def status(self) -> dict[str, Any]:
