@@ -114,6 +114,13 @@ class Session(Record):
     updated_at: datetime
 
 
+class DeletedSession(Record):
+    """Answer to a deletion: nothing is left of the session, and its id is free."""
+
+    session_id: str
+    deleted: Literal[True] = True
+
+
 class SessionUrls(Record):
     """Where the session is reached. All three are absolute and stable."""
 

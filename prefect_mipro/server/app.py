@@ -38,6 +38,7 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.recording import Recorder
+from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -197,6 +198,7 @@ def _backend(
         ),
         exports=Exports(store, journal, clock=clock),
         imports=Imports(store, upstreams, clock=clock, new_secret=new_secret),
+        removal=Removal(store, clock=clock),
         keys=Keys(settings.api_keys),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,

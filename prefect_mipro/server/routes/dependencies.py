@@ -27,6 +27,7 @@ from prefect_mipro.server.routes.errors import REFUSALS, short
 from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.leases import Leases
+from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -47,6 +48,7 @@ class Backend:
     leases: Leases
     exports: Exports
     imports: Imports
+    removal: Removal
     keys: Keys
     max_body_bytes: int
     telemetry: Telemetry
@@ -79,6 +81,10 @@ def _imports(request: Request) -> Imports:
     return backend_of(request).imports
 
 
+def _removal(request: Request) -> Removal:
+    return backend_of(request).removal
+
+
 # Pydantic would take one as a time of Unix, in seconds or milliseconds by its size.
 _NUMBER = re.compile(r"\s*[-+]?[0-9.]+\s*")
 
@@ -102,6 +108,7 @@ RolloutsOf = Annotated[Rollouts, Depends(_rollouts)]
 LeasesOf = Annotated[Leases, Depends(_leases)]
 ExportsOf = Annotated[Exports, Depends(_exports)]
 ImportsOf = Annotated[Imports, Depends(_imports)]
+RemovalOf = Annotated[Removal, Depends(_removal)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
 Moment = Annotated[datetime, BeforeValidator(_not_a_number), AfterValidator(_with_zone)]

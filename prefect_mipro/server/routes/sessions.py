@@ -11,6 +11,7 @@ from prefect_mipro.models.leases import TraceReceipt
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
+    DeletedSession,
     Event,
     NewEpoch,
     Promote,
@@ -25,6 +26,7 @@ from prefect_mipro.server.routes.dependencies import (
     Limit,
     Listing,
     Moment,
+    RemovalOf,
     RequestKey,
     RolloutsOf,
     SessionsOf,
@@ -50,6 +52,7 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("", find, methods=["GET"])
     router.add_api_route("/{session_id}", status, methods=["GET"])
     router.add_api_route("/{session_id}", change_state, methods=["PATCH"])
+    router.add_api_route("/{session_id}", delete, methods=["DELETE"])
     router.add_api_route("/{session_id}/prompt", leases.prompt, methods=["GET"])
     router.add_api_route("/{session_id}/prompt", leases.lease, methods=["POST"])
     router.add_api_route(
@@ -107,6 +110,15 @@ async def change_state(
 ) -> SessionStatus:
     """Pause, resume or cancel a session."""
     return await sessions.change_state(session_id, SessionState(change.state))
+
+
+async def delete(session_id: SessionId, removal: RemovalOf) -> DeletedSession:
+    """Delete a session in any state: all its rows, for good.
+
+    Calls that are under way are answered, and nothing is kept of them. Other servers that share the
+    database notice within a second. The id may be given to a new session.
+    """
+    return await removal.delete(session_id)
 
 
 async def reward(

@@ -104,7 +104,7 @@ class Assignments:
     ) -> Assigned:
         """The pinned candidate, else one that is chosen. `own` is what the call has reserved."""
         while True:
-            pinned_id = self._live.pinned(live.session_id, rollout_id)
+            pinned_id = self._live.pinned(live.session, rollout_id)
             if pinned_id is not None:
                 return Assigned(await self._knowledge.candidate(pinned_id))
             pinning = live.pinning.get(rollout_id)
@@ -159,7 +159,7 @@ class Assignments:
         del live.pinning[rollout_id]
         if not pin.cancelled() and pin.exception() is None:
             pinned = pin.result()
-            self._live.remember_pin(live.session_id, rollout_id, pinned.candidate_id)
+            self._live.remember_pin(live.session, rollout_id, pinned.candidate_id)
             live.rollouts = max(live.rollouts, pinned.position or 0)
 
     async def _choose(

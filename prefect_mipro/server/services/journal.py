@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect_mipro.errors import MiproError, Overloaded, StoreFailed
+from prefect_mipro.errors import MiproError, Overloaded, SessionNotFound, StoreFailed
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.interface import CallRecord, Store
@@ -269,6 +269,10 @@ class Journal:
             pass
 
     def _lose(self, calls: Sequence[CallRecord], error: MiproError) -> None:
+        if isinstance(error, SessionNotFound):
+            # It was deleted meanwhile, and they would have been deleted with it.
+            log.info("recordings_of_deleted_session", extra={"recordings": len(calls)})
+            return
         self.counts.lost += len(calls)
         fields: JsonObject = {"lost": len(calls), "error": type(error).__name__}
         if isinstance(error, StoreFailed):  # others quote what could not be stored

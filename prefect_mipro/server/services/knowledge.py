@@ -21,15 +21,14 @@ T = TypeVar("T")
 class Knowledge:
     """Parsed configs and lever versions of the sessions seen last.
 
-    Both are immutable facts, so that any number of processes may each remember them.
+    Both are immutable facts, so that any number of processes may each remember them. They go by
+    the ids of candidates: a session that was deleted leaves its own id to another one.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._configs: Recent[MiproConfig] = Recent(REMEMBERED_SESSIONS)
-        self._levers: Recent[dict[tuple[LeverName, int], LeverVersion]] = Recent(
-            REMEMBERED_SESSIONS
-        )
+        self._levers: Recent[dict[LeverName, LeverVersion]] = Recent(REMEMBERED_CANDIDATES)
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
 
     async def candidate(self, candidate_id: str) -> Candidate:
@@ -46,7 +45,7 @@ class Knowledge:
 
     def config(self, session: Session) -> MiproConfig:
         """The session's config, parsed once."""
-        return self._configs.get(session.session_id, lambda: MiproConfig.parse(session.config))
+        return self._configs.get(session.baseline_id, lambda: MiproConfig.parse(session.config))
 
     async def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
         """The candidate's instruction and demonstrations."""
@@ -54,12 +53,12 @@ class Knowledge:
             (LeverName.INSTRUCTION, candidate.instruction_version),
             (LeverName.DEMONSTRATIONS, candidate.demonstrations_version),
         )
-        known = self._levers.get(candidate.session_id, dict)
-        instruction, demonstrations = wanted
-        if instruction not in known or demonstrations not in known:
+        known = self._levers.get(candidate.candidate_id, dict)
+        if not known:
             for version in await self._store.levers(candidate.session_id):
-                known[(version.lever, version.version)] = version
-        return known[instruction], known[demonstrations]
+                if (version.lever, version.version) in wanted:
+                    known[version.lever] = version
+        return known[LeverName.INSTRUCTION], known[LeverName.DEMONSTRATIONS]
 
 
 class Recent(Generic[T]):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prefect_mipro.config import MiproConfig
+from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Rollout
@@ -203,13 +204,13 @@ class Live:
         if held is not None:
             held.read_at = LONG_AGO
 
-    def pinned(self, session_id: str, rollout_id: str) -> str | None:
+    def pinned(self, session: Session, rollout_id: str) -> str | None:
         """The candidate of a rollout that was pinned not long ago."""
-        return self._pins.get((session_id, rollout_id))
+        return self._pins.get((session.baseline_id, rollout_id))
 
-    def remember_pin(self, session_id: str, rollout_id: str, candidate_id: str) -> None:
+    def remember_pin(self, session: Session, rollout_id: str, candidate_id: str) -> None:
         """Keep a rollout's candidate for its next calls."""
-        self._pins[(session_id, rollout_id)] = candidate_id
+        self._pins[(session.baseline_id, rollout_id)] = candidate_id
         if len(self._pins) > REMEMBERED_PINS:
             self._pins.popitem(last=False)
 
@@ -237,12 +238,17 @@ class Live:
 
     async def _read(self, session_id: str) -> LiveSession:
         read_at = self._timer()
-        standing = await self._store.standing(session_id)
+        try:
+            standing = await self._store.standing(session_id)
+        except SessionNotFound:
+            self._held.pop(session_id, None)
+            raise
         if self._reading.get(session_id) is not asyncio.current_task():
             # Changed meanwhile: what was read may be older than what is held.
             return await self.of(session_id)
         held = self._held.get(session_id)
-        if held is None:
+        # A session that was deleted leaves its id to another one.
+        if held is None or held.session.baseline_id != standing.session.baseline_id:
             config = self._knowledge.config(standing.session)
             held = self._held[session_id] = LiveSession(standing.session, config, LONG_AGO)
             if len(self._held) > REMEMBERED_SESSIONS:

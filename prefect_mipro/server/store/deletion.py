@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, Text, bindparam, delete, select
+from sqlalchemy import Column, ColumnElement, Connection, Text, bindparam, delete, select, true
 
 from prefect_mipro.server.store.changes import check_session, session_missing
 from prefect_mipro.server.store.tables import (
@@ -12,6 +12,7 @@ from prefect_mipro.server.store.tables import (
     example_rewards,
     frames,
     lever_versions,
+    metadata,
     past_epochs,
     proposers,
     reward_blocks,
@@ -22,16 +23,24 @@ from prefect_mipro.server.store.tables import (
 )
 
 PIECE = 500
+# Calls that are under way are theirs: what comes of them must find its rollout, or no session.
+NEWEST_ROLLOUTS = 1_000
 
 _SESSION = bindparam("of_session", type_=Text)
 
-# Whose rows grow with the traffic. Calls come first: they are found by their frames.
-_GROWING: tuple[Column[str] | Column[int], ...] = (
-    events.c.seq,
-    rewards.c.reward_id,
-    rollouts.c.rollout_id,
+_OLDER = rollouts.c.position <= (
+    select(sessions.c.rollouts - NEWEST_ROLLOUTS)
+    .where(sessions.c.session_id == _SESSION)
+    .scalar_subquery()
 )
-_FEW = (
+# Whose rows grow with the traffic. Calls come first: they are found by their frames.
+_GROWING: tuple[tuple[Column[str] | Column[int], ColumnElement[bool]], ...] = (
+    (events.c.seq, true()),
+    (rewards.c.reward_id, true()),
+    (rollouts.c.rollout_id, _OLDER),
+)
+_REST = (
+    rollouts,
     proposers,
     example_rewards,
     reward_blocks,
@@ -61,15 +70,15 @@ def delete_all(connection: Connection, session_id: str) -> None:
         raise session_missing(session_id)
     while _thin(connection, session_id, limit=PIECE):
         pass
-    for table in _FEW:
+    for table in _REST:
         connection.execute(delete(table).where(table.c.session_id == _SESSION), of)
 
 
 def _thin(connection: Connection, session_id: str, *, limit: int) -> int:
     """Of the first kind of row that it has any of."""
     deleted = _delete_calls(connection, session_id, limit=limit)
-    for key in _GROWING:
-        deleted = deleted or _delete_some(connection, key, session_id, limit=limit)
+    for key, condition in _GROWING:
+        deleted = deleted or _delete_some(connection, key, condition, session_id, limit=limit)
     return deleted
 
 
@@ -93,11 +102,14 @@ def _delete_calls(connection: Connection, session_id: str, *, limit: int) -> int
 
 
 def _delete_some(
-    connection: Connection, key: Column[str] | Column[int], session_id: str, *, limit: int
+    connection: Connection,
+    key: Column[str] | Column[int],
+    condition: ColumnElement[bool],
+    session_id: str,
+    *,
+    limit: int,
 ) -> int:
-    table = key.table
-    some = select(key).where(table.c.session_id == _SESSION).limit(limit)
-    query = delete(sessions.metadata.tables[table.name]).where(
-        table.c.session_id == _SESSION, key.in_(some)
-    )
+    table = metadata.tables[key.table.name]
+    some = select(key).where(table.c.session_id == _SESSION, condition).limit(limit)
+    query = delete(table).where(table.c.session_id == _SESSION, key.in_(some))
     return connection.execute(query, {"of_session": session_id}).rowcount

@@ -35,7 +35,7 @@ class Upkeep(Protocol):
         ...
 
     async def thin(self, session_id: str, *, limit: int) -> int:
-        """Delete up to so many of its calls, events, rewards and rollouts; how many there were.
+        """Delete up to so many of its calls, events, rewards and older rollouts; how many it did.
 
         Counters stay: it is for a session that is about to be deleted as a whole.
         """

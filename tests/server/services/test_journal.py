@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mipro.errors import CandidateNotFound, Overloaded, StoreFailed
+from prefect_mipro.errors import CandidateNotFound, Overloaded, SessionNotFound, StoreFailed
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import CallRecord
@@ -202,3 +202,27 @@ async def test_what_is_refused_at_the_end_is_counted_as_lost(store: SqlStore, fi
     with refusing(file, "mipro_frames"):
         await journal.close()
     assert (journal.counts.lost, journal.waiting) == (1, 0)
+
+
+async def test_recordings_of_a_session_that_was_deleted_are_no_loss_and_hold_up_no_others(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(store, "deleted")
+    other = {"session_id": "deleted", "candidate_id": "baseline_of_deleted"}
+    journal = Journal(store, delay_seconds=1_000)
+    await journal.pin(rollout("r"))
+    await journal.pin(rollout("r", **other))
+    await store.delete_session("deleted")
+    journal.record(recorded(0, "r"), size_bytes=1)
+    journal.record(
+        call(trace("trace_x", "r", **other), frame("frame_x", "r", **other)), size_bytes=1
+    )
+    late, pinned = journal.pin(rollout("r2", **other)), journal.pin(rollout("r3"))
+    with caplog.at_level(logging.WARNING):
+        await journal.flush()
+    assert (await calls_of(store), journal.counts.lost, journal.waiting) == (1, 0, 0)
+    assert (await pinned).position
+    with pytest.raises(SessionNotFound):
+        await late
+    assert not caplog.records
+    await journal.close()

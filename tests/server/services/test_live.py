@@ -14,7 +14,17 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.sql import SqlStore
-from tests.server.store.records import at, create, pin, reward, rollout
+from tests.server.store.records import (
+    at,
+    candidate,
+    create,
+    demonstrations,
+    instruction,
+    pin,
+    reward,
+    rollout,
+    session,
+)
 
 
 class Process:
@@ -109,7 +119,38 @@ async def test_an_unknown_session_is_told_each_time(own: Process, other: Process
 
 async def test_the_newest_pins_are_remembered_and_no_more(own: Process) -> None:
     for number in range(REMEMBERED_PINS + 10):
-        own.live.remember_pin("s1", f"r{number}", "cand")
-    assert own.live.pinned("s1", "r9") is None
-    assert own.live.pinned("s1", "r10") == "cand"
-    assert own.live.pinned("s2", "r10") is None
+        own.live.remember_pin(session(), f"r{number}", "cand")
+    assert own.live.pinned(session(), "r9") is None
+    assert own.live.pinned(session(), "r10") == "cand"
+    assert own.live.pinned(session("s2"), "r10") is None
+
+
+async def test_an_id_that_came_back_after_a_deletion_elsewhere_is_another_session(
+    own: Process, other: Process
+) -> None:
+    held = await own.live.of("s1")
+    held.rollouts = 3
+    own.live.remember_pin(held.session, "r1", "cand")
+    await other.store.delete_session("s1")
+    own.seconds += 2 * OLDEST_SECONDS
+    with pytest.raises(SessionNotFound):
+        await own.live.of("s1")
+    changed = {"config": {"prompt_learning": {"algorithm": "mipro", "policy": {"model": "x"}}}}
+    baseline = candidate(candidate_id="baseline_new")
+    again = session(baseline_id="baseline_new", champion_id="baseline_new", **changed)
+    await other.store.create_session(again, [instruction(), demonstrations()], baseline)
+    found = await own.live.of("s1")
+    assert (found.rollouts, found.config.policy.model) == (0, "x")
+    assert own.live.pinned(found.session, "r1") is None
+
+
+async def test_a_deletion_and_a_new_session_between_two_readings_are_noticed(
+    own: Process, other: Process
+) -> None:
+    held = await own.live.of("s1")
+    await other.store.delete_session("s1")
+    again = session(baseline_id="baseline_new", champion_id="baseline_new")
+    baseline = candidate(candidate_id="baseline_new")
+    await other.store.create_session(again, [instruction(), demonstrations()], baseline)
+    own.seconds += 2 * OLDEST_SECONDS
+    assert await own.live.of("s1") is not held

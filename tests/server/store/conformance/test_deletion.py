@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import func, make_url, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from prefect_mipro.errors import CandidateNotFound, RolloutNotFound, SessionNotFound
+from prefect_mipro.errors import CandidateNotFound, SessionNotFound
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.store.deletion import NEWEST_ROLLOUTS
 from prefect_mipro.server.store.interface import SessionFilter, Store
 from prefect_mipro.server.store.tables import metadata
 from tests.server.store.conformance.test_parts import fill
@@ -90,8 +91,8 @@ async def test_its_many_rows_go_in_pieces_of_the_size_that_is_asked_for(
     assert max(pieces) == 2
     assert len(pieces) > 4
     left = await rows_of(database_url, "s1")
-    growing = ("mipro_traces", "mipro_frames", "mipro_events", "mipro_rewards", "mipro_rollouts")
-    assert [left[name] for name in growing] == [0] * 5
+    growing = ("mipro_traces", "mipro_frames", "mipro_events", "mipro_rewards")
+    assert [left[name] for name in growing] == [0] * 4
     assert left["mipro_sessions"] == 1
 
 
@@ -138,10 +139,24 @@ async def test_what_comes_late_is_refused_and_leaves_nothing(
     assert not any((await rows_of(database_url, "s1")).values())
 
 
-async def test_a_call_of_a_rollout_that_is_gone_already_is_refused(store: Store) -> None:
+async def test_calls_that_end_meanwhile_go_with_the_rest(store: Store, database_url: str) -> None:
     await create(store)
     await pin(store, rollout())
     while await store.thin("s1", limit=9):
         pass
-    with pytest.raises(RolloutNotFound):
-        await store.record_calls([call(trace(), frame())])
+    await store.record_calls([call(trace(), frame())])
+    await store.delete_session("s1")
+    assert not any((await rows_of(database_url, "s1")).values())
+
+
+async def test_of_many_rollouts_the_newest_stay_until_the_end(
+    store: Store, database_url: str
+) -> None:
+    await create(store)
+    await store.pin([rollout(f"r{number}") for number in range(NEWEST_ROLLOUTS + 5)])
+    while await store.thin("s1", limit=400):
+        pass
+    assert (await rows_of(database_url, "s1"))["mipro_rollouts"] == NEWEST_ROLLOUTS
+    assert await store.rollout("s1", "r4") is None
+    await store.delete_session("s1")
+    assert not any((await rows_of(database_url, "s1")).values())
