@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prefect_mipro.errors import MiproError, Overloaded, SessionNotFound, StoreFailed
 from prefect_mipro.models.base import JsonObject
@@ -228,9 +229,27 @@ class Journal:
 
     async def _write_batch(self, calls: Sequence[CallRecord]) -> None:
         """Returns when they are in the store, or lost."""
+        try:
+            await self._until_taken(partial(self._store.record_calls, calls), calls)
+        except MiproError:
+            # One that cannot be written is no reason to lose the others. And all of them are there
+            # if an earlier try was refused only after it was committed: each is written once.
+            for call in calls:
+                await self._write_alone(call)
+
+    async def _write_alone(self, call: CallRecord) -> None:
+        try:
+            await self._until_taken(partial(self._store.post_trace, call), [call])
+        except MiproError as error:
+            self._lose([call], error)
+
+    async def _until_taken(
+        self, write: Callable[[], Awaitable[object]], calls: Sequence[CallRecord]
+    ) -> None:
+        """Write them again and again while the store takes nothing. Raises its other errors."""
         while True:
             try:
-                await self._store.record_calls(calls)
+                await write()
             except StoreFailed as error:
                 self.counts.failures += 1
                 log.warning(
@@ -242,13 +261,6 @@ class Journal:
                     return
                 self._tell(refused=True)
                 await self._pause()
-            except MiproError as error:
-                if len(calls) == 1:
-                    self._lose(calls, error)
-                    return
-                for call in calls:
-                    await self._write_batch([call])
-                return
             else:
                 self.counts.written += len(calls)
                 self.counts.batches += 1
