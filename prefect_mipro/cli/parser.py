@@ -53,6 +53,14 @@ examples
   {PROGRAM} sessions cancel support-bot
   {PROGRAM} sessions cancel support-bot --yes     without asking, for scripts
 """
+_DELETE = f"""\
+All of it goes: its prompts, candidates, rollouts, rewards, traces and events, in any state. Its id
+is free again. Export it first if you may want it back.
+
+examples
+  {PROGRAM} sessions delete support-bot
+  {PROGRAM} sessions delete support-bot --yes     without asking, for scripts
+"""
 _EXPORT = f"""\
 JSON lines: the session, its lever versions, candidates, duels, rollouts, rewards, traces and
 events, and last the counts of them all. The key "part" says what a line is. No secret is in it.
@@ -155,11 +163,12 @@ def _add_sessions(sessions: _Parser) -> None:
         ("pause", "stop exploring for now", _PAUSE),
         ("resume", "explore again", _RESUME),
         ("cancel", "stop for good", _CANCEL),
+        ("delete", "remove it and all that is known of it", _DELETE),
         ("export", "all that is known of a session, as JSON lines", _EXPORT),
     ):
         action = _command(actions, name, text, examples)
         _add_session(action)
-        if name == "cancel":
+        if name in ("cancel", "delete"):
             action.add_argument("--yes", action="store_true", help="do not ask")
         if name == "export":
             action.add_argument(

@@ -1,4 +1,4 @@
-"""The sessions of a backend: listed, shown, paused, resumed, cancelled, exported, imported."""
+"""The sessions of a backend: listed, shown, steered, exported, imported, deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_mipro.cli.output import NOTHING, Column, Output, moment, number
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.operations import LARGEST_PAGE
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import SessionState, SessionStatus
+from prefect_mipro.models.sessions import DeletedSession, SessionState, SessionStatus
 
 _COLUMNS = (
     Column("session"),
@@ -23,6 +23,11 @@ _COLUMNS = (
     Column("updated (UTC)"),
     Column("champion", gives=True),
 )
+# What cannot be undone, and what to say of it.
+_FINAL = {
+    "cancel": ("Cancel", "It cannot be resumed."),
+    "delete": ("Delete", "Its prompts, rewards and traces go with it."),
+}
 _STATE_AFTER = {
     "pause": SessionState.PAUSED,
     "resume": SessionState.RUNNING,
@@ -33,7 +38,7 @@ _STATE_AFTER = {
 def run(options: argparse.Namespace) -> ExitCode:
     """One of the actions on sessions. Raises what the backend refuses."""
     output = Output(as_json=options.json)
-    if options.action == "cancel" and not _is_sure(options):
+    if options.action in _FINAL and not _is_sure(options):
         return ExitCode.USAGE
     with backend_of(options) as client:
         if options.action == "list":
@@ -42,6 +47,9 @@ def run(options: argparse.Namespace) -> ExitCode:
             return exports.run(client, output, options)
         if options.action == "import":
             return imports.run(client, output, options.file)
+        if options.action == "delete":
+            deleted = client.delete_session(options.session)
+            return _tell_deleted(deleted, output)
         if options.action == "show":
             status = client.session_status(options.session)
         else:
@@ -52,6 +60,14 @@ def run(options: argparse.Namespace) -> ExitCode:
         show(status, output)
     else:
         output.line(f"{status.session_id} is {status.status}")
+    return ExitCode.OK
+
+
+def _tell_deleted(deleted: DeletedSession, output: Output) -> ExitCode:
+    if output.as_json:
+        output.document(deleted.model_dump(mode="json"))
+    else:
+        output.line(f"{deleted.session_id} is deleted")
     return ExitCode.OK
 
 
@@ -161,9 +177,10 @@ def _without_secret(url: str) -> str:
 def _is_sure(options: argparse.Namespace) -> bool:
     if options.yes:
         return True
+    word, consequence = _FINAL[options.action]
     if not sys.stdin.isatty():
-        say("cancelling cannot be undone; add --yes where nobody can be asked")
+        say(f"{options.action} cannot be undone; add --yes where nobody can be asked")
         return False
-    sys.stderr.write(f"Cancel {options.session} for good? It cannot be resumed. [y/N] ")
+    sys.stderr.write(f"{word} {options.session} for good? {consequence} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

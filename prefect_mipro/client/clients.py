@@ -70,6 +70,7 @@ class _Connection:
     post_trace = _Method(operations.post_trace)
     reward = _Method(operations.reward)
     change_state = _Method(operations.change_state)
+    delete_session = _Method(operations.delete_session)
     promote = _Method(operations.promote)
     begin_epoch = _Method(operations.begin_epoch)
     sessions = _Method(operations.sessions)

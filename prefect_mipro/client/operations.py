@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from prefect_mipro.errors import AnswerInvalid, InputInvalid
+from prefect_mipro.client.answers import as_it_is, status_of, urls_of
+from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.exports import ImportReceipt
@@ -19,6 +20,7 @@ from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
+    DeletedSession,
     SessionState,
     SessionStatus,
     SessionUrls,
@@ -61,7 +63,7 @@ def raw(operation: Operation[object]) -> Operation[JsonObject]:
         body=operation.body,
         headers=operation.headers,
         repeatable=operation.repeatable,
-        answer=_as_it_is,
+        answer=as_it_is,
     )
 
 
@@ -80,19 +82,19 @@ def create_session(
         body=_body(filled),
         headers={"Idempotency-Key": key},
         repeatable=True,
-        answer=_status,
+        answer=status_of,
     )
 
 
 def session_status(session_id: str) -> Operation[SessionStatus]:
     """Where a session stands, and the belief behind it."""
-    return _get(_session_path(session_id), _status)
+    return _get(_session_path(session_id), status_of)
 
 
 def session_urls(session_id: str, *, correlation_id: str | None = None) -> Operation[SessionUrls]:
     """Where a session's proxy is reached."""
     query = _query(correlation_id=correlation_id)
-    return _get(f"{_session_path(session_id)}/prompt", _urls, query)
+    return _get(f"{_session_path(session_id)}/prompt", urls_of, query)
 
 
 def reward(
@@ -169,7 +171,20 @@ def change_state(session_id: str, state: SessionState) -> Operation[SessionStatu
         path=_session_path(session_id),
         body={"state": str(state)},
         repeatable=True,
-        answer=_status,
+        answer=status_of,
+    )
+
+
+def delete_session(session_id: str) -> Operation[DeletedSession]:
+    """Delete a session and all that is known of it, in any state; its id is free again.
+
+    A repeat of one that was done raises SessionNotFound.
+    """
+    return Operation(
+        method="DELETE",
+        path=_session_path(session_id),
+        repeatable=True,
+        answer=DeletedSession.model_validate,
     )
 
 
@@ -182,7 +197,7 @@ def promote(
         path=f"{_session_path(session_id)}/champion",
         body={"candidate_id": candidate_id} | ({"reason": reason} if reason else {}),
         repeatable=True,
-        answer=_status,
+        answer=status_of,
     )
 
 
@@ -194,7 +209,7 @@ def begin_epoch(session_id: str, *, reason: str | None = None) -> Operation[Sess
         body={"reason": reason} if reason else {},
         # An epoch in which nothing was learned yet is as good as its successor.
         repeatable=True,
-        answer=_status,
+        answer=status_of,
     )
 
 
@@ -220,13 +235,13 @@ def sessions(
         limit=_page(limit),
         cursor=cursor,
     )
-    return _get(_SESSIONS, _as_it_is, query)
+    return _get(_SESSIONS, as_it_is, query)
 
 
 def events(session_id: str, *, since_seq: int = 0, limit: int = 500) -> Operation[JsonObject]:
     """A session's `events` after `since_seq`, oldest first."""
     query = _query(since_seq=since_seq, limit=_page(limit))
-    return _get(f"{_session_path(session_id)}/events", _as_it_is, query)
+    return _get(f"{_session_path(session_id)}/events", as_it_is, query)
 
 
 def candidates(
@@ -255,12 +270,12 @@ def candidates(
         sort=sort,
         include=include,
     )
-    return _get(f"{_system_path(session_id)}/candidates", _as_it_is, query)
+    return _get(f"{_system_path(session_id)}/candidates", as_it_is, query)
 
 
 def candidate(candidate_id: str) -> Operation[JsonObject]:
     """One candidate, of whichever session."""
-    return _get(f"{_CANDIDATES}/{_segment(candidate_id, name='candidate_id')}", _as_it_is)
+    return _get(f"{_CANDIDATES}/{_segment(candidate_id, name='candidate_id')}", as_it_is)
 
 
 def job_candidate(job_id: str, candidate_id: str) -> Operation[JsonObject]:
@@ -269,7 +284,7 @@ def job_candidate(job_id: str, candidate_id: str) -> Operation[JsonObject]:
         raise InputInvalid(f"job_id is {job_id!r}; it must start with 'pl_'")
     job = _segment(job_id, name="job_id")
     wanted = _segment(candidate_id, name="candidate_id")
-    return _get(f"/api/v1/offline/jobs/{job}/candidates/{wanted}", _as_it_is)
+    return _get(f"/api/v1/offline/jobs/{job}/candidates/{wanted}", as_it_is)
 
 
 def add_candidate(session_id: str, body: JsonObject) -> Operation[JsonObject]:
@@ -280,7 +295,7 @@ def add_candidate(session_id: str, body: JsonObject) -> Operation[JsonObject]:
         path=f"/api/prompt-learning/online/mipro/systems/{system}/candidates",
         body=body,
         repeatable=False,
-        answer=_as_it_is,
+        answer=as_it_is,
     )
 
 
@@ -309,7 +324,7 @@ def seed_evals(
         sort=sort,
         include=include,
     )
-    return _get(f"{_system_path(session_id)}/seed-evals", _as_it_is, query)
+    return _get(f"{_system_path(session_id)}/seed-evals", as_it_is, query)
 
 
 def export_session(session_id: str, *, traces: bool = True) -> Operation[JsonObject]:
@@ -318,7 +333,7 @@ def export_session(session_id: str, *, traces: bool = True) -> Operation[JsonObj
     Without `traces` no line holds what was asked and answered.
     """
     return _get(
-        f"{_session_path(session_id)}/export", _as_it_is, {"traces": "true" if traces else "false"}
+        f"{_session_path(session_id)}/export", as_it_is, {"traces": "true" if traces else "false"}
     )
 
 
@@ -335,44 +350,7 @@ def import_lines(session_id: str, lines: Sequence[JsonObject]) -> Operation[Impo
 
 def health() -> Operation[JsonObject]:
     """Whether the backend is up."""
-    return _get("/health", _as_it_is)
-
-
-def with_urls(answer: JsonObject) -> JsonObject:
-    """An answer with all three URLs filled in as far as one follows from another.
-
-    `online_url` falls back to the older `proxy_url`, and `chat_completions_url` follows from it.
-    What cannot be known is `None`.
-    """
-    proxy_url = _text(answer.get("proxy_url"))
-    online_url = _text(answer.get("online_url")) or proxy_url
-    chat_completions_url = _text(answer.get("chat_completions_url"))
-    if online_url and not chat_completions_url:
-        root = online_url.rstrip("/").removesuffix("/chat/completions")
-        chat_completions_url = f"{root}/chat/completions"
-    return {
-        **answer,
-        "proxy_url": proxy_url,
-        "online_url": online_url,
-        "chat_completions_url": chat_completions_url,
-    }
-
-
-def _status(answer: JsonObject) -> SessionStatus:
-    return SessionStatus.model_validate(with_urls(answer))
-
-
-def _urls(answer: JsonObject) -> SessionUrls:
-    urls = with_urls(answer)
-    if not urls["online_url"]:
-        raise AnswerInvalid("Missing online_url in response")
-    return SessionUrls.model_validate(
-        {**urls, "proxy_url": urls["proxy_url"] or urls["online_url"]}
-    )
-
-
-def _as_it_is(answer: JsonObject) -> JsonObject:
-    return answer
+    return _get("/health", as_it_is)
 
 
 def _get(
@@ -410,7 +388,3 @@ def _segment(value: str, *, name: str) -> str:
     if text in ("", ".", ".."):
         raise InputInvalid(f"{name} is {value!r}; give the id that the backend answered")
     return quote(text, safe=":~")
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from pydantic import ValidationError
 
 from prefect_mipro.client import environment, operations
+from prefect_mipro.client.answers import with_urls
 from prefect_mipro.client.arguments import RecordT, TraceArguments, config_source, record_of
 from prefect_mipro.client.clients import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -17,7 +18,7 @@ from prefect_mipro.client.clients import (
     usable_timeout,
 )
 from prefect_mipro.client.connections import Backend, Connections
-from prefect_mipro.client.operations import Operation, raw, with_urls
+from prefect_mipro.client.operations import Operation, raw
 from prefect_mipro.client.steps import Ask, Steps, awaiting, blocking
 from prefect_mipro.errors import AnswerInvalid, InputInvalid, MiproError
 from prefect_mipro.models.base import JsonObject
@@ -155,6 +156,13 @@ class MiproOnlineSession:
 
     cancel = blocking(_cancel)
     cancel_async = awaiting(_cancel)
+
+    def _delete(self) -> Steps[JsonObject]:
+        """Delete the session and all that is known of it. There is no way back."""
+        return (yield self._ask(raw(operations.delete_session(self.session_id))))
+
+    delete = blocking(_delete)
+    delete_async = awaiting(_delete)
 
     def _promote(self, candidate_id: str, *, reason: str | None = None) -> Steps[JsonObject]:
         """Make a candidate the champion, without a duel: also the way back to an earlier one."""

@@ -6,6 +6,7 @@ They take a `SessionHandle`, which names the key's block and never holds a key.
 from __future__ import annotations
 
 from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks.deletion import adelete_session, delete_session
 from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
@@ -59,6 +60,7 @@ __all__ = [
     "abegin_epoch",
     "acancel_session",
     "acreate_session",
+    "adelete_session",
     "aevaluate_candidate",
     "aget_candidate",
     "alease_prompt",
@@ -79,6 +81,7 @@ __all__ = [
     "begin_epoch",
     "cancel_session",
     "create_session",
+    "delete_session",
     "evaluate_candidate",
     "get_candidate",
     "lease_prompt",

@@ -127,6 +127,21 @@ def test_a_state_that_cannot_follow_fails_with_the_backends_words(command: Comma
     assert "cannot become running" in result.err
 
 
+def test_a_session_is_deleted_when_one_is_sure(command: Command) -> None:
+    session_id = command.session(rollouts=2).session_id
+    assert command("sessions", "delete", session_id).code == ExitCode.USAGE
+    assert command.client.session_status(session_id).rollout_count == 2
+    result = command("sessions", "delete", session_id, "--yes")
+    assert (result.code, result.out) == (ExitCode.OK, f"{session_id} is deleted\n")
+    assert command("sessions", "delete", session_id, "--yes").code == ExitCode.NOT_FOUND
+
+
+def test_a_deletion_is_told_as_json_too(command: Command) -> None:
+    session_id = command.session().session_id
+    result = command("sessions", "delete", session_id, "--yes", "--json")
+    assert result.document == {"session_id": session_id, "deleted": True}
+
+
 @pytest.mark.parametrize("action", ["show", "pause", "export"])
 def test_an_unknown_session_has_an_exit_code_of_its_own(command: Command, action: str) -> None:
     result = command("sessions", action, "no-such")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prefect_mipro.client import operations
-from prefect_mipro.client.operations import Operation, raw, with_urls
+from prefect_mipro.client.answers import with_urls
+from prefect_mipro.client.operations import Operation, raw
 from prefect_mipro.errors import AnswerInvalid, InputInvalid
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState, SystemRequest
@@ -61,6 +62,7 @@ SESSION = "/api/v1/online/sessions/s"
             "/api/prompt-learning/online/mipro/systems/s/candidates",
             {},
         ),
+        (operations.delete_session("s"), "DELETE", "/api/v1/online/sessions/s", {}),
         (operations.health(), "GET", "/health", {}),
     ],
 )

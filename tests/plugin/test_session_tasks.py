@@ -38,8 +38,9 @@ from tests.plugin.conftest import config, new_id
 Call = Callable[..., Any]
 
 NAMES = (
-    "begin_epoch cancel_session create_session get_candidate list_candidates list_seed_evals "
-    "pause_session promote_candidate report_reward resume_session session_status session_urls"
+    "begin_epoch cancel_session create_session delete_session get_candidate list_candidates "
+    "list_seed_evals pause_session promote_candidate report_reward resume_session session_status "
+    "session_urls"
 ).split()
 ROLLOUT_NAMES = "evaluate_candidate report_rewards rollout_step run_rollout run_rollouts".split()
 
@@ -204,6 +205,15 @@ def test_a_cancelled_session_does_not_resume(call: Call, session: SessionHandle)
     call("cancel_session", session)
     with pytest.raises(SessionEnded):
         call("resume_session", session)
+
+
+def test_a_deleted_session_is_gone_and_deleting_it_again_does_no_harm(
+    call: Call, session: SessionHandle
+) -> None:
+    for _ in range(2):
+        call("delete_session", session)
+    with pytest.raises(SessionNotFound):
+        call("session_status", session)
 
 
 def test_an_earlier_candidate_is_made_champion_again_and_an_epoch_begun(
