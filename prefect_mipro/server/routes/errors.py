@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,10 +118,15 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unknown_error(request: Request, error: Exception) -> Response:
-    """A fault of ours. The server logs its traceback; the caller learns no internals."""
-    return error_response(
+    """A fault of ours. The server logs its traceback; the caller learns no internals.
+
+    The HTTP server ends the connection after it, which the answer has to say.
+    """
+    answer = error_response(
         request, BackendFailed("the backend failed in a way it did not expect; its log says how")
     )
+    answer.headers["connection"] = "close"
+    return answer
 
 
 def log_failure(error: MiproError) -> None:
@@ -134,9 +140,10 @@ def log_failure(error: MiproError) -> None:
 
 
 def short(value: object, length: int = 80) -> str:
-    """Text of a value, cut to a length fit for a message."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    """Text of a value, cut to a length fit for a message, without halves of characters."""
+    text = value if isinstance(value, str) else _BRIEF.repr(value)
+    text = text if len(text) <= length else f"{text[: length - 1]}…"
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _possible_methods(request: Request) -> list[str]:
@@ -188,9 +195,15 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     name = ".".join(steps) or f"the {where}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    return f"{name} is {short(repr(problem['input']))}: {problem['msg']}"
+    found = problem["input"]
+    shown = short(repr(found) if isinstance(found, str) else found)
+    return f"{name} is {shown}: {problem['msg']}"
 
 
+# Python's own repr would write out all of a huge value, of which a line is shown.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxdict = _BRIEF.maxlist = _BRIEF.maxtuple = 8
+_BRIEF.maxstring = _BRIEF.maxother = 80
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _OPENAI_TYPES = {
     400: "invalid_request_error",

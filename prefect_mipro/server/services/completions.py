@@ -11,6 +11,7 @@ import orjson
 from prefect_mipro.errors import CompletionInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.leases import MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """The tokens the upstream counted; zero where it did not say."""
+        """The tokens the upstream counted; zero where it did not say a number that can be."""
         told = (self.response or {}).get("usage")
         if not isinstance(told, dict):
             return Usage()
@@ -70,8 +71,11 @@ def parsed(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except ValueError:
-        return json.loads(text)  # takes NaN, which some servers send
+        try:
+            return json.loads(text)  # takes NaN, which some servers send
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value <= MOST_TOKENS else 0

@@ -18,9 +18,15 @@ _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
 def openai_refusal(body: bytes, *, status: int) -> bytes:
     """The body as it is where its `error` is an object with a message, else one that has this.
 
-    Whatever else an object says stays in it.
+    Whatever else an object says stays in it, unless it is nested too deeply to be read or written.
     """
-    answer = _answer(body)
+    try:
+        return _refusal(_answer(body), body, status=status)
+    except (RecursionError, orjson.JSONEncodeError):
+        return orjson.dumps({"error": _error({}, _plain_text(body), status=status)})
+
+
+def _refusal(answer: Any, body: bytes, *, status: int) -> bytes:
     if not isinstance(answer, dict):
         said = _told(answer) or _plain_text(body)
         return orjson.dumps({"error": _error({}, said, status=status)})

@@ -19,7 +19,7 @@ def decode(cursor: str, *types: type) -> tuple[Any, ...]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except ValueError:
+    except (ValueError, RecursionError):
         key = None
     if not isinstance(key, list) or [type(value) for value in key] != list(types):
         raise InputInvalid(

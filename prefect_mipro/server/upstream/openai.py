@@ -44,6 +44,8 @@ KEEP_ALIVE_SECONDS = 60.0
 DNS_SECONDS = 60
 # aiohttp writes a larger body in one piece, and warns, unless it is given as a file.
 LARGEST_BODY_IN_ONE_PIECE = 1_000_000
+# Of an answer that comes whole, after it was unpacked. A stream may be of any length.
+LARGEST_ANSWER_BYTES = 32_000_000
 PASSED_ON = (
     *("retry-after", "x-should-retry"),
     *("x-request-id", "request-id", "apim-request-id", "openai-"),
@@ -207,7 +209,8 @@ class _Call:
             upstream.counts.calls -= 1
             raise
         self.status = response.status
-        self.content_type = response.headers.get("content-type", "")
+        content_type = response.headers.get("content-type", "")
+        self.content_type = content_type if _can_be_sent(content_type) else ""
         self.retry_after_seconds = _asked_wait_seconds(response)
         return self
 
@@ -227,13 +230,23 @@ class _Call:
         return {
             name: value
             for name, value in named
-            if name.startswith(PASSED_ON) and value.isascii() and value.isprintable()
+            if name.startswith(PASSED_ON) and _can_be_sent(value)
         }
 
     async def read(self) -> bytes:
         if self._response.content.is_eof():  # it came with the head, as short answers do
             return await self._response.read()
-        return b"".join([chunk async for chunk in self.chunks()])
+        pieces: list[bytes] = []
+        left_bytes = LARGEST_ANSWER_BYTES
+        async for chunk in self.chunks():
+            left_bytes -= len(chunk)
+            if left_bytes < 0:
+                raise UpstreamFailed(
+                    f"{self._upstream.name} answered with more than "
+                    f"{LARGEST_ANSWER_BYTES // 1_000_000} MB; ask for less, or for a stream"
+                )
+            pieces.append(chunk)
+        return b"".join(pieces)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         content, wait, upstream = self._response.content, self._wait, self._upstream
@@ -345,6 +358,11 @@ def _payload(body: ChatBody) -> bytes:
         return orjson.dumps(body)
     except TypeError:  # an integer of more than 64 bits
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _can_be_sent(header: str) -> bool:
+    """Whether the value can be passed on in a header of ours."""
+    return header.isascii() and header.isprintable()
 
 
 def _bearer(key: SecretStr) -> str:
