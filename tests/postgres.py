@@ -73,6 +73,15 @@ class Postgres:
         return f"postgresql+asyncpg://mipro@:5432/{database}?host={self._folder}"
 
     @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Down for the length of the block, and before that at once, as in a crash."""
+        self._order("stop")
+        try:
+            yield
+        finally:
+            self._order("start")
+
+    @contextmanager
     def new_database(self) -> Iterator[str]:
         """The URL of one with nothing in it."""
         name = f"new_{next(self._numbers)}"
@@ -92,6 +101,13 @@ class Postgres:
                     await connection.exec_driver_sql(statement)
 
         asyncio.run(run())
+
+    def _order(self, command: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n", "PostgreSQL refused: stderr says why"
 
 
 def main() -> None:
@@ -121,14 +137,26 @@ def main() -> None:
                 **account,
             )
 
-        run("initdb", *INITDB)
-        run("pg_ctl", "start", f"--log={folder}/log", f"--options={options}")
-        try:
-            sys.stdout.write(f"{folder}\n")
-            sys.stdout.flush()
-            sys.stdin.read()
-        finally:
+        def start() -> None:
+            run("pg_ctl", "start", f"--log={folder}/log", f"--options={options}")
+
+        def stop() -> None:
             run("pg_ctl", "stop", "--mode=immediate")
+
+        run("initdb", *INITDB)
+        start()
+        try:
+            _tell(str(folder))
+            for order in sys.stdin:
+                {"start": start, "stop": stop}[order.strip()]()
+                _tell("done")
+        finally:
+            stop()
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _without_root(installed: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
