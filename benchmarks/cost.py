@@ -134,7 +134,9 @@ class Server:
             example_id=str(number % EXAMPLES),
         )
         began = time.perf_counter()
-        session = await self._backend.sessions.admit(SESSION_ID, key_accepted=lambda: True)
+        session = await self._backend.urls.admit(
+            SESSION_ID, callers_workspace=self._backend.keys.workspace_of
+        )
         async with self._backend.serving.serve(session, call) as served:
             await served.read()
         return self._model.asked_at - began

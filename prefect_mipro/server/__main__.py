@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from prefect_mipro.errors import StoreFailed
+from prefect_mipro.errors import InputInvalid, StoreFailed
+from prefect_mipro.models.keys import Key
 from prefect_mipro.server.logs import log_to_stderr
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
 from prefect_mipro.server.upstream.addresses import is_loopback
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
                 runner.run(_serve(settings, listener))
         except StoreFailed as error:
             return _fail(program, error.message)
+        except InputInvalid as error:
+            return _fail(program, error.message, code=2)
     return 0
 
 
@@ -66,9 +69,9 @@ def _why_not_listening(settings: ServerSettings, error: OSError) -> str:
     return f"cannot listen on {place}: {error.strerror}; choose another --host"
 
 
-def _fail(program: str, message: str) -> int:
+def _fail(program: str, message: str, *, code: int = 1) -> int:
     sys.stderr.write(f"{program}: {message}\n")
-    return 1
+    return code
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -82,7 +85,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
-    """Open the store, serve until told to stop, close it again. Raises StoreFailed."""
+    """Open the store, serve until told to stop, close it again.
+
+    Raises StoreFailed; InputInvalid where a key is missing.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -96,7 +102,9 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     store = await open_store(settings.database_url)
     tracing = tracing_of(os.environ)
     try:
-        server = _Server(settings, create_app(settings, store=store, tracing=tracing))
+        keys = await store.keys()
+        _require_key_beyond_loopback(settings, keys)
+        server = _Server(settings, create_app(settings, store=store, tracing=tracing), keys)
         stopping = asyncio.create_task(server.stop_after(stop))
         await server.serve(sockets=[listener])
         stopping.cancel()
@@ -106,13 +114,28 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     logger.info("server stopped")
 
 
+def _require_key_beyond_loopback(settings: ServerSettings, stored: Sequence[Key]) -> None:
+    """Raise InputInvalid where other machines could call, and there is no key to tell them by."""
+    if not (settings.api_keys or is_loopback(settings.host) or _in_use(stored)):
+        raise InputInvalid(
+            f"--host {settings.host} opens the server to other machines, so it needs keys: "
+            f"set {ENVIRONMENT_PREFIX}API_KEYS to a secret of your own "
+            "(openssl rand -hex 32 makes one), make one with prefect-mipro keys create, "
+            "or keep --host 127.0.0.1"
+        )
+
+
+def _in_use(keys: Sequence[Key]) -> int:
+    return sum(key.revoked_at is None for key in keys)
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that says where it listens, and leaves the signals to us.
 
     Its own way is to raise them again when it has stopped, before the store could be closed.
     """
 
-    def __init__(self, settings: ServerSettings, app: FastAPI) -> None:
+    def __init__(self, settings: ServerSettings, app: FastAPI, stored_keys: Sequence[Key]) -> None:
         config = uvicorn.Config(
             app,
             access_log=False,
@@ -126,6 +149,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self._settings = settings
+        self._stored_keys = stored_keys
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -136,7 +160,7 @@ class _Server(uvicorn.Server):
         if self.started:
             sys.stdout.write(f"{self._settings.own_url}\n")
             sys.stdout.flush()
-            _log_start(self._settings)
+            _log_start(self._settings, self._stored_keys)
 
     async def stop_after(self, stop: asyncio.Event) -> None:
         """Then calls under way may finish, for a while, and no more are taken."""
@@ -144,7 +168,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _log_start(settings: ServerSettings) -> None:
+def _log_start(settings: ServerSettings, stored_keys: Sequence[Key]) -> None:
     logger.info(
         "server started",
         extra={
@@ -152,10 +176,12 @@ def _log_start(settings: ServerSettings) -> None:
             "database": _without_password(settings.database_url),
             "default_upstream": _without_password(settings.upstream_url or "none"),
             "providers": ",".join(settings.providers) or "none",
-            "api_keys": len(settings.api_keys),
+            "api_keys": len(settings.api_keys) + _in_use(stored_keys),
         },
     )
-    if not settings.api_keys:
+    if stored_keys and not settings.api_keys and not _in_use(stored_keys):
+        logger.warning("all keys are revoked: nobody may call; prefect-mipro keys create makes one")
+    if not settings.api_keys and not stored_keys:
         logger.info(
             "no keys are set: every program on this machine may call, and no other machine",
             extra={"setting": f"{ENVIRONMENT_PREFIX}API_KEYS"},

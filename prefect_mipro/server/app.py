@@ -24,7 +24,7 @@ from prefect_mipro.server.routes import (
     prompt_learning,
     sessions,
 )
-from prefect_mipro.server.routes.dependencies import Backend, Keys
+from prefect_mipro.server.routes.dependencies import Backend
 from prefect_mipro.server.routes.proxy import Proxy
 from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
@@ -32,22 +32,26 @@ from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.identity import Clock, new_id, new_secret, utc_now
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.services.keys import Keys
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.services.workspaces import Workspaces
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.parts import JournalCollector, UpstreamCollector
 from prefect_mipro.server.telemetry.tracing import Tracing
 from prefect_mipro.server.telemetry.watch import Telemetry
+from prefect_mipro.server.upstream.addresses import is_loopback
 from prefect_mipro.server.upstream.registry import Upstreams
 from prefect_mipro.server.upstreams import upstreams_of
 
@@ -176,6 +180,13 @@ def _backend(
     rollouts = Rollouts(
         store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
     )
+    urls = ProxyUrls(
+        store,
+        live,
+        public_url=settings.public_url or settings.own_url,
+        clock=clock,
+        new_secret=new_secret,
+    )
     sessions = Sessions(
         store,
         upstreams,
@@ -185,7 +196,7 @@ def _backend(
         promotion,
         proposals,
         journal,
-        public_url=settings.public_url or settings.own_url,
+        urls,
         clock=clock,
         new_id=new_id,
     )
@@ -199,7 +210,9 @@ def _backend(
         exports=Exports(store, journal, clock=clock),
         imports=Imports(store, upstreams, clock=clock, new_secret=new_secret),
         removal=Removal(store, clock=clock),
-        keys=Keys(settings.api_keys),
+        urls=urls,
+        keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),
+        workspaces=Workspaces(store, live, knowledge),
         max_body_bytes=settings.max_body_bytes,
         telemetry=telemetry,
         public_metrics=settings.public_metrics,

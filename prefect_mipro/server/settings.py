@@ -21,8 +21,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from yarl import URL
 
+from prefect_mipro.config import TraceContent
 from prefect_mipro.server.providers import CallerKey, HeaderKey, HttpUrl, Provider
-from prefect_mipro.server.upstream.addresses import AllowedHost, environment_proxy, is_loopback
+from prefect_mipro.server.upstream.addresses import AllowedHost, environment_proxy
 from prefect_mipro.server.upstream.interface import DEFAULT
 
 ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
@@ -93,6 +94,8 @@ _SHOWN = frozenset(
         "log_format",
         "log_level",
         "public_metrics",
+        "trace_content",
+        "trace_retention_days",
     }
 )
 
@@ -111,7 +114,8 @@ class ServerSettings(BaseSettings):
 
     host: str = Field(
         default="127.0.0.1",
-        description="Address to listen on. Other than this machine's own it needs --api-keys.",
+        description="Address to listen on. Other than this machine's own it needs keys: "
+        "--api-keys, or those of prefect-mipro keys create.",
     )
     port: int = Field(
         default=8765,
@@ -132,8 +136,9 @@ class ServerSettings(BaseSettings):
     )
     api_keys: Annotated[tuple[HeaderKey, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
         default=(),
-        description="Keys that callers may use, separated by commas. "
-        "Without any, every program on this machine may call.",
+        description="Keys that callers may use, separated by commas, of the workspace 'default'. "
+        "Without any, and none of prefect-mipro keys create, every program on this machine "
+        "may call.",
     )
     upstream_url: HttpUrl | None = Field(
         default=None,
@@ -175,6 +180,17 @@ class ServerSettings(BaseSettings):
     )
     upstream_total_timeout_seconds: float = Field(
         default=600.0, gt=0, description="Longest time for one whole upstream answer."
+    )
+    trace_content: TraceContent = Field(
+        default=TraceContent.FULL,
+        description="What is kept of the texts of calls and rewards: full, hashes (digests with a "
+        "key of each session's own) or off. Sessions may ask for less, never for more. "
+        "Numbers are kept in any case.",
+    )
+    trace_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Empty the texts of calls and rewards after so many days; numbers stay.",
     )
     max_calls_in_flight: int = Field(
         default=1_000,
@@ -250,16 +266,6 @@ class ServerSettings(BaseSettings):
         if self.upstream_use_environment_proxy:
             for provider in self.every_provider.values():
                 environment_proxy(URL(provider.base_url))
-        return self
-
-    @model_validator(mode="after")
-    def _keys_beyond_loopback(self) -> Self:
-        if not self.api_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"--host {self.host} opens the server to other machines, so it needs keys: "
-                f"set {ENVIRONMENT_PREFIX}API_KEYS to a secret of your own "
-                "(openssl rand -hex 32 makes one), or keep --host 127.0.0.1"
-            )
         return self
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,11 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
+from prefect_mipro.models.keys import Key
+from prefect_mipro.server.services.keys import digest_of, new_key
+from prefect_mipro.server.store.engine import open_store
 from tests.server.scripted_upstream import DONE, ScriptedUpstream, event
 
 WAIT_SECONDS = 30
@@ -188,10 +193,43 @@ def test_a_database_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_refused_exit_with_2(tmp_path: Path) -> None:
-    code, lines = refused(tmp_path, "--host", "0.0.0.0")
+    code, lines = refused(tmp_path, "--port", "many")
     assert code == 2
     assert len(lines) == 1
+    assert "MIPRO_SERVER_PORT" in lines[0]
+
+
+def test_beyond_loopback_a_key_is_demanded_that_nobody_has_revoked(tmp_path: Path) -> None:
+    make_key(tmp_path, "gone", revoked=True)
+    code, lines = refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
+    assert code == 2
+    assert len(lines) == 1
+    assert "--host 0.0.0.0 opens the server to other machines" in lines[0]
     assert "MIPRO_SERVER_API_KEYS" in lines[0]
+    assert "prefect-mipro keys create" in lines[0]
+
+
+def test_beyond_loopback_a_key_of_the_database_will_do(tmp_path: Path) -> None:
+    key = make_key(tmp_path, "ours")
+    with process(tmp_path, "--host", "0.0.0.0") as child:
+        url = first_line(child)
+        assert httpx.get(f"{url}/api/v1/online/sessions").status_code == 401
+        answer = httpx.get(f"{url}/api/v1/online/sessions", headers={"X-API-Key": key})
+        assert answer.json()["items"] == []
+        child.terminate()
+        _, _, err = ended(child)
+    assert "api_keys=1" in err.splitlines()[0]
+    assert key not in err
+
+
+def test_when_all_keys_are_revoked_nobody_may_call(tmp_path: Path) -> None:
+    make_key(tmp_path, "gone", revoked=True)
+    with process(tmp_path) as child:
+        url = first_line(child)
+        assert httpx.get(f"{url}/api/v1/online/sessions").status_code == 401
+        child.terminate()
+        _, _, err = ended(child)
+    assert "all keys are revoked: nobody may call" in err
 
 
 def test_the_log_tells_events_and_no_secrets(tmp_path: Path) -> None:
@@ -237,6 +275,29 @@ def test_beyond_loopback_a_missing_public_url_is_warned_of(tmp_path: Path) -> No
         _, _, err = ended(child)
     assert "warning" in err
     assert "MIPRO_SERVER_PUBLIC_URL" in err
+
+
+def make_key(folder: Path, name: str, *, revoked: bool = False) -> str:
+    """A key in the database that `process` uses."""
+    key, now = new_key(), datetime.now(UTC)
+
+    async def make() -> None:
+        store = await open_store(f"sqlite+aiosqlite:///{folder}/mipro.db")
+        await store.add_key(
+            Key(
+                key_id=f"key_{name}",
+                name=name,
+                workspace="default",
+                digest=digest_of(key),
+                created_at=now,
+            )
+        )
+        if revoked:
+            await store.revoke_key(name, at=now)
+        await store.close()
+
+    asyncio.run(make())
+    return key.get_secret_value()
 
 
 def _create(session_id: str) -> dict[str, object]:

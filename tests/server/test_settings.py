@@ -143,18 +143,6 @@ def test_the_own_url_can_be_called(host: str, url: str) -> None:
     assert read("--host", host, "--api-keys", "k").own_url == url
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
-def test_loopback_needs_no_keys(host: str) -> None:
-    assert read("--host", host).host == host
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "mipro.lan"])
-def test_beyond_loopback_keys_are_demanded(capsys: pytest.CaptureFixture[str], host: str) -> None:
-    message = refusal(capsys, "--host", host)
-    assert f"--host {host} opens the server" in message
-    assert "MIPRO_SERVER_API_KEYS" in message
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

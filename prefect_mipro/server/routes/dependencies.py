@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
-from starlette.datastructures import Headers
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from prefect_mipro.errors import BodyTooLarge, InputInvalid, KeyRejected
+from prefect_mipro.errors import BodyTooLarge, InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.errors import REFUSALS, short
 from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.imports import Imports
+from prefect_mipro.server.services.keys import Keys
 from prefect_mipro.server.services.leases import Leases
+from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.services.workspaces import Workspaces
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 MOST_ITEMS = 1_000
@@ -49,7 +49,9 @@ class Backend:
     exports: Exports
     imports: Imports
     removal: Removal
+    urls: ProxyUrls
     keys: Keys
+    workspaces: Workspaces
     max_body_bytes: int
     telemetry: Telemetry
     public_metrics: bool
@@ -85,6 +87,15 @@ def _removal(request: Request) -> Removal:
     return backend_of(request).removal
 
 
+def _urls(request: Request) -> ProxyUrls:
+    return backend_of(request).urls
+
+
+def _workspace(request: Request) -> str:
+    workspace: str = request.state.workspace
+    return workspace
+
+
 # Pydantic would take one as a time of Unix, in seconds or milliseconds by its size.
 _NUMBER = re.compile(r"\s*[-+]?[0-9.]+\s*")
 
@@ -109,6 +120,8 @@ LeasesOf = Annotated[Leases, Depends(_leases)]
 ExportsOf = Annotated[Exports, Depends(_exports)]
 ImportsOf = Annotated[Imports, Depends(_imports)]
 RemovalOf = Annotated[Removal, Depends(_removal)]
+UrlsOf = Annotated[ProxyUrls, Depends(_urls)]
+CallersWorkspace = Annotated[str, Depends(_workspace)]
 CandidateId = SessionId
 Limit = Annotated[int, Query(description="1 to 1000"), AfterValidator(_clamped)]
 Moment = Annotated[datetime, BeforeValidator(_not_a_number), AfterValidator(_with_zone)]
@@ -127,20 +140,39 @@ class Listing(Record):
     next_cursor: str | None = None
 
 
+def offered_keys(authorization: str | None, api_key: str | None) -> tuple[str, str]:
+    """The keys in `Authorization: Bearer` and `X-API-Key`, empty where there is none."""
+    scheme, _, bearer = (authorization or "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else "", api_key or ""
+
+
+async def callers_workspace(request: Request) -> str:
+    """The workspace of the key that came with the request. Raises KeyRejected."""
+    headers = request.headers
+    offered = offered_keys(headers.get("authorization"), headers.get("x-api-key"))
+    return await backend_of(request).keys.workspace_of(*offered)
+
+
 def api_router(prefix: str, *, tag: str) -> APIRouter:
-    """A router of the API, whose routes ask for a key and read bounded JSON."""
+    """A router of the API, whose routes ask for a key and read bounded JSON.
+
+    What the path names, `{session_id}` or `{candidate_id}`, must be of the key's workspace.
+    """
     bearer = HTTPBearer(auto_error=False, description="one of the server's keys, if it has any")
     return APIRouter(
         prefix=prefix,
         tags=[tag],
-        route_class=_ApiRoute,
+        route_class=ApiRoute,
         dependencies=[Security(bearer)],
         responses=REFUSALS,
     )
 
 
-class _ApiRoute(APIRoute):
+class ApiRoute(APIRoute):
     """The key is checked before the body is read, and the body before it is validated."""
+
+    # Whether it may make what its path names, so that this need not be there.
+    makes_session: ClassVar[bool] = False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         respond = super().get_route_handler()
@@ -148,7 +180,9 @@ class _ApiRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             backend = backend_of(request)
             begin_request(request.headers.get(REQUEST_ID_HEADER))
-            backend.keys.require(request.headers)
+            workspace = request.state.workspace = await callers_workspace(request)
+            if not self.makes_session:
+                await _check_path(backend.workspaces, request.path_params, workspace)
             body = await read_body(
                 request.headers.get("content-length"),
                 request.receive,
@@ -158,6 +192,23 @@ class _ApiRoute(APIRoute):
                 return await respond(_ReadRequest(request, body))
 
         return guarded
+
+
+class SessionMakingRoute(ApiRoute):
+    """One that looks by itself whether the session it is to make is another workspace's."""
+
+    makes_session = True
+
+
+async def _check_path(workspaces: Workspaces, named: Mapping[str, str], workspace: str) -> None:
+    """Raise what is raised for unknown ids, unless all in the path are of the workspace."""
+    for name, check in (
+        ("session_id", workspaces.check_session),
+        ("candidate_id", workspaces.check_candidate),
+    ):
+        # What is no id is refused by the route, which says why.
+        if name in named and _is_identifier(named[name]):
+            await check(named[name], workspace)
 
 
 class _ReadRequest(Request):
@@ -214,7 +265,7 @@ def parse_json(body: bytes) -> Any:
 
 def identifier(name: str, value: str) -> str:
     """The id, if paths can carry it. Raises InputInvalid."""
-    if len(value) > ID_CHARACTERS or not _ID.fullmatch(value):
+    if not _is_identifier(value):
         raise InputInvalid(
             f"{name} is {short(repr(value))}; an id has at most {ID_CHARACTERS} characters out of "
             "A-Z a-z 0-9 _ . : ~ - and begins with a letter or digit"
@@ -232,6 +283,10 @@ def short_text(name: str, value: str) -> str:
 
 
 _ID = re.compile(ID_PATTERN.rstrip("$"))
+
+
+def _is_identifier(value: str) -> bool:
+    return len(value) <= ID_CHARACTERS and bool(_ID.fullmatch(value))
 
 
 def _require_json_type(content_type: str) -> None:

@@ -9,7 +9,13 @@ from fastapi.responses import StreamingResponse
 
 from prefect_mipro.models.base import SessionId
 from prefect_mipro.models.exports import ImportReceipt, ImportRequest
-from prefect_mipro.server.routes.dependencies import ExportsOf, ImportsOf, api_router
+from prefect_mipro.server.routes.dependencies import (
+    CallersWorkspace,
+    ExportsOf,
+    ImportsOf,
+    SessionMakingRoute,
+    api_router,
+)
 from prefect_mipro.server.routes.sessions import V1_PREFIX
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -36,13 +42,20 @@ async def export(
     return StreamingResponse(lines, media_type=MEDIA_TYPE)
 
 
-@router.post("/{session_id}/import")
 async def import_(
-    session_id: SessionId, request: ImportRequest, imports: ImportsOf
+    session_id: SessionId,
+    request: ImportRequest,
+    imports: ImportsOf,
+    workspace: CallersWorkspace,
 ) -> ImportReceipt:
     """Take consecutive lines of an export, in as many calls as it takes.
 
     The first line creates the session, the last one ends the import. A session that was running is
     paused here, so that two backends do not go on with it.
     """
-    return await imports.take(session_id, request.lines)
+    return await imports.take(session_id, request.lines, workspace=workspace)
+
+
+router.add_api_route(
+    "/{session_id}/import", import_, methods=["POST"], route_class_override=SessionMakingRoute
+)

@@ -28,6 +28,7 @@ from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.dependencies import (
     Backend,
     identifier,
+    offered_keys,
     parse_json,
     read_body,
     short_text,
@@ -214,11 +215,10 @@ def _require_method(scope: Scope, *methods: str) -> None:
 
 
 async def _admitted(backend: Backend, proxy_id: str, given: _Given) -> Session:
-    return await backend.sessions.admit(
+    offered = given.header(b"authorization"), given.header(b"x-api-key")
+    return await backend.urls.admit(
         identifier("the session id", proxy_id),
-        key_accepted=lambda: backend.keys.accept(
-            given.header(b"authorization"), given.header(b"x-api-key")
-        ),
+        callers_workspace=lambda: backend.keys.workspace_of(*offered_keys(*offered)),
     )
 
 

@@ -17,10 +17,12 @@ from prefect_mipro.models.sessions import (
     Promote,
     SessionState,
     SessionStatus,
+    SessionUrls,
     StateChange,
 )
 from prefect_mipro.server.routes import leases
 from prefect_mipro.server.routes.dependencies import (
+    CallersWorkspace,
     Cursor,
     Integer,
     Limit,
@@ -30,6 +32,7 @@ from prefect_mipro.server.routes.dependencies import (
     RequestKey,
     RolloutsOf,
     SessionsOf,
+    UrlsOf,
     api_router,
 )
 from prefect_mipro.server.store.interface import SessionFilter
@@ -66,18 +69,25 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
     router.add_api_route("/{session_id}/epoch", begin_epoch, methods=["POST"])
+    router.add_api_route("/{session_id}/proxy-token", rotate_url, methods=["POST"])
     return router
 
 
-async def create(request: CreateSession, sessions: SessionsOf, response: Response) -> SessionStatus:
+async def create(
+    request: CreateSession,
+    sessions: SessionsOf,
+    workspace: CallersWorkspace,
+    response: Response,
+) -> SessionStatus:
     """Create a session, or find the one with this id."""
-    status, created = await sessions.create(request)
+    status, created = await sessions.create(request, workspace=workspace)
     response.status_code = 201 if created else 200
     return status
 
 
 async def find(
     sessions: SessionsOf,
+    workspace: CallersWorkspace,
     state: SessionState | None = None,
     kind: str | None = None,
     system_id: str | None = None,
@@ -93,6 +103,7 @@ async def find(
         kind=kind,
         system_id=system_id,
         system_name=system_name,
+        workspace=workspace,
         created_after=created_after,
         created_before=created_before,
     )
@@ -152,3 +163,12 @@ async def begin_epoch(
 ) -> SessionStatus:
     """Learn anew with the same candidates, because the model or the traffic has changed."""
     return await sessions.begin_epoch(session_id, reason=epoch.reason)
+
+
+async def rotate_url(session_id: SessionId, urls: UrlsOf) -> SessionUrls:
+    """Give the session's URLs a new secret, because the present one has leaked.
+
+    Calls through the earlier URLs are refused from now on; on other servers that share the database
+    within a second.
+    """
+    return await urls.rotate(session_id)

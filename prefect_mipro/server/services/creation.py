@@ -124,6 +124,7 @@ def first_facts(
     config: MiproConfig,
     body: JsonObject,
     *,
+    workspace: str,
     now: datetime,
     baseline_id: str,
 ) -> tuple[Session, Sequence[LeverVersion], Candidate]:
@@ -147,6 +148,7 @@ def first_facts(
     ]
     session = Session(
         session_id=session_id,
+        workspace=workspace,
         state=SessionState.RUNNING,
         config=body,
         metadata=request.metadata,

@@ -197,6 +197,13 @@ class Live:
                 return held
         return await asyncio.shield(self._begin_to_read(session_id))
 
+    def held(self, session_id: str) -> Session | None:
+        """The session where it is at hand, and not older than what `of` answers."""
+        held = self._held.get(session_id)
+        if held is None or self._timer() - held.read_at >= self._oldest_seconds:
+            return None
+        return held.session
+
     def forget(self, session_id: str) -> None:
         """Read the session anew for the next call: this process has changed it."""
         self._reading.pop(session_id, None)

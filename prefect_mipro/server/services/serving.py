@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 
 from prefect_mipro.config import MiproConfig
@@ -77,10 +77,12 @@ class Serving:
 
     async def candidate_of(self, session_id: str, candidate_id: str) -> Candidate:
         """The session's candidate of that id. Raises CandidateNotFound."""
-        candidate = await self._knowledge.candidate(candidate_id)
-        if candidate.session_id != session_id:
-            raise CandidateNotFound(f"session {session_id} has no candidate {candidate_id!r}")
-        return candidate
+        with suppress(CandidateNotFound):
+            candidate = await self._knowledge.candidate(candidate_id)
+            if candidate.session_id == session_id:
+                return candidate
+        # One of another session is as unknown as one of none.
+        raise CandidateNotFound(f"session {session_id} has no candidate {candidate_id!r}")
 
     async def prompt_of(
         self,

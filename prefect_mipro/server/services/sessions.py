@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from prefect_mipro.config import MiproConfig, override
 from prefect_mipro.errors import (
     Conflict,
     InputInvalid,
-    KeyRejected,
     SessionEnded,
-    SessionNotFound,
 )
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.models.levers import Demonstration, LeverName
 from prefect_mipro.models.rollouts import SeedEval
 from prefect_mipro.models.sessions import (
@@ -43,6 +40,7 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.status import (
     Facts,
     candidate_reports,
@@ -50,6 +48,7 @@ from prefect_mipro.server.services.status import (
     status_of,
     wire_candidate,
 )
+from prefect_mipro.server.store.changes import candidate_missing
 from prefect_mipro.server.store.interface import Page, SeedEvalFilter, SessionFilter, Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
@@ -57,8 +56,6 @@ FRAMES_SHOWN = 50
 # Candidates that are added at once ask for the same number: one of them gets it.
 RACES = 20
 KINDS = frozenset({"mipro_online", "mipro"})
-
-_SECRET = re.compile(r"[0-9a-f]{32}")
 
 
 class Sessions:
@@ -74,8 +71,8 @@ class Sessions:
         promotion: Promotion,
         proposals: Proposals,
         journal: Journal,
+        urls: ProxyUrls,
         *,
-        public_url: str,
         clock: Clock,
         new_id: NewId,
     ) -> None:
@@ -87,12 +84,17 @@ class Sessions:
         self._promotion = promotion
         self._proposals = proposals
         self._journal = journal
-        self._public_url = public_url.rstrip("/")
+        self._urls = urls
         self._clock = clock
         self._new_id = new_id
 
-    async def create(self, request: CreateSession) -> tuple[SessionStatus, bool]:
-        """Create the session, or find it by its id. The flag says whether it is new."""
+    async def create(
+        self, request: CreateSession, *, workspace: str = DEFAULT_WORKSPACE
+    ) -> tuple[SessionStatus, bool]:
+        """Create the session, or find it by its id. The flag says whether it is new.
+
+        Raises Conflict where the id is that of another workspace's.
+        """
         if request.kind not in KINDS:
             raise InputInvalid(f"kind is {request.kind!r}; this backend knows 'mipro_online'")
         body = override(config_body(request), request.overrides)
@@ -105,6 +107,7 @@ class Sessions:
             request,
             config,
             body,
+            workspace=workspace,
             now=self._clock(),
             baseline_id=self._new_id("baseline"),
         )
@@ -118,11 +121,11 @@ class Sessions:
         session = await self._store.session(session_id)
         await self._promotion.give_up(session)
         facts = await self._facts(session)
-        return status_of(facts, self._urls_of(facts.session), self._warnings(facts.config))
+        return status_of(facts, self._urls.of(facts.session), self._warnings(facts.config))
 
     async def urls(self, session_id: str) -> SessionUrls:
         """Where the session's proxy is. Raises SessionNotFound."""
-        return self._urls_of(await self._store.session(session_id))
+        return self._urls.of(await self._store.session(session_id))
 
     async def change_state(self, session_id: str, state: SessionState) -> SessionStatus:
         """Pause, resume or cancel. Raises SessionEnded once the session has ended."""
@@ -162,26 +165,6 @@ class Sessions:
         """Sessions, newest first, each with its id, state, name and times."""
         page = await self._store.sessions(wanted, limit=limit, cursor=cursor)
         return Page(tuple(_listed(session) for session in page.items), page.next_cursor)
-
-    async def admit(self, proxy_id: str, *, key_accepted: Callable[[], bool]) -> Session:
-        """The session that a proxy URL names.
-
-        `{session_id}.{secret}` needs no key; the plain session id needs one.
-        """
-        session_id, _, secret = proxy_id.rpartition(".")
-        if session_id and _SECRET.fullmatch(secret):
-            try:
-                session = (await self._live.of(session_id)).session
-            except SessionNotFound:
-                session = None
-            if session and hmac.compare_digest(session.proxy_secret, secret):
-                return session
-        if not key_accepted():
-            raise KeyRejected(
-                "this proxy URL is not one of a session's; use the session's online_url, "
-                "or send your key as 'Authorization: Bearer <key>'"
-            )
-        return (await self._live.of(proxy_id)).session
 
     def policy_model(self, session: Session) -> str:
         """What the session's model is called, which may be its own id."""
@@ -277,6 +260,8 @@ class Sessions:
         if wanted.candidate_id is not None:
             candidate = await self._store.candidate(wanted.candidate_id)
             session_id = candidate.session_id
+            if wanted.session_id not in (None, session_id):
+                raise candidate_missing(wanted.candidate_id)
         else:
             session_id = wanted.session_id or ""
         config = self._knowledge.config(await self._store.session(session_id))
@@ -325,12 +310,6 @@ class Sessions:
             ),
             last_unapplied=await self._store.last_unapplied(session_id),
             waiting_for=await self._proposals.waiting_for(session, snapshot.candidates),
-        )
-
-    def _urls_of(self, session: Session) -> SessionUrls:
-        url = f"{self._public_url}/api/mipro/v1/{session.session_id}.{session.proxy_secret}"
-        return SessionUrls(
-            online_url=url, proxy_url=url, chat_completions_url=f"{url}/chat/completions"
         )
 
     def _warnings(self, config: MiproConfig) -> list[str]:

@@ -30,7 +30,6 @@ from prefect_mipro.errors import Conflict, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.access import check_workspace
 from prefect_mipro.server.store.changes import UNDER_IMPORT, Change, changing, session_missing
 from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.database import insert_new
@@ -59,6 +58,7 @@ from prefect_mipro.server.store.tables import (
     sessions,
     traces,
 )
+from prefect_mipro.server.store.workspaces import check_workspace
 
 IMPORTED = "mipro.session.imported"
 

@@ -35,6 +35,7 @@ from prefect_mipro.server.store.rows import (
     session_values,
 )
 from prefect_mipro.server.store.tables import candidates, events, lever_versions, sessions
+from prefect_mipro.server.store.workspaces import check_workspace
 
 
 def create(
@@ -44,6 +45,7 @@ def create(
     # Version 0: the event of the creation makes it 1.
     values = {**session_values(session), "version": 0}
     if not insert_new(connection, sessions, values):
+        check_workspace(connection, session_id, session.workspace)
         return _found(connection, session_id, at=session.created_at), False
     connection.execute(
         insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
@@ -156,6 +158,18 @@ def begin_epoch(connection: Connection, session_id: str, *, at: datetime, reason
         return change.written_session()
 
 
+def rotate_secret(connection: Connection, session_id: str, secret: str, *, at: datetime) -> Session:
+    with changing(connection, session_id) as change:
+        change.set(proxy_secret=secret)
+        change.record(
+            "mipro.session.url_rotated",
+            "the session's URLs have a new secret; the earlier ones are refused",
+            data={},
+            at=at,
+        )
+        return change.written_session()
+
+
 def record_proposal_round(
     connection: Connection,
     session_id: str,
@@ -231,6 +245,7 @@ def _matches(wanted: SessionFilter) -> list[ColumnElement[Any]]:
         sessions.c.kind: wanted.kind,
         sessions.c.session_id: wanted.system_id,
         sessions.c.system_name: wanted.system_name,
+        sessions.c.workspace: wanted.workspace,
     }
     conditions: list[ColumnElement[Any]] = [
         column == value for column, value in equal.items() if value is not None

@@ -23,10 +23,10 @@ from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEva
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import (
-    access,
     blocks,
     deletion,
     duels,
+    keys,
     lineage,
     missing,
     observations,
@@ -39,6 +39,7 @@ from prefect_mipro.server.store import (
     rollouts,
     sessions,
     turns,
+    workspaces,
 )
 from prefect_mipro.server.store.changes import read_session
 from prefect_mipro.server.store.database import Database, P, T, Work, ping
@@ -278,19 +279,19 @@ class SqlStore:
         )
 
     async def keys(self) -> tuple[Key, ...]:
-        return await self._database.read(access.all_keys)
+        return await self._database.read(keys.all_keys)
 
     async def add_key(self, key: Key) -> None:
-        await self._database.write(access.add_key, key)
+        await self._database.write(keys.add_key, key)
 
     async def revoke_key(self, name: str, *, at: datetime) -> Key:
-        return await self._database.write(access.revoke_key, name, at=at)
+        return await self._database.write(keys.revoke_key, name, at=at)
 
     async def workspace_of(self, session_id: str) -> str:
-        return await self._database.read(access.workspace_of, session_id)
+        return await self._database.read(workspaces.workspace_of, session_id)
 
     async def rotate_secret(self, session_id: str, secret: str, *, at: datetime) -> Session:
-        return await self._change(session_id, access.rotate_secret, secret, at=at)
+        return await self._change(session_id, sessions.rotate_secret, secret, at=at)
 
     async def ping(self) -> None:
         await self._database.read(ping)

@@ -16,6 +16,11 @@ from tests.server.routes.conftest import CONFIG, KEY, LARGEST_BODY, SESSIONS, Ca
 JSON = {"Content-Type": "application/json"}
 
 
+def reward_path(caller: Caller) -> str:
+    """Of a new session: what path names must be there before a body is looked at."""
+    return f"{SESSIONS}/{caller.session()['session_id']}/reward"
+
+
 def refusal(answer: httpx.Response, *, status: int, error: str) -> str:
     """The message of an answer that has this status and names this class."""
     assert answer.status_code == status, answer.text
@@ -85,7 +90,7 @@ class TestBodies:
         ],
     )
     def test_broken_json_is_a_bad_request(self, caller: Caller, body: bytes) -> None:
-        answer = caller.http.post(f"{SESSIONS}/s/reward", content=body, headers=JSON)
+        answer = caller.http.post(reward_path(caller), content=body, headers=JSON)
         refusal(answer, status=400, error="InputInvalid")
 
     def test_one_too_large_is_refused(self, caller: Caller) -> None:
@@ -117,11 +122,11 @@ class TestBodies:
         ],
     )
     def test_what_does_not_fit_is_named(self, caller: Caller, body: Any, message: str) -> None:
-        answer = caller.http.post(f"{SESSIONS}/s/reward", json=body)
+        answer = caller.http.post(reward_path(caller), json=body)
         assert message in refusal(answer, status=422, error="InputInvalid")
 
     def test_an_empty_body_is_named(self, caller: Caller) -> None:
-        answer = caller.http.post(f"{SESSIONS}/s/reward")
+        answer = caller.http.post(reward_path(caller))
         assert "the body is missing" in refusal(answer, status=422, error="InputInvalid")
 
     def test_long_input_makes_no_long_error(self, caller: Caller) -> None:

@@ -25,6 +25,7 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
@@ -89,6 +90,7 @@ class Backend:
     store: Store
     model: Model
     sessions: Sessions
+    urls: ProxyUrls
     serving: Serving
     rollouts: Rollouts
     proposals: Proposals
@@ -151,6 +153,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     model = Model()
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     counter = itertools.count(1)
+    secrets = (f"{number:032x}" for number in itertools.count(1))
 
     def clock() -> datetime:
         return now[0]
@@ -181,6 +184,13 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     rollouts = Rollouts(
         store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
     )
+    urls = ProxyUrls(
+        store,
+        live,
+        public_url="http://127.0.0.1:1",
+        clock=clock,
+        new_secret=lambda: next(secrets),
+    )
     sessions = Sessions(
         store,
         upstreams,
@@ -190,11 +200,11 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         promotion,
         proposals,
         journal,
-        public_url="http://127.0.0.1:1",
+        urls,
         clock=clock,
         new_id=new_id,
     )
-    yield Backend(store, model, sessions, serving, rollouts, proposals, journal, live, now)
+    yield Backend(store, model, sessions, urls, serving, rollouts, proposals, journal, live, now)
     await proposals.close()
     await journal.close()
     await store.close()

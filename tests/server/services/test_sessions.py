@@ -10,7 +10,6 @@ import pytest
 from prefect_mipro.errors import (
     ConfigInvalid,
     InputInvalid,
-    KeyRejected,
     SessionNotFound,
 )
 from prefect_mipro.models.sessions import CreateSession, SessionState, SystemRequest
@@ -131,18 +130,6 @@ async def test_an_unknown_provider_is_refused_before_anything_is_stored(backend:
         await create(backend, session_id="s", config_body=body)
     with pytest.raises(SessionNotFound):
         await backend.sessions.status("s")
-
-
-async def test_a_proxy_url_with_the_sessions_secret_needs_no_key(backend: Backend) -> None:
-    status = await backend.create()
-    proxy_id = status.online_url.rpartition("/")[2]
-    assert (await backend.sessions.admit(proxy_id, key_accepted=lambda: False)).session_id == "s"
-    assert (await backend.sessions.admit("s", key_accepted=lambda: True)).session_id == "s"
-    for wrong in ("s", f"s.{'0' * 32}", f"nobody.{'0' * 32}", "nobody"):
-        with pytest.raises(KeyRejected):
-            await backend.sessions.admit(wrong, key_accepted=lambda: False)
-    with pytest.raises(SessionNotFound):
-        await backend.sessions.admit("nobody", key_accepted=lambda: True)
 
 
 async def test_pause_resume_cancel_follow_each_other_and_repeat_safely(backend: Backend) -> None:

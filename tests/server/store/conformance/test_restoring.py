@@ -52,6 +52,7 @@ async def test_it_is_the_same_session_but_for_its_secret_its_version_and_a_pause
     await write(store, await told_by(source))
     after = await store.session("s1")
     changed = {
+        "workspace": "w",
         "proxy_secret": SECRET,
         "digest_key": KEY,
         "state": SessionState.PAUSED,
@@ -135,7 +136,7 @@ async def test_until_its_end_nothing_else_changes_the_session(store: Store, sour
 async def test_a_session_that_is_here_is_left_as_it_is(store: Store, source: Store) -> None:
     await fill(source)
     told = await told_by(source)
-    before = await create(store)
+    before = await create(store, workspace="w")
     for part in (Part.SESSION, Part.CANDIDATE, Part.END):
         with pytest.raises(Conflict, match="'s1' is here already"):
             await write(store, told, part)

@@ -1,0 +1,34 @@
+"""Keys: making, listing and revoking them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from prefect_mipro.errors import Conflict, NotFound
+from prefect_mipro.models.keys import Key
+from prefect_mipro.server.store.tables import keys
+
+
+def all_keys(connection: Connection) -> tuple[Key, ...]:
+    rows = connection.execute(select(keys).order_by(keys.c.created_at, keys.c.key_id)).mappings()
+    return tuple(Key.model_validate(dict(row)) for row in rows)
+
+
+def add_key(connection: Connection, key: Key) -> None:
+    if connection.scalar(select(keys.c.name).where(keys.c.name == key.name)) is not None:
+        raise Conflict(
+            f"a key named {key.name!r} was made before; choose another name, "
+            "so that each stands for one key for good"
+        )
+    connection.execute(insert(keys), dict(key))
+
+
+def revoke_key(connection: Connection, name: str, *, at: datetime) -> Key:
+    named = keys.c.name == name
+    connection.execute(update(keys).where(named, keys.c.revoked_at.is_(None)).values(revoked_at=at))
+    row = connection.execute(select(keys).where(named)).mappings().first()
+    if row is None:
+        raise NotFound(f"no key has the name {name!r}; list the keys for their names")
+    return Key.model_validate(dict(row))
