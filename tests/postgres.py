@@ -44,11 +44,14 @@ INITDB = (
 
 
 class Postgres:
-    """Runs for the length of a `with` block."""
+    """Runs for the length of a `with` block, with these settings beside the usual ones."""
+
+    def __init__(self, **settings: str) -> None:
+        self._settings = settings
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__],
+            [sys.executable, "-P", __file__, *map("=".join, self._settings.items())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -68,6 +71,11 @@ class Postgres:
         trace: TracebackType | None,
     ) -> None:
         self._process.communicate()
+
+    @property
+    def process_id(self) -> int:
+        """That of PostgreSQL's first process, whose children are all others."""
+        return int((Path(self._folder) / "data/postmaster.pid").read_text().split()[0])
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://mipro@:5432/{database}?host={self._folder}"
@@ -122,7 +130,8 @@ def main() -> None:
         account: dict[str, Any] = {}
         if os.geteuid() == 0:
             installed, account = _without_root(installed, folder)
-        settings = {**SETTINGS, "unix_socket_directories": name}
+        chosen = dict(word.split("=", 1) for word in sys.argv[1:])
+        settings = {**SETTINGS, **chosen, "unix_socket_directories": name}
         options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
 
         def run(program: str, *arguments: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -105,7 +104,7 @@ class Instruments:
 
     def __init__(self, mock: subprocess.Popen[str], load: subprocess.Popen[str]) -> None:
         self._load = load
-        self._processes = (mock.pid, load.pid, os.getpid())
+        self.processes = (mock.pid, load.pid)
         self.upstream_url = _line(mock)
         self._control = httpx.Client(base_url=self.upstream_url.removesuffix("/v1"))
 
@@ -176,6 +175,7 @@ class Instruments:
             warm_up_seconds=warm_up_seconds,
             seconds=seconds,
             calls=calls,
+            others=gateway.other_urls,
         )
         before = self._upstream_calls()
         assert self._load.stdin
@@ -193,7 +193,7 @@ class Instruments:
         return int(self._control.get("/calls").text)
 
     def _cpu(self, subject: Subject) -> tuple[float, float, float]:
-        return machine_cpu_seconds(), cpu_seconds(self._processes[:2]), cpu_seconds(subject.roots)
+        return machine_cpu_seconds(), cpu_seconds(self.processes), cpu_seconds(subject.roots)
 
     def _at_rest(self, subject: Subject) -> None:
         """Wait until the system has done what it put off."""

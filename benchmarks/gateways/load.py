@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from time import perf_counter
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -32,9 +33,9 @@ END_OF_STREAM = b"data: [DONE]"
 class Job:
     """What to send to whom, and for how long: for `seconds`, or until `calls` were answered.
 
-    `{n}` in the URL is the number of the call, counted from `first_call`. An answer is good when it
-    has status 200, `wanted_header` and the mock's words, and ends; where `same_bytes` is set its
-    body must be the mock's, byte for byte.
+    `{n}` in the URL is the number of the call, counted from `first_call`. Connections take the URL
+    and the `others` in turns. An answer is good when it has status 200, `wanted_header` and the
+    mock's words, and ends; where `same_bytes` is set its body must be the mock's, byte for byte.
     """
 
     url: str
@@ -48,6 +49,40 @@ class Job:
     warm_up_seconds: float = 0.0
     seconds: float | None = None
     calls: int | None = None
+    others: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a connection leads, and what is sent there before and after the call's number."""
+
+    host: str
+    port: int
+    head: bytes
+    tail: bytes
+    numbered: bool
+
+    @classmethod
+    def of(cls, url: str, job: Job) -> Self:
+        parts = urlsplit(url)
+        head, _, tail = url.partition("{n}")
+        origin = f"{parts.scheme}://{parts.netloc}"
+        body = job.body.encode()
+        headers = {
+            "host": parts.netloc,
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "content-length": str(len(body)),
+            **job.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return cls(
+            host=str(parts.hostname),
+            port=int(parts.port or 80),
+            head=f"POST {head.removeprefix(origin)}".encode(),
+            tail=f"{tail} HTTP/1.1\r\n{lines}\r\n".encode() + body,
+            numbered=head != url,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,22 +118,7 @@ class Load:
         self.first_bytes: list[float] = []
         self.wanted_header = job.wanted_header.encode()
         self.expected = b"".join(events()) if job.stream else answer()
-        parts = urlsplit(job.url)
-        self._host, self._port = str(parts.hostname), int(parts.port or 80)
-        head, _, tail = job.url.partition("{n}")
-        self._numbered = head != job.url
-        origin = f"{parts.scheme}://{parts.netloc}"
-        body = job.body.encode()
-        headers = {
-            "host": parts.netloc,
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-            "content-length": str(len(body)),
-            **job.headers,
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._head = f"POST {head.removeprefix(origin)}".encode()
-        self._tail = f"{tail} HTTP/1.1\r\n{lines}\r\n".encode() + body
+        self._targets = cycle(Target.of(url, job) for url in (job.url, *job.others))
         self._number = job.first_call
         self._open = 0
         self._done = asyncio.Event()
@@ -137,12 +157,12 @@ class Load:
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
 
-    def request(self) -> bytes:
+    def request(self, target: Target) -> bytes:
         """The bytes of the next call."""
-        if not self._numbered:
-            return self._head + self._tail
+        if not target.numbered:
+            return target.head + target.tail
         self._number += 1
-        return b"%b%d%b" % (self._head, self._number, self._tail)
+        return b"%b%d%b" % (target.head, self._number, target.tail)
 
     def goes_on(self) -> bool:
         """Whether a connection that is free shall send another."""
@@ -166,7 +186,8 @@ class Load:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.create_connection(lambda: Connection(self), self._host, self._port)
+            target = next(self._targets)
+            await loop.create_connection(lambda: Connection(self, target), target.host, target.port)
         except OSError as error:
             self.failures[f"cannot connect: {error.strerror}"] += 1
             self.closed()
@@ -175,8 +196,9 @@ class Load:
 class Connection(asyncio.Protocol):
     """A kept-alive connection: one call after the other."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, target: Target) -> None:
         self._load = load
+        self._target = target
         self._parser = httptools.HttpResponseParser(self)
         self._waiting = False
         self._has_header = False
@@ -247,7 +269,7 @@ class Connection(asyncio.Protocol):
         self._first_byte = 0.0
         self._waiting = True
         self._began = perf_counter()
-        self._transport.write(self._load.request())
+        self._transport.write(self._load.request(self._target))
 
 
 def _percentile(values: Sequence[float], share: float) -> float:

@@ -19,6 +19,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 TAIL_LINES = 15
+QUOTA_PERIOD_MICROSECONDS = 100_000
 LOOPBACK = "http://127.0.0.1:"
 
 
@@ -117,6 +118,29 @@ def child(
             popen.stdin.close()
 
 
+@contextmanager
+def limited(process_id: int, cores: float) -> Iterator[None]:
+    """Give a process no more than that share of the machine's cores, by a control group of its own.
+
+    Raises OSError where that is not allowed, or where the kernel has no such groups.
+    """
+    old = Path("/sys/fs/cgroup/cpu")
+    group = (old if old.is_dir() else old.parent) / f"mipro-benchmark-{process_id}"
+    group.mkdir()
+    try:
+        if old.is_dir():
+            (group / "cpu.cfs_quota_us").write_text(str(int(cores * QUOTA_PERIOD_MICROSECONDS)))
+        else:
+            quota = f"{int(cores * QUOTA_PERIOD_MICROSECONDS)} {QUOTA_PERIOD_MICROSECONDS}"
+            (group / "cpu.max").write_text(quota)
+        (group / "cgroup.procs").write_text(str(process_id))
+        yield
+    finally:
+        with suppress(OSError):
+            (group.parent / "cgroup.procs").write_text(str(process_id))
+        group.rmdir()
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -140,11 +164,11 @@ def tree(roots: Iterable[int]) -> set[int]:
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
-    """CPU time of these processes and their children so far, in user and kernel mode."""
+    """CPU time of these processes and their children so far, ended ones too, in both modes."""
     ticks = 0
     for process_id in tree(roots):
         if fields := _stat(process_id):
-            ticks += int(fields[11]) + int(fields[12])
+            ticks += sum(map(int, fields[11:15]))
     return ticks / TICKS_PER_SECOND
 
 

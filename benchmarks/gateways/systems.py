@@ -68,12 +68,14 @@ class Site:
 class Gateway:
     """A running system.
 
-    `url` is that of chat completions; `{n}` in it is the number of the call. `kept`, of a system
-    that keeps records of its calls, takes the number of good and of failed answers and returns what
-    is wrong with the records; the system may be of no more use after it.
+    `url` is that of chat completions; `{n}` in it is the number of the call; connections take it
+    and the `other_urls` in turns. `kept`, of a system that keeps records of its calls, takes the
+    number of good and of failed answers and returns what is wrong with the records; the system may
+    be of no more use after it.
     """
 
     url: str
+    other_urls: tuple[str, ...] = ()
     processes: tuple[int, ...] = ()
     database_processes: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -138,7 +140,7 @@ def ours(site: Site, settings: Mapping[str, str] | None = None) -> Iterator[Gate
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
             try:
-                session_id = _prepared_session(http)
+                session_id = prepared_session(http)
             except httpx.HTTPError as error:
                 raise NotStarted(f"{error}; the end of its log:\n{server.tail()}") from None
         yield Gateway(
@@ -150,7 +152,7 @@ def ours(site: Site, settings: Mapping[str, str] | None = None) -> Iterator[Gate
         )
 
 
-def _prepared_session(http: httpx.Client) -> str:
+def prepared_session(http: httpx.Client) -> str:
     """A session with candidates to choose from and rewards to choose by."""
     created = http.post("/api/v1/online/sessions", json={"config_body": CONFIG})
     session_id = str(created.raise_for_status().json()["session_id"])
