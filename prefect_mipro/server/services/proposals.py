@@ -83,11 +83,13 @@ class Proposals:
         if session.state is not SessionState.RUNNING:
             return f"the session is {session.state}"
         since = session.proposed_at or session.created_at
+        # A round that is still to come was one before the clock was set back.
+        away = abs(self._clock() - since)
         return proposals.due(
             session,
             active=active,
             settings=self._knowledge.config(session).mipro,
-            seconds_since_round=(self._clock() - since).total_seconds(),
+            seconds_since_round=away.total_seconds(),
         )
 
     async def _round(self, session_id: str) -> None:

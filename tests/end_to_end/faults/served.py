@@ -43,10 +43,11 @@ class Served:
     http: httpx.Client
     _numbers: Iterator[int] = field(default_factory=count)
 
-    def session(self, **mipro: Any) -> Session:
+    def session(self, *, max_seconds: float | None = None, **mipro: Any) -> Session:
         """A new session with a budget."""
         learning = CONFIG["prompt_learning"]
-        told = {"termination_config": BUDGET, "mipro": {**learning["mipro"], **mipro}}
+        budget = {**BUDGET, "max_seconds": max_seconds}
+        told = {"termination_config": budget, "mipro": {**learning["mipro"], **mipro}}
         config = {"prompt_learning": {**learning, **told}}
         body = {"session_id": f"s{next(self._numbers)}", "config_body": config}
         answer = self.http.post(SESSIONS, json=body)
