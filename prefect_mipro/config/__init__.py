@@ -16,6 +16,7 @@ from prefect_mipro.config.sections import (
     SelectionSettings,
     Strategy,
     TerminationSettings,
+    TraceContent,
 )
 from prefect_mipro.config.session import MiproConfig, override, parse_toml, read_toml
 
@@ -34,6 +35,7 @@ __all__ = [
     "SelectionSettings",
     "Strategy",
     "TerminationSettings",
+    "TraceContent",
     "override",
     "parse_toml",
     "read_toml",

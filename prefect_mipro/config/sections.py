@@ -39,6 +39,18 @@ class Strategy(StrEnum):
     FIXED = "fixed"
 
 
+class TraceContent(StrEnum):
+    """What is kept of the texts of calls and rewards: all, digests, or nothing."""
+
+    FULL = "full"
+    HASHES = "hashes"
+    OFF = "off"
+
+    def strictness(self) -> int:
+        """Of two, the one with the larger number keeps less."""
+        return [*TraceContent].index(self)
+
+
 def _seed_list(value: Any) -> Any:
     """`{start, end, step}`, the older way to write a list of seeds, becomes the list."""
     if not (isinstance(value, Mapping) and {"start", "end"} <= set(value)):
@@ -248,6 +260,7 @@ class MiproSettings(Section):
     selection: SelectionSettings = SelectionSettings()
     promotion: PromotionSettings = PromotionSettings()
     missing_rewards: MissingRewardSettings = MissingRewardSettings()
+    trace_content: TraceContent = TraceContent.FULL
 
     @model_validator(mode="after")
     def _range_has_width(self) -> Self:

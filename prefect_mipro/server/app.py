@@ -40,7 +40,9 @@ from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.recording import Recorder
+from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.removal import Removal
+from prefect_mipro.server.services.retention import Retention
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -173,12 +175,24 @@ def _backend(
         new_id=new_id,
     )
     opened.push_async_callback(proposals.close)
-    recorder = Recorder(store, journal, clock=clock, new_id=new_id)
+    if settings.trace_retention_days is not None:
+        retention = Retention(store, days=settings.trace_retention_days, clock=clock)
+        opened.push_async_callback(retention.close)
+        retention.begin()
+    redaction = Redaction(settings.trace_content)
+    recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
     serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
     opened.push_async_callback(journal.close)
     rollouts = Rollouts(
-        store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
+        store,
+        live,
+        promotion,
+        proposals,
+        redaction,
+        telemetry=telemetry,
+        clock=clock,
+        new_id=new_id,
     )
     urls = ProxyUrls(
         store,
@@ -196,6 +210,7 @@ def _backend(
         promotion,
         proposals,
         journal,
+        redaction,
         urls,
         clock=clock,
         new_id=new_id,
@@ -208,7 +223,7 @@ def _backend(
             store, knowledge, sessions, serving, rollouts, recorder, clock=clock, new_id=new_id
         ),
         exports=Exports(store, journal, clock=clock),
-        imports=Imports(store, upstreams, clock=clock, new_secret=new_secret),
+        imports=Imports(store, upstreams, redaction, clock=clock, new_secret=new_secret),
         removal=Removal(store, clock=clock),
         urls=urls,
         keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from yarl import URL
 
+from prefect_mipro.config import TraceContent
 from prefect_mipro.server.providers import CallerKey, HeaderKey, HttpUrl, Provider
 from prefect_mipro.server.upstream.addresses import AllowedHost, environment_proxy
 from prefect_mipro.server.upstream.interface import DEFAULT
@@ -93,6 +94,8 @@ _SHOWN = frozenset(
         "log_format",
         "log_level",
         "public_metrics",
+        "trace_content",
+        "trace_retention_days",
     }
 )
 
@@ -177,6 +180,17 @@ class ServerSettings(BaseSettings):
     )
     upstream_total_timeout_seconds: float = Field(
         default=600.0, gt=0, description="Longest time for one whole upstream answer."
+    )
+    trace_content: TraceContent = Field(
+        default=TraceContent.FULL,
+        description="What is kept of the texts of calls and rewards: full, hashes (digests with a "
+        "key of each session's own) or off. Sessions may ask for less, never for more. "
+        "Numbers are kept in any case.",
+    )
+    trace_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Empty the texts of calls and rewards after so many days; numbers stay.",
     )
     max_calls_in_flight: int = Field(
         default=1_000,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_mipro.errors import Conflict, InputInvalid, UpstreamFailed
+from prefect_mipro.errors import InputInvalid, UpstreamFailed
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatMessage, InitialPrompt, Usage
@@ -167,19 +167,15 @@ class Leases:
         session = await self._store.session(session_id)
         candidate = await self._store.candidate(rollout.candidate_id)
         trace = self._trace(session, rollout, posted, request_key)
-        stored = await self._recorder.post(trace, candidate=candidate)
-        if _content(stored) != _content(trace):
-            raise Conflict(
-                f"the trace id {trace.trace_id!r} stands for another trace already, which was not "
-                "changed; give each trace an id of its own, such as a UUID"
-            )
+        config = self._knowledge.config(session)
+        duplicate = await self._recorder.post(trace, session, config, candidate=candidate)
         return TraceReceipt(
             status="accepted",
             session_id=session_id,
             rollout_id=rollout_id,
             candidate_id=rollout.candidate_id,
             trace_id=trace.trace_id,
-            duplicate=stored is not trace,
+            duplicate=duplicate,
         )
 
     async def _leased(self, session: Session, asked: LeaseRequest) -> _Leased:
@@ -317,8 +313,3 @@ def _completion_of(output: str, *, whole: bool) -> JsonObject:
 def _said(text: str) -> str:
     """What a caller says, in the length and the characters in which it can be kept."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:LONGEST_SAYING]
-
-
-def _content(trace: Trace) -> JsonObject:
-    """What two traces of one id must have in common: what was posted, not what followed from it."""
-    return trace.model_dump(exclude={"created_at", "cost_usd", "input", "output"})

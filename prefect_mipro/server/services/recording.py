@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from prefect_mipro.errors import MiproError
+from prefect_mipro.config import MiproConfig
+from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.models.sensors import SensorKind
+from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.services.calls import Served
 from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.store.interface import CallRecord, Store
 
@@ -31,9 +34,18 @@ _ESTIMATED: JsonObject = {"estimated": True}
 class Recorder:
     """The traces and frames of all sessions."""
 
-    def __init__(self, store: Store, journal: Journal, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        redaction: Redaction,
+        *,
+        clock: Clock,
+        new_id: NewId,
+    ) -> None:
         self._store = store
         self._journal = journal
+        self._redaction = redaction
         self._clock = clock
         self._new_id = new_id
 
@@ -83,23 +95,29 @@ class Recorder:
             created_at=self._clock(),
         )
         size_bytes = served.size_bytes if served else 0
-        self.keep(trace, candidate=candidate, estimated=estimated, size_bytes=size_bytes)
+        kept = self._redaction.trace(trace, live.session, live.config)
+        if kept is not trace:
+            size_bytes = 0
+        size_bytes += sum(len(str(message.get("content"))) for message in kept.messages)
+        call = self._call(kept, candidate, estimated=estimated)
+        self._journal.record(call, size_bytes=size_bytes)
         return trace
 
-    def keep(
-        self, trace: Trace, *, candidate: Candidate, estimated: bool = False, size_bytes: int = 0
-    ) -> None:
-        """Have the trace of that candidate, and its frame, written soon.
+    async def post(
+        self, trace: Trace, session: Session, config: MiproConfig, *, candidate: Candidate
+    ) -> bool:
+        """Write the trace of a call made elsewhere, once; whether its id was there already.
 
-        `estimated` says that nobody has counted its tokens.
+        Raises Conflict where it stands for another trace.
         """
-        size_bytes += sum(len(str(message.get("content"))) for message in trace.messages)
-        call = self._call(trace, candidate, estimated=estimated)
-        self._journal.record(call, size_bytes=size_bytes)
-
-    async def post(self, trace: Trace, *, candidate: Candidate) -> Trace:
-        """Write the trace of a call made elsewhere, once; the one that has its id is returned."""
-        return await self._store.post_trace(self._call(trace, candidate))
+        kept = self._redaction.trace(trace, session, config)
+        stored = await self._store.post_trace(self._call(kept, candidate))
+        if _content(stored) != _content(kept):
+            raise Conflict(
+                f"the trace id {trace.trace_id!r} stands for another trace already, which was not "
+                "changed; give each trace an id of its own, such as a UUID"
+            )
+        return stored is not kept
 
     def _call(self, trace: Trace, candidate: Candidate, *, estimated: bool = False) -> CallRecord:
         return CallRecord(
@@ -109,6 +127,11 @@ class Recorder:
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),
         )
+
+
+def _content(trace: Trace) -> JsonObject:
+    """What two traces of one id must have in common: what was posted, not what followed from it."""
+    return trace.model_dump(exclude={"created_at", "cost_usd", "input", "output"})
 
 
 def lever_versions(candidate: Candidate) -> LeverVersions:

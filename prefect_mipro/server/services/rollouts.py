@@ -20,11 +20,11 @@ from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
+from prefect_mipro.server.services.redaction import EXAMPLE_KEYS, Redaction
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 EXPECTED_KEYS = ("expected", "expected_output")
-EXAMPLE_KEYS = ("example_id", "seed")
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Rollouts:
         live: Live,
         promotion: Promotion,
         proposals: Proposals,
+        redaction: Redaction,
         *,
         telemetry: Telemetry,
         clock: Clock,
@@ -47,6 +48,7 @@ class Rollouts:
         self._live = live
         self._promotion = promotion
         self._proposals = proposals
+        self._redaction = redaction
         self._telemetry = telemetry
         self._clock = clock
         self._new_id = new_id
@@ -76,7 +78,8 @@ class Rollouts:
             raise SessionEnded(
                 f"session {session_id} is cancelled and takes no rewards; create another session"
             )
-        reward = self._reward_of(session, live.config, request)
+        told = self._reward_of(session, live.config, request)
+        reward = self._redaction.reward(told, session, live.config)
         attached = await self._store.add_reward(reward, request_key=request_key)
         if request.stop:
             await self._store.set_state(

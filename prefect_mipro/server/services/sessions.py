@@ -41,6 +41,7 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
+from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.status import (
     Facts,
     candidate_reports,
@@ -71,6 +72,7 @@ class Sessions:
         promotion: Promotion,
         proposals: Proposals,
         journal: Journal,
+        redaction: Redaction,
         urls: ProxyUrls,
         *,
         clock: Clock,
@@ -84,6 +86,7 @@ class Sessions:
         self._promotion = promotion
         self._proposals = proposals
         self._journal = journal
+        self._redaction = redaction
         self._urls = urls
         self._clock = clock
         self._new_id = new_id
@@ -321,7 +324,7 @@ class Sessions:
                 "add [prompt_learning.initial_prompt] to let the instruction be improved too"
             ]
         )
-        return [*config.warnings, *no_prompt]
+        return [*config.warnings, *self._redaction.warnings(config), *no_prompt]
 
 
 def _resource(facts: Facts, report: CandidateReport) -> JsonObject:

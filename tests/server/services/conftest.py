@@ -27,6 +27,7 @@ from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.recording import Recorder
+from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -178,11 +179,19 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         clock=clock,
         new_id=new_id,
     )
-    recorder = Recorder(store, journal, clock=clock, new_id=new_id)
+    redaction = Redaction()
+    recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
     serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
     rollouts = Rollouts(
-        store, live, promotion, proposals, telemetry=telemetry, clock=clock, new_id=new_id
+        store,
+        live,
+        promotion,
+        proposals,
+        redaction,
+        telemetry=telemetry,
+        clock=clock,
+        new_id=new_id,
     )
     urls = ProxyUrls(
         store,
@@ -200,6 +209,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         promotion,
         proposals,
         journal,
+        redaction,
         urls,
         clock=clock,
         new_id=new_id,
