@@ -1,11 +1,17 @@
 """Kill the server at random moments, and look for what is lost or counted twice.
 
     python -m benchmarks.crash --kills 300
+    python -m benchmarks.crash --flow 30
 
 Six programs call a real server on a SQLite file, reward their rollouts, some of them twice, and add
 candidates. After a random number of answers the process gets a SIGKILL. Then the file is compared
 with what the programs were told, and each counter in it with the facts that it counts. The harness
 is the test suite's, `tests/end_to_end/crashes.py`. Exit code 1 at the first violation.
+
+With `--flow` the server lives, and so many flow processes are killed instead, in the middle of
+`optimize_prompt` on a real Prefect server; then one runs to its end on the same session. What the
+backend holds is compared with the rollouts that the programs had begun: no reward twice, and each
+rollout that was served is rewarded, or open and told so.
 """
 
 from __future__ import annotations
@@ -18,8 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.end_to_end.crashes import Crashes
+from tests.end_to_end.flow_crashes import FlowCrashes
 
 TOLD_EVERY = 10
+ROLLOUTS_OF_THE_LAST = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,9 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--flow", type=int, metavar="KILLS", help="kill so many flow processes instead"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
+        if options.flow:
+            return run_flows(Path(folder), kills=options.flow, seed=options.seed)
         return run(Path(folder), kills=options.kills, seed=options.seed)
+
+
+def run_flows(folder: Path, *, kills: int, seed: int) -> int:
+    """The exit code."""
+    # Here, because servers that are killed need no Prefect.
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    began = time.monotonic()
+    with prefect_test_harness(server_startup_timeout=240):
+        crashes = FlowCrashes(folder, prefect_api_url=PREFECT_API_URL.value() or "", seed=seed)
+        with crashes.backend():
+            for number in range(1, kills + 1):
+                crashes.kill_one()
+                if violations := crashes.violations():
+                    print(f"FAIL after kill {number}:", *violations, sep="\n  ")
+                    return 1
+            ran = crashes.run_to_the_end(rollouts=ROLLOUTS_OF_THE_LAST)
+            violations, flow = crashes.violations(), crashes.status().reward_flow
+    if violations or ran.rewarded < ROLLOUTS_OF_THE_LAST:
+        print(f"FAIL the last run, with {ran.rewarded} rewards:", *violations, sep="\n  ")
+        return 1
+    print(
+        f"{kills} kills, {flow.rewarded:,} rewards, {flow.in_flight + flow.missing} rollouts that "
+        f"are open and told; {time.monotonic() - began:.0f} s\n"
+        "PASS nothing is rewarded twice, and no rollout is unaccounted for"
+    )
+    return 0
 
 
 def run(folder: Path, *, kills: int, seed: int) -> int:

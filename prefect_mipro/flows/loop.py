@@ -89,10 +89,13 @@ class Loop:
         first = self._first.rollout_count
         last = first + self._budget.rollouts - 1
         numbered = islice(stream(examples, seed=seed, start=first), self._budget.rollouts)
+        # From run and position: a task that Prefect repeats has the same rollout id again. A later
+        # attempt of the run has ids of its own: some of its positions may be those of rollouts that
+        # the one before had begun when it ended.
         run_id = str(flow_run.get_id() or uuid4())
-        # From run and position: a task that Prefect repeats has the same rollout id again.
+        attempt = f"{run_id}.{done_before}" if done_before else run_id
         jobs = (
-            RolloutJob.of(example, f"{run_id}-{position}", stop=stop and position == last)
+            RolloutJob.of(example, f"{attempt}-{position}", stop=stop and position == last)
             for position, example in numbered
         )
         if not stop:

@@ -96,7 +96,7 @@ class Crashes:
         """What is wrong with the file as the last server has left it."""
         with closing(sqlite3.connect(self._file)) as connection:
             connection.row_factory = sqlite3.Row
-            return [*_lost(connection, self.ledger), *_miscounted(connection)]
+            return [*_lost(connection, self.ledger), *miscounted(connection)]
 
     def told_by_the_next_server(self) -> list[str]:
         """Where the status of a restarted server differs from a replay of the facts."""
@@ -175,7 +175,7 @@ def _lost(connection: sqlite3.Connection, ledger: Ledger) -> Iterator[str]:
     yield from (f"candidate {lost} is lost" for lost in ledger.candidates - known)
 
 
-def _miscounted(connection: sqlite3.Connection) -> Iterator[str]:
+def miscounted(connection: sqlite3.Connection) -> Iterator[str]:
     """Counters that differ from what they count, numbers with gaps or twins."""
     for name, counted, facts in _COUNTED:
         yield from _differences(
