@@ -47,10 +47,18 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             from prefect_mipro.server.__main__ import main as serve
 
             return serve(rest, program=f"{PROGRAM} serve")
+        case "db":
+            from prefect_mipro.cli import database
+
+            return database.run(options)
         case "demo":
             from prefect_mipro.cli import demo
 
             return demo.run(rest)
+        case "keys":
+            from prefect_mipro.cli import keys
+
+            return keys.run(options)
         case "model":
             from prefect_mipro.cli import model
 

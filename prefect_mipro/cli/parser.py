@@ -10,10 +10,12 @@ from prefect_mipro import __version__
 from prefect_mipro.cli.exits import PROGRAM
 
 DEFAULT_BACKEND_URL = "http://127.0.0.1:8765"
+# That of the keys in the server's settings.
+DEFAULT_WORKSPACE = "default"
 STATES = ("running", "paused", "cancelled", "succeeded")
 
 # The extra that brings what a command needs besides the package itself.
-NEEDS = {"serve": "server", "demo": "embedded", "model": "embedded"}
+NEEDS = {"serve": "server", "db": "server", "keys": "server", "demo": "embedded", "model": "embedded"}
 
 _OVERVIEW = f"""\
 start here
@@ -61,6 +63,13 @@ examples
   {PROGRAM} sessions delete support-bot
   {PROGRAM} sessions delete support-bot --yes     without asking, for scripts
 """
+_ROTATE_URL = f"""\
+For a URL that has leaked. Programs that call through it are refused from now on: give them the new
+one, which is printed. Whoever calls by the session's id and a key is not concerned.
+
+examples
+  {PROGRAM} sessions rotate-url support-bot
+"""
 _EXPORT = f"""\
 JSON lines: the session, its lever versions, candidates, duels, rollouts, rewards, traces and
 events, and last the counts of them all. The key "part" says what a line is. No secret is in it.
@@ -104,6 +113,26 @@ examples
   {PROGRAM} doctor
   MIPRO_BACKEND_URL=https://mipro.example.com {PROGRAM} doctor --json
 """
+_KEYS = f"""\
+They live in the server's database, beside those of MIPRO_SERVER_API_KEYS. Each belongs to a
+workspace and sees the sessions of that one only. Only a digest is kept: a key is shown once. A
+server that runs notices within a second.
+
+examples
+  {PROGRAM} keys create nightly-flow
+  {PROGRAM} keys create ada --workspace research
+  {PROGRAM} keys list
+  {PROGRAM} keys revoke ada
+"""
+_DB = f"""\
+`check` looks at the schema, the pages, the references, and compares each counter with what it
+counts; a server may run meanwhile. Exit code 1 when something is wrong.
+
+examples
+  {PROGRAM} db check --database-url sqlite:///mipro.db
+  {PROGRAM} db backup mipro-2026-11-23.db     while a server runs, too
+  {PROGRAM} db upgrade                        before a new release starts; it would do so itself
+"""
 _MODEL = f"""\
 examples
   {PROGRAM} model install    fetch it into the user's cache, once (93 MB)
@@ -140,9 +169,11 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("candidate", metavar="CANDIDATE", help="its number, or its id")
     promote.add_argument("--reason", metavar="TEXT", help="kept with the promotion")
     _add_backend(promote)
+    _add_db(_command(commands, "db", "look after the server's database", _DB))
     doctor = _command(commands, "doctor", "find out what is wrong, and what to do", _DOCTOR)
     _add_address(doctor)
     _add_json(doctor)
+    _add_keys(_command(commands, "keys", "let callers in, and keep them out again", _KEYS))
     model = _command(commands, "model", "the embedded model: a small one that needs no key", _MODEL)
     actions = model.add_subparsers(dest="action", metavar="action [options]", required=True)
     _add_json(_command(actions, "install", "fetch the model's file, once"))
@@ -164,6 +195,7 @@ def _add_sessions(sessions: _Parser) -> None:
         ("resume", "explore again", _RESUME),
         ("cancel", "stop for good", _CANCEL),
         ("delete", "remove it and all that is known of it", _DELETE),
+        ("rotate-url", "give its proxy URL a new secret", _ROTATE_URL),
         ("export", "all that is known of a session, as JSON lines", _EXPORT),
     ):
         action = _command(actions, name, text, examples)
@@ -187,6 +219,32 @@ def _add_sessions(sessions: _Parser) -> None:
     imported = _command(actions, "import", "an export, into this backend", _IMPORT)
     imported.add_argument("file", metavar="FILE", help="an export, or - for standard input")
     _add_backend(imported)
+
+
+def _add_keys(keys: _Parser) -> None:
+    actions = keys.add_subparsers(dest="action", metavar="action [options]", required=True)
+    created = _command(actions, "create", "make a key, and print it this once")
+    created.add_argument("name", metavar="NAME", help="whose it is, or what it is for")
+    created.add_argument(
+        "--workspace",
+        default=DEFAULT_WORKSPACE,
+        metavar="NAME",
+        help=f"whose sessions it sees (default: {DEFAULT_WORKSPACE})",
+    )
+    _add_database(created)
+    _add_database(_command(actions, "list", "the keys, the revoked ones too"))
+    revoked = _command(actions, "revoke", "take a key out of use for good")
+    revoked.add_argument("name", metavar="NAME", help="the key's name")
+    _add_database(revoked)
+
+
+def _add_db(database: _Parser) -> None:
+    actions = database.add_subparsers(dest="action", metavar="action [options]", required=True)
+    _add_database(_command(actions, "upgrade", "make its schema that of this release"))
+    backup = _command(actions, "backup", "copy it into a file, while a server runs or not")
+    backup.add_argument("target", metavar="TARGET", help="the file to write; it must not be there")
+    _add_database(backup)
+    _add_database(_command(actions, "check", "find out whether it is whole"))
 
 
 def _command(

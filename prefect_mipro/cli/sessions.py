@@ -13,7 +13,7 @@ from prefect_mipro.cli.output import NOTHING, Column, Output, moment, number
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.operations import LARGEST_PAGE
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import DeletedSession, SessionState, SessionStatus
+from prefect_mipro.models.sessions import DeletedSession, SessionState, SessionStatus, SessionUrls
 
 _COLUMNS = (
     Column("session"),
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> ExitCode:
         if options.action == "delete":
             deleted = client.delete_session(options.session)
             return _tell_deleted(deleted, output)
+        if options.action == "rotate-url":
+            return _tell_urls(client.rotate_url(options.session), output)
         if options.action == "show":
             status = client.session_status(options.session)
         else:
@@ -68,6 +70,14 @@ def _tell_deleted(deleted: DeletedSession, output: Output) -> ExitCode:
         output.document(deleted.model_dump(mode="json"))
     else:
         output.line(f"{deleted.session_id} is deleted")
+    return ExitCode.OK
+
+
+def _tell_urls(urls: SessionUrls, output: Output) -> ExitCode:
+    if output.as_json:
+        output.document(urls.model_dump(mode="json"))
+    else:
+        output.line(urls.online_url)
     return ExitCode.OK
 
 

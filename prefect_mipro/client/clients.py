@@ -66,6 +66,7 @@ class _Connection:
     create_session = _Method(operations.create_session)
     session_status = _Method(operations.session_status)
     session_urls = _Method(operations.session_urls)
+    rotate_url = _Method(operations.rotate_url)
     lease = _Method(operations.lease)
     post_trace = _Method(operations.post_trace)
     reward = _Method(operations.reward)

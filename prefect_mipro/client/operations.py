@@ -164,6 +164,17 @@ def post_trace(
     )
 
 
+def rotate_url(session_id: str) -> Operation[SessionUrls]:
+    """Give a session's URLs a new secret, because the present one has leaked."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/proxy-token",
+        # Of several new secrets the last one counts, and is answered.
+        repeatable=True,
+        answer=urls_of,
+    )
+
+
 def change_state(session_id: str, state: SessionState) -> Operation[SessionStatus]:
     """Pause, resume or cancel a session."""
     return Operation(

@@ -142,7 +142,18 @@ def test_a_deletion_is_told_as_json_too(command: Command) -> None:
     assert result.document == {"session_id": session_id, "deleted": True}
 
 
-@pytest.mark.parametrize("action", ["show", "pause", "export"])
+def test_a_url_that_has_leaked_is_replaced(command: Command) -> None:
+    status = command.session()
+    result = command("sessions", "rotate-url", status.session_id)
+    urls = command.client.session_urls(status.session_id)
+    assert (result.code, result.out) == (ExitCode.OK, f"{urls.online_url}\n")
+    assert urls.online_url != status.online_url
+    told = command("sessions", "rotate-url", status.session_id, "--json").document
+    assert told["chat_completions_url"] == f"{told['online_url']}/chat/completions"
+    assert told["online_url"] != urls.online_url
+
+
+@pytest.mark.parametrize("action", ["show", "pause", "rotate-url", "export"])
 def test_an_unknown_session_has_an_exit_code_of_its_own(command: Command, action: str) -> None:
     result = command("sessions", action, "no-such")
     assert (result.code, result.out) == (ExitCode.NOT_FOUND, "")

@@ -62,6 +62,7 @@ SESSION = "/api/v1/online/sessions/s"
             "/api/prompt-learning/online/mipro/systems/s/candidates",
             {},
         ),
+        (operations.rotate_url("s"), "POST", "/api/v1/online/sessions/s/proxy-token", {}),
         (operations.delete_session("s"), "DELETE", "/api/v1/online/sessions/s", {}),
         (operations.health(), "GET", "/health", {}),
     ],

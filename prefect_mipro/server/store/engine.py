@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
@@ -20,7 +21,7 @@ from sqlalchemy.pool import StaticPool
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.store import lock
 from prefect_mipro.server.store.bulk import driver_of
-from prefect_mipro.server.store.database import PostgresDatabase, json_text
+from prefect_mipro.server.store.database import Database, PostgresDatabase, json_text
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.sqlite import WRITES, SqliteDatabase
 from prefect_mipro.server.store.tables import VERSION_TABLE
@@ -61,6 +62,83 @@ async def open_store(database_url: str) -> SqlStore:
     return SqlStore(database)
 
 
+async def open_beside_server(database_url: str) -> SqlStore:
+    """The store for a short work, also while a server has it open. Raises StoreFailed.
+
+    The schema of a file is brought forward only where no server has it.
+    """
+    url = _parsed(database_url)
+    path = None if url.drivername == POSTGRESQL else _file(url)
+    if path is None:
+        return await open_store(database_url)
+    if path.is_file():
+        database = _sqlite_beside(url, path)
+        try:
+            is_current = await database.read(_is_current, _name(url))
+        except BaseException:
+            await database.close()
+            raise
+        if is_current:
+            return SqlStore(database)
+        await database.close()
+    await (await open_store(database_url)).close()
+    return SqlStore(_sqlite_beside(url, path))
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The number of a database's schema, empty where it has none, and that of this release."""
+
+    present: str
+    newest: str
+
+    @property
+    def is_current(self) -> bool:
+        return self.present == self.newest
+
+
+@asynccontextmanager
+async def inspected(database_url: str) -> AsyncIterator[Database]:
+    """The database as it is, for who only reads: nothing is made, nothing brought forward.
+
+    A server may have it open. Raises StoreFailed where there is none.
+    """
+    url = _parsed(database_url)
+    if url.drivername == POSTGRESQL:
+        database: Database = _postgres(url)
+    else:
+        path = file_of(database_url)
+        if not path.is_file():
+            raise StoreFailed(f"there is no database {path}; name it with --database-url")
+        database = _sqlite_beside(url, path)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def schema_of(connection: Connection) -> Schema:
+    """That of the database. Raises StoreFailed where it is a newer release's."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    _is_current(connection, "at hand")
+    newest = ScriptDirectory.from_config(_config(connection)).get_heads()
+    return Schema(", ".join(context.get_current_heads()), ", ".join(newest))
+
+
+def file_of(database_url: str) -> Path:
+    """The file of a SQLite database. Raises StoreFailed for one in memory."""
+    path = _file(_parsed(database_url))
+    if path is None:
+        raise StoreFailed("a database in memory ends with its server; name one in a file")
+    return path
+
+
+def postgres_url(database_url: str) -> URL | None:
+    """Where it is, with its password; `None` for another kind of database."""
+    url = _parsed(database_url)
+    return url if url.drivername == POSTGRESQL else None
+
+
 def _parsed(database_url: str) -> URL:
     try:
         url = make_url(database_url)
@@ -86,14 +164,24 @@ def _name(url: URL) -> str:
 
 def _sqlite(url: URL) -> SqliteDatabase:
     path = _file(url)
-    options = _FILE if path else _ONE_CONNECTION
-    engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    engine = _sqlite_engine(url, _FILE if path else _ONE_CONNECTION)
     with ExitStack() as held:
         if path is not None:
             held.enter_context(_only_server(path))
         return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), path=path)
+
+
+def _sqlite_beside(url: URL, path: Path) -> SqliteDatabase:
+    """Without the companion file: short transactions may stand between a server's."""
+    engine = _sqlite_engine(url, _FILE)
+    return SqliteDatabase(engine, name=_name(url), held=ExitStack(), path=path)
+
+
+def _sqlite_engine(url: URL, options: Mapping[str, Any]) -> Engine:
+    engine = create_engine(url.set(drivername="sqlite"), **_OPTIONS, **options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _file(url: URL) -> Path | None:
@@ -172,15 +260,24 @@ def _migrate(connection: Connection, name: str) -> None:
 
 
 def _upgrade(connection: Connection, name: str) -> None:
+    if not _is_current(connection, name):
+        command.upgrade(_config(connection), "head")
+
+
+def _config(connection: Connection) -> Config:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _is_current(connection: Connection, name: str) -> bool:
+    """Whether the schema is this release's. Raises StoreFailed where it is a newer one's."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    migrations = ScriptDirectory.from_config(config)
+    migrations = ScriptDirectory.from_config(_config(connection))
     present = set(context.get_current_heads())
     if unknown := present - {migration.revision for migration in migrations.walk_revisions()}:
         raise StoreFailed(
             f"the database {name} was written by a newer release of prefect-mipro "
             f"(schema {', '.join(sorted(unknown))}); install that release, or name another database"
         )
-    if present != set(migrations.get_heads()):
-        command.upgrade(config, "head")
+    return present == set(migrations.get_heads())
