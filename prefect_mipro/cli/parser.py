@@ -15,7 +15,10 @@ DEFAULT_WORKSPACE = "default"
 STATES = ("running", "paused", "cancelled", "succeeded")
 
 # The extra that brings what a command needs besides the package itself.
-NEEDS = {"serve": "server", "db": "server", "keys": "server", "demo": "embedded", "model": "embedded"}
+NEEDS = {
+    **dict.fromkeys(("serve", "db", "keys"), "server"),
+    **dict.fromkeys(("demo", "model"), "embedded"),
+}
 
 _OVERVIEW = f"""\
 start here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,9 @@ async def test_an_id_that_came_back_after_a_deletion_elsewhere_is_another_sessio
     own.seconds += 2 * OLDEST_SECONDS
     with pytest.raises(SessionNotFound):
         await own.live.of("s1")
-    changed = {"config": {"prompt_learning": {"algorithm": "mipro", "policy": {"model": "x"}}}}
+    changed: dict[str, Any] = {
+        "config": {"prompt_learning": {"algorithm": "mipro", "policy": {"model": "x"}}}
+    }
     baseline = candidate(candidate_id="baseline_new")
     again = session(baseline_id="baseline_new", champion_id="baseline_new", **changed)
     await other.store.create_session(again, [instruction(), demonstrations()], baseline)

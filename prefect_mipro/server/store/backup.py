@@ -1,0 +1,64 @@
+"""Copies of a database: of a file while a server writes to it, of a PostgreSQL by its own tool."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from prefect_mipro.errors import Conflict, StoreFailed
+
+_QUERY = ("host", "port", "sslmode")
+
+
+def copy_file(source: Path, target: Path) -> int:
+    """Copy a SQLite database as of one moment; the size of the copy in bytes.
+
+    The copy is checked, and stands under its name only when it is whole. It is readable for its
+    owner only: sessions have secrets. Raises Conflict where the target is there already.
+    """
+    if not source.is_file():
+        raise StoreFailed(f"there is no database {source}; name it with --database-url")
+    if target.exists():
+        raise Conflict(f"{target} is there already; name another file, or move it away")
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        _copy(source, partial)
+        partial.rename(target)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreFailed(f"{source} could not be copied to {target}: {error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def dump_command(url: URL, target: Path) -> str:
+    """What copies a PostgreSQL database, without its password."""
+    query = {name: url.query[name] for name in _QUERY if name in url.query}
+    shown = URL.create(
+        "postgresql",
+        url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query=query,
+    )
+    name = shown.render_as_string()
+    return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={name}"])
+
+
+def _copy(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+        # All pages at once: what is written meanwhile waits in the log, and is not of this moment.
+        reading.backup(writing)
+        # One file, without a log beside it.
+        writing.execute("PRAGMA journal_mode = DELETE").fetchone()
+        (verdict,) = writing.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)

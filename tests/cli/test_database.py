@@ -1,0 +1,124 @@
+"""`prefect-mipro db`: on the database of a running server, and on old, broken and missing ones."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.cli.exits import ExitCode
+from prefect_mipro.embedded import EmbeddedBackend
+from tests.cli.conftest import Command
+from tests.server.store.test_upgrade import MADE_BY_0001
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "mipro.db"
+
+
+@pytest.fixture
+def url(file: Path) -> str:
+    return f"sqlite:///{file}"
+
+
+def test_a_running_servers_database_is_checked_and_is_whole(
+    command: Command, backend: EmbeddedBackend
+) -> None:
+    command.session(rollouts=3)
+    result = command("db", "check", "--database-url", backend.database_url)
+    assert result.code == ExitCode.OK, result.out
+    assert {line.split()[0] for line in result.out.splitlines()} == {"ok"}
+
+
+def test_a_copy_made_while_the_server_runs_is_whole_and_private(
+    command: Command, backend: EmbeddedBackend, tmp_path: Path
+) -> None:
+    session_id = command.session(rollouts=3).session_id
+    target = tmp_path / "copy.db"
+    result = command("db", "backup", str(target), "--database-url", backend.database_url)
+    assert result.code == ExitCode.OK
+    assert "it holds secrets" in result.err
+    assert target.stat().st_mode & 0o077 == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["copy.db"]
+    with closing(sqlite3.connect(target)) as copy:
+        query = "SELECT rollouts, rewards FROM mipro_sessions WHERE session_id = ?"
+        assert copy.execute(query, (session_id,)).fetchone() == (3, 2)
+    assert command("db", "check", "--database-url", f"sqlite:///{target}").code == ExitCode.OK
+
+
+def test_a_copy_takes_the_place_of_nothing(command: Command, file: Path, url: str) -> None:
+    command("db", "upgrade", "--database-url", url)
+    before = file.read_bytes()
+    result = command("db", "backup", str(file), "--database-url", url)
+    assert result.code == ExitCode.FAILED
+    assert "is there already" in result.err
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["backup", "copy.db"]])
+def test_a_database_that_is_not_there_is_not_made(
+    command: Command, file: Path, url: str, arguments: list[str]
+) -> None:
+    result = command("db", *arguments, "--database-url", url)
+    assert result.code == ExitCode.FAILED
+    assert "there is no database" in result.err
+    assert not file.exists()
+
+
+def test_an_old_database_is_told_apart_and_brought_forward(
+    command: Command, file: Path, url: str
+) -> None:
+    with closing(sqlite3.connect(file)) as old:
+        old.executescript(MADE_BY_0001.read_text(encoding="utf-8"))
+    before = command("db", "check", "--database-url", url)
+    assert before.code == ExitCode.FAILED
+    assert "db upgrade" in before.out
+    assert command("db", "upgrade", "--database-url", url).code == ExitCode.OK
+    assert command("db", "check", "--database-url", url).code == ExitCode.OK
+
+
+def test_the_schema_of_a_database_in_use_is_left_alone(
+    command: Command, backend: EmbeddedBackend
+) -> None:
+    result = command("db", "upgrade", "--database-url", backend.database_url)
+    assert result.code == ExitCode.FAILED
+    assert "another server has the database" in result.err
+
+
+def test_a_fault_is_told_with_the_way_out_and_the_exit_code(
+    command: Command, file: Path, url: str
+) -> None:
+    command("db", "upgrade", "--database-url", url)
+    with closing(sqlite3.connect(file)) as spoiled, spoiled:
+        spoiled.execute(
+            "INSERT INTO mipro_lever_versions VALUES ('s', 'instruction', 2, '{}', NULL, '{}', 0)"
+        )
+    shown = command("db", "check", "--database-url", url)
+    assert shown.code == ExitCode.FAILED
+    assert "restore a backup" in shown.out
+    told = command("db", "check", "--database-url", url, "--json")
+    assert told.code == ExitCode.FAILED
+    assert told.document["ok"] is False
+    assert {check["name"] for check in told.document["checks"] if check["problems"]} == {
+        "references",
+        "numbers of lever versions",
+    }
+
+
+def test_the_way_to_copy_a_postgresql_is_told_without_its_password(command: Command) -> None:
+    url = "postgresql://mipro:hidden@db.lan:5433/prompts?sslmode=require&password=hidden"
+    result = command("db", "backup", "copy.dump", "--database-url", url)
+    assert result.code == ExitCode.FAILED
+    assert result.out.startswith("pg_dump --format=custom --file=copy.dump ")
+    assert "postgresql://mipro@db.lan:5433/prompts?sslmode=require" in result.out
+    assert "hidden" not in result.out + result.err
+
+
+def test_a_file_of_another_kind_is_one_clear_line(command: Command, file: Path, url: str) -> None:
+    file.write_bytes(b"no database" * 1_000)
+    result = command("db", "check", "--database-url", url)
+    assert result.code == ExitCode.FAILED
+    assert "not a database" in result.err
