@@ -98,6 +98,24 @@ def test_a_later_run_goes_on_with_the_session(at_backend: EmbeddedBackend) -> No
     assert session_status.fn(handle).reward_count == 16
 
 
+def test_a_retried_run_goes_on_with_rollouts_of_its_own(at_backend: EmbeddedBackend) -> None:
+    began: list[str] = []
+
+    def broken_once(rollout: LiveRollout, row: Row) -> str:
+        began.append(rollout.rollout_id)
+        answer = classify(rollout, row)
+        if len(began) == 6:
+            raise ZeroDivisionError
+        return answer
+
+    session_id = new_id()
+    optimize_prompt.with_options(retries=1)(
+        config(), ROWS, broken_once, exact, rollouts=12, session_id=session_id, on_error="raise"
+    )
+    handle = SessionHandle(session_id=session_id, backend_url=at_backend.url)
+    assert session_status.fn(handle).rollout_count == len(began) == len({*began}) == 12
+
+
 @pytest.mark.usefixtures("at_backend")
 def test_artifacts_show_the_run() -> None:
     summary = optimize(session_id=new_id("Shown"))

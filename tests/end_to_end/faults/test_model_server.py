@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prefect_mipro.server.upstream.openai import LARGEST_ANSWER_BYTES
 from tests.end_to_end.faults.served import Counted, Served, served
 from tests.server.scripted_upstream import (
     COMPLETION,
@@ -98,6 +99,13 @@ def cut_off(connection: Connection) -> None:
     connection.drop()
 
 
+def huge(connection: Connection) -> None:
+    try:
+        connection.answer(b" " * (LARGEST_ANSWER_BYTES + 1) + WHOLE)
+    except ConnectionError:
+        connection.close_connection = True  # the backend has seen enough
+
+
 def half(connection: Connection) -> None:
     connection.answer(WHOLE[:40])
 
@@ -152,6 +160,7 @@ IN_THE_ANSWER = [
     Fault("a drip", (drip,), 504, "UpstreamTimedOut", "took longer to answer than 1.2 seconds"),
     Fault("a broken-off answer", (break_off,), 502, "UpstreamUnreachable", "broke off"),
     Fault("half of the JSON", (half,), 502, "CompletionInvalid", "not JSON"),
+    Fault("a huge answer", (huge,), 502, "UpstreamFailed", "32 MB"),
     Fault("bytes", (bytes_of_no_text,), 502, "CompletionInvalid", "not JSON"),
     Fault("a page", (page,), 502, "CompletionInvalid", "not JSON"),
     Fault("a number", (answers(200, b"7"),), 502, "CompletionInvalid", "not an object"),
