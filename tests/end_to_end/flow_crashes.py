@@ -130,8 +130,11 @@ class FlowCrashes:
         told = (flow.rewarded, flow.in_flight + flow.missing)
         if told != (len(rewards), still_open):
             yield f"told are {told}, and there are {len(rewards)} and {still_open}"
-        if still_open > self.kills * WORKERS:
+        in_hand = self.kills * WORKERS
+        if still_open > in_hand:
             yield f"{still_open} rollouts are open after {self.kills} kills of {WORKERS} workers"
+        if len(begun) - len(served) > in_hand:
+            yield f"{len(begun)} rollouts were begun, and only {len(served)} served"
 
     def _begin(self, rollouts: int) -> subprocess.Popen[str]:
         with self._log.open("a") as log:
