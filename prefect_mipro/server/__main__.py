@@ -19,6 +19,7 @@ import uvicorn
 
 from prefect_mipro.errors import InputInvalid, StoreFailed
 from prefect_mipro.models.keys import Key
+from prefect_mipro.server.connections import LOOK_SECONDS, Connection, Stragglers
 from prefect_mipro.server.logs import log_to_stderr
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
 from prefect_mipro.server.upstream.addresses import is_loopback
@@ -139,6 +140,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             access_log=False,
+            http=Connection,
             lifespan="on",
             log_config=None,
             proxy_headers=False,
@@ -150,6 +152,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._settings = settings
         self._stored_keys = stored_keys
+        self._stragglers = Stragglers()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,6 +164,13 @@ class _Server(uvicorn.Server):
             sys.stdout.write(f"{self._settings.own_url}\n")
             sys.stdout.flush()
             _log_start(self._settings, self._stored_keys)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second Uvicorn asks whether to stop."""
+        if counter % (10 * LOOK_SECONDS) == 0:
+            now = asyncio.get_running_loop().time()
+            self._stragglers.look(self.server_state.connections, now=now)
+        return await super().on_tick(counter)
 
     async def stop_after(self, stop: asyncio.Event) -> None:
         """Then calls under way may finish, for a while, and no more are taken."""

@@ -12,6 +12,8 @@ from typing import Any, Self, TypeVar
 import uvicorn
 from fastapi import FastAPI
 
+from prefect_mipro.server.connections import Connection
+
 T = TypeVar("T")
 
 
@@ -19,13 +21,20 @@ class LiveServer:
     """An app on a free port of loopback for the length of a `with` block."""
 
     def __init__(self, app: FastAPI) -> None:
-        self._server = _Announcing(uvicorn.Config(app, log_config=None, lifespan="on"))
+        config = uvicorn.Config(app, http=Connection, log_config=None, lifespan="on")
+        self._server = _Announcing(config)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Those that are open."""
+        opened = list(self._server.server_state.connections)
+        return [connection for connection in opened if isinstance(connection, Connection)]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it on the server's own event loop."""

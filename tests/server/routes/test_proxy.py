@@ -141,7 +141,7 @@ class TestRolloutId:
         assert answer.headers[ROLLOUT] == "by-path"
 
     @pytest.mark.parametrize(
-        "rollout_id", ["a%20b", "%00", "-dash", "%2e%2e", "%E2%82%AC", "r" * 201, "r" * 60_000]
+        "rollout_id", ["a%20b", "%00", "-dash", "%2e%2e", "%E2%82%AC", "r" * 201, "r" * 20_000]
     )
     def test_an_id_that_paths_cannot_carry_is_refused(
         self, caller: Caller, rollout_id: str
@@ -151,12 +151,6 @@ class TestRolloutId:
         assert error_of(answer)["message"].startswith("the rollout id is ")
         assert len(answer.content) < 4_096
         assert caller.upstream.received == []
-
-    def test_a_path_of_a_megabyte_is_refused(self, caller: Caller) -> None:
-        connection = http.client.HTTPConnection(urlsplit(caller.url).netloc, timeout=20)
-        connection.request("POST", chat_path(caller.session(), "r" * 1_000_000), b"{}")
-        assert connection.getresponse().status == 400
-        connection.close()
 
     @pytest.mark.parametrize("name", ["correlation_id", "example_id"])
     @pytest.mark.parametrize("value", ["a\x00b", "x" * 201])
