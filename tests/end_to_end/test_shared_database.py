@@ -65,12 +65,18 @@ class Server:
 
     async def call(self, session_id: str, rollout_id: str) -> str:
         """The candidate that answered."""
-        answer = await self._http.post(
-            f"{self._url}/api/mipro/v1/{session_id}/{rollout_id}/chat/completions",
-            json={"model": "m", "messages": messages_of(f"{rollout_id} #a")},
-        )
+        answer = await self._asked(session_id, rollout_id)
         assert answer.status_code == 200, answer.text
         return str(answer.headers["x-mipro-candidate-id"])
+
+    async def status_of_call(self, proxy_id: str, rollout_id: str) -> int:
+        return (await self._asked(proxy_id, rollout_id)).status_code
+
+    async def _asked(self, proxy_id: str, rollout_id: str) -> httpx.Response:
+        return await self._http.post(
+            f"{self._url}/api/mipro/v1/{proxy_id}/{rollout_id}/chat/completions",
+            json={"model": "m", "messages": messages_of(f"{rollout_id} #a")},
+        )
 
     async def reward(self, session_id: str, rollout_id: str) -> RewardReceipt:
         score = int(rollout_id[1:]) % 2
@@ -200,6 +206,23 @@ async def test_calls_and_rewards_at_the_other_server_heed_a_change_within_a_seco
     await first.api.promote("change", added)
     await within_a_second(serves_the_added)
     assert await serves_the_added()
+
+
+async def test_a_url_that_was_replaced_at_one_server_is_refused_at_the_other_within_a_second(
+    pair: Pair,
+) -> None:
+    first, second = pair
+    await create(first, "leaked")
+    before = (await second.api.session_urls("leaked")).online_url.rpartition("/")[2]
+
+    async def refused() -> bool:
+        return await second.status_of_call(before, "r1") == 401
+
+    assert not await refused()
+    after = (await first.api.rotate_url("leaked")).online_url.rpartition("/")[2]
+    assert await first.status_of_call(before, "r2") == 401
+    await within_a_second(refused)
+    assert await second.status_of_call(after, "r3") == 200
 
 
 async def within_a_second(seen: Callable[[], Awaitable[bool]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from prefect_mipro.errors import KeyRejected, SessionNotFound
 from prefect_mipro.models.sessions import Session, SessionUrls
@@ -50,23 +51,27 @@ class ProxyUrls:
         is asked for only then.
         """
         session_id, _, secret = proxy_id.rpartition(".")
-        if session_id and _SECRET.fullmatch(secret):
-            try:
+        holds_secret = bool(session_id and _SECRET.fullmatch(secret))
+        if holds_secret:
+            with suppress(SessionNotFound):
                 session = (await self._live.of(session_id)).session
-            except SessionNotFound:
-                session = None
-            if session and hmac.compare_digest(session.proxy_secret, secret):
-                return session
+                if hmac.compare_digest(session.proxy_secret, secret):
+                    return session
         try:
-            workspace = await callers_workspace()
-        except KeyRejected:
+            return await self._of_workspace(proxy_id, await callers_workspace())
+        except (KeyRejected, SessionNotFound) as error:
+            if isinstance(error, SessionNotFound) and not holds_secret:
+                raise
+            # Without the id: what looks like a secret may have been one.
             raise KeyRejected(
                 "this proxy URL is not one of a session's; use the session's online_url, "
                 "or send your key as 'Authorization: Bearer <key>'"
             ) from None
-        session = (await self._live.of(proxy_id)).session
+
+    async def _of_workspace(self, session_id: str, workspace: str) -> Session:
+        session = (await self._live.of(session_id)).session
         if session.workspace != workspace:
-            raise session_missing(proxy_id)
+            raise session_missing(session_id)
         return session
 
     async def rotate(self, session_id: str) -> SessionUrls:

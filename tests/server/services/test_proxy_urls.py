@@ -53,6 +53,21 @@ async def test_a_key_opens_the_plain_id_of_its_own_workspace_only(backend: Backe
     assert refusals[0] == refusals[1]
 
 
+async def test_a_secret_that_is_none_any_more_is_not_repeated(backend: Backend) -> None:
+    wrong = f"s.{'0' * 32}"
+    await backend.create()
+    with pytest.raises(KeyRejected) as raised:
+        await backend.urls.admit(wrong, callers_workspace=of_default)
+    assert "0000" not in raised.value.message
+
+
+async def test_an_id_that_looks_like_a_url_is_served_to_its_key(backend: Backend) -> None:
+    session_id = f"s.{'0' * 32}"
+    await backend.create(session_id)
+    session = await backend.urls.admit(session_id, callers_workspace=of_default)
+    assert session.session_id == session_id
+
+
 @pytest.mark.parametrize("state", [SessionState.RUNNING, SessionState.CANCELLED])
 async def test_a_new_url_is_served_and_the_earlier_one_refused_at_once(
     backend: Backend, state: SessionState
