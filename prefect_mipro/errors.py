@@ -19,6 +19,7 @@ MiproError                      everything of ours; `HTTPError` is its name in t
 ├── Overloaded                  wait, then repeat
 ├── BackendFailed               the backend broke; repeat or report
 │   ├── StoreFailed             the database refused or is out of reach
+│   ├── NotReady                a part of the backend is not in order; its name is in the message
 │   └── AnswerInvalid           the answer is not what the protocol promises (ValueError)
 ├── BackendUnreachable          no answer at all; check the URL, then repeat
 ├── UpstreamFailed              the policy or proposer model broke
@@ -161,6 +162,12 @@ class BackendFailed(MiproError):
 
 class StoreFailed(BackendFailed):
     """The database refused the work or is out of reach."""
+
+    default_status = 503
+
+
+class NotReady(BackendFailed):
+    """A part of the backend is not in order; the message and `detail` say which, and why."""
 
     default_status = 503
 

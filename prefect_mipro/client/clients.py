@@ -82,6 +82,7 @@ class _Connection:
     seed_evals = _Method(operations.seed_evals)
     import_lines = _Method(operations.import_lines)
     health = _Method(operations.health)
+    ready = _Method(operations.ready)
 
     def __init__(
         self,

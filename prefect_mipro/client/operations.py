@@ -17,6 +17,7 @@ from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.exports import ImportReceipt
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
+from prefect_mipro.models.readiness import Ready
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
@@ -362,6 +363,11 @@ def import_lines(session_id: str, lines: Sequence[JsonObject]) -> Operation[Impo
 def health() -> Operation[JsonObject]:
     """Whether the backend is up."""
     return _get("/health", as_it_is)
+
+
+def ready() -> Operation[Ready]:
+    """Whether the backend would answer calls. Raises NotReady, which says what is amiss."""
+    return Operation(method="GET", path="/ready", repeatable=False, answer=Ready.model_validate)
 
 
 def _get(

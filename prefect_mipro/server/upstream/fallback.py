@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import Overloaded, UpstreamFailed
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.upstream.interface import Reply, Upstream, UpstreamCounts
+from prefect_mipro.server.upstream.interface import Reachable, Reply, Upstream, UpstreamCounts
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,13 @@ class Fallback:
                 )
                 reply.model = self._model
             yield reply
+
+    async def unreachable(self, *, longest_seconds: float) -> str:
+        """Why the first one is out of reach; empty where the second one is not."""
+        why = await self._first.unreachable(longest_seconds=longest_seconds)
+        if why and isinstance(self._second, Reachable):
+            return await self._second.unreachable(longest_seconds=longest_seconds) and why
+        return why
 
     async def close(self) -> None:
         """Close the first one; the second belongs to its own provider."""

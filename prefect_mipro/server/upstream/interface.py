@@ -45,6 +45,15 @@ class Counted(Protocol):
     def counts(self) -> UpstreamCounts: ...
 
 
+@runtime_checkable
+class Reachable(Protocol):
+    """An upstream that can be asked whether calls would reach it, at no cost."""
+
+    async def unreachable(self, *, longest_seconds: float) -> str:
+        """Why they would not, without an address; empty when they would."""
+        ...
+
+
 class Reply(Protocol):
     """One answer of a model: status and headers at once, the body when asked.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -120,6 +123,22 @@ class OpenAIUpstream:
         self.watch.stop()
         if self._session is not None:
             await self._session.close()
+
+    async def unreachable(self, *, longest_seconds: float) -> str:
+        """Why no connection is taken there, or by the proxy on the way; empty when one is."""
+        place = URL(self._proxy) if self._proxy else self.url
+        try:
+            async with asyncio.timeout(longest_seconds):
+                _, writer = await asyncio.open_connection(place.host, place.port)
+        except TimeoutError:
+            return f"no connection within {longest_seconds:g} s"
+        except socket.gaierror:
+            return "no such host"
+        except OSError as error:
+            # Where it has several addresses, the error has no number of its own.
+            return os.strerror(error.errno or errno.ECONNREFUSED)
+        writer.close()
+        return ""
 
     async def post(self, payload: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """One request. Raises UpstreamFailed, and what aiohttp raises."""

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 
 from prefect_mipro.errors import ConfigInvalid
-from prefect_mipro.server.upstream.embedded import EmbeddedUpstream
+from prefect_mipro.server.upstream.embedded import EmbeddedUpstream, why_missing
 from prefect_mipro.server.upstream.embedded import check as check_embedded
 from prefect_mipro.server.upstream.inference import InferenceUrls, normal
 from prefect_mipro.server.upstream.interface import DEFAULT as DEFAULT
-from prefect_mipro.server.upstream.interface import Counted, Upstream, UpstreamCounts
+from prefect_mipro.server.upstream.interface import Counted, Reachable, Upstream, UpstreamCounts
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 
 EMBEDDED = "embedded"
@@ -94,6 +94,19 @@ class Upstreams:
             for name, upstream in self._table.items()
             if isinstance(upstream, Counted)
         }
+
+    async def unreachable(self, *, longest_seconds: float) -> Mapping[str, str]:
+        """Why each provider is out of reach, empty where it is not.
+
+        Where no provider is known, calls go to the embedded model.
+        """
+        if not self._table:
+            return {EMBEDDED: why_missing()}
+        asked = {name: it for name, it in self._table.items() if isinstance(it, Reachable)}
+        found = await asyncio.gather(
+            *(upstream.unreachable(longest_seconds=longest_seconds) for upstream in asked.values())
+        )
+        return dict(zip(asked, found, strict=True))
 
     async def close(self) -> None:
         """Close all of them."""
