@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PROGRAM = "python -m prefect_mipro.server"
-LONGEST_STOP_SECONDS = 8
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2_048
 
@@ -145,7 +144,7 @@ class _Server(uvicorn.Server):
             log_config=None,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=LONGEST_STOP_SECONDS,
+            timeout_graceful_shutdown=settings.longest_stop_seconds,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             ws="none",
         )

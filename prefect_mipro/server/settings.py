@@ -94,6 +94,7 @@ _SHOWN = frozenset(
         "log_format",
         "log_level",
         "public_metrics",
+        "longest_stop_seconds",
         "trace_content",
         "trace_retention_days",
     }
@@ -199,6 +200,12 @@ class ServerSettings(BaseSettings):
     )
     max_body_bytes: int = Field(
         default=10_000_000, ge=1_000, description="Largest request that is read."
+    )
+    longest_stop_seconds: int = Field(
+        default=8,
+        ge=1,
+        description="How long calls under way may go on after a signal to stop; "
+        "new ones are not taken.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged to standard error: debug, info, warning, error."

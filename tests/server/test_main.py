@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -115,6 +117,84 @@ def test_a_call_under_way_is_finished_before_it_stops(tmp_path: Path) -> None:
             assert b"".join(pieces) == DONE
         code, _, err = ended(child)
     assert code == 0, err
+
+
+def refuses(url: str) -> bool:
+    """Whether no connection is taken any more."""
+    try:
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def rows(folder: Path, query: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(folder / "mipro.db")) as connection:
+        return list(connection.execute(query))
+
+
+def test_while_it_finishes_a_call_it_takes_no_more_and_what_it_took_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    with (
+        ScriptedUpstream() as upstream,
+        process(tmp_path, "--upstream-url", upstream.url) as child,
+        httpx.Client(timeout=WAIT_SECONDS) as http,
+    ):
+        url = first_line(child)
+        sessions = f"{url}/api/v1/online/sessions"
+        http.post(sessions, json=_create("s"))
+        path = f"{url}/api/mipro/v1/s/{{}}/chat/completions"
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        assert http.post(path.format("r1"), json=body).status_code == 200
+        upstream.script.append(upstream.stream(event("a"), DONE))
+        streamed = {**body, "stream": True}
+        with http.stream("POST", path.format("r2"), json=streamed) as answer:
+            pieces = answer.iter_raw()
+            next(pieces)
+            reward = {"rollout_id": "r1", "reward_info": {"score": 1.0}}
+            assert http.post(f"{sessions}/s/reward", json=reward).status_code == 200
+            child.terminate()
+            # The connection that stays open between two calls is ended, too.
+            deadline = time.monotonic() + WAIT_SECONDS
+            while not refuses(url):
+                assert time.monotonic() < deadline
+            with pytest.raises(httpx.TransportError):
+                http.get(f"{url}/health")
+            upstream.gate.set()
+            assert b"".join(pieces) == DONE
+        code, _, err = ended(child)
+    assert code == 0, err
+    assert rows(tmp_path, "SELECT rollout_id, status, error FROM mipro_traces") == [
+        ("r1", 200, ""),
+        ("r2", 200, ""),
+    ]
+    assert rows(tmp_path, "SELECT rollout_id, score FROM mipro_rewards") == [("r1", 1.0)]
+
+
+def test_a_call_that_takes_too_long_is_ended_and_said_to_be(tmp_path: Path) -> None:
+    options = ("--longest-stop-seconds", "1")
+    with (
+        ScriptedUpstream() as upstream,
+        process(tmp_path, "--upstream-url", upstream.url, *options) as child,
+    ):
+        url = first_line(child)
+        httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
+        upstream.script.append(upstream.stream(event("a"), DONE))
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        path = f"{url}/api/mipro/v1/s/r1/chat/completions"
+        with httpx.stream("POST", path, json=body, timeout=WAIT_SECONDS) as answer:
+            pieces = answer.iter_raw()
+            next(pieces)
+            child.terminate()
+            with pytest.raises(httpx.RemoteProtocolError):
+                b"".join(pieces)
+        code, _, err = ended(child)
+        upstream.gate.set()
+    assert code == 0, err
+    assert "hi" not in err.split()
+    # It counts as one that failed, with the tokens that it used.
+    assert rows(tmp_path, "SELECT calls, failed_calls FROM mipro_candidates") == [(1, 1)]
 
 
 def test_without_the_switch_the_end_of_its_input_means_nothing(tmp_path: Path) -> None:
