@@ -24,10 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.end_to_end.crashes import Crashes
-from tests.end_to_end.flow_crashes import FlowCrashes
+from tests.end_to_end.flow_crashes import ROLLOUTS, FlowCrashes
 
 TOLD_EVERY = 10
-ROLLOUTS_OF_THE_LAST = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,9 +60,9 @@ def run_flows(folder: Path, *, kills: int, seed: int) -> int:
                 if violations := crashes.violations():
                     print(f"FAIL after kill {number}:", *violations, sep="\n  ")
                     return 1
-            ran = crashes.run_to_the_end(rollouts=ROLLOUTS_OF_THE_LAST)
+            ran = crashes.run_to_the_end()
             violations, flow = crashes.violations(), crashes.status().reward_flow
-    if violations or ran.rewarded < ROLLOUTS_OF_THE_LAST:
+    if violations or ran.rewarded < ROLLOUTS:
         print(f"FAIL the last run, with {ran.rewarded} rewards:", *violations, sep="\n  ")
         return 1
     print(

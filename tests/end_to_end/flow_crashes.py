@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from prefect_mipro.client.clients import Client
 from prefect_mipro.models.sessions import SessionStatus
@@ -29,7 +30,8 @@ from tests.fake_upstream import Body, FakeUpstream, better_with_demonstrations
 
 SESSION_ID = "s"
 WORKERS = 4
-# A flow lives for so many model calls at most.
+ROLLOUTS = 60
+# A flow that is killed lives for so many model calls at most.
 MOST_CALLS = 40
 ROWS = [{"id": str(number), "text": f"row {number} #a"} for number in range(50)]
 
@@ -74,9 +76,9 @@ class FlowCrashes:
             self._url = backend.url
             yield
 
-    def kill_one(self, *, rollouts: int = 1_000) -> None:
-        """Run the flow, and kill it after a random number of model calls."""
-        flow = self._begin(rollouts)
+    def kill_one(self) -> UUID:
+        """Run the flow, and kill it after a random number of model calls. Returns its run's id."""
+        flow = self._begin()
         try:
             for _ in range(self._random.randint(1, MOST_CALLS)):
                 assert self._calls.acquire(timeout=120), self._said()
@@ -86,10 +88,12 @@ class FlowCrashes:
         while self._calls.acquire(blocking=False):
             pass
         self.kills += 1
+        newest, _ = self.begun()[-1]
+        return UUID(newest[: len(str(UUID(int=0)))])
 
-    def run_to_the_end(self, *, rollouts: int) -> Ran:
-        """Run the flow again, and let it live."""
-        flow = self._begin(rollouts)
+    def run_to_the_end(self, flow_run_id: UUID | None = None) -> Ran:
+        """Run the flow again, and let it live: as a new run, or as the same one once more."""
+        flow = self._begin(*([str(flow_run_id)] if flow_run_id else []))
         said, _ = flow.communicate(timeout=300)
         assert flow.returncode == 0, self._said()
         summary = json.loads(said.splitlines()[-1])
@@ -136,12 +140,12 @@ class FlowCrashes:
         if len(begun) - len(served) > in_hand:
             yield f"{len(begun)} rollouts were begun, and only {len(served)} served"
 
-    def _begin(self, rollouts: int) -> subprocess.Popen[str]:
+    def _begin(self, *flow_run_id: str) -> subprocess.Popen[str]:
         with self._log.open("a") as log:
             return subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.end_to_end.flow_crashes"),
-                    *(self._url, str(self._ledger), str(rollouts)),
+                    *(self._url, str(self._ledger), *flow_run_id),
                 ],
                 cwd=ROOT,
                 env={**os.environ, "PREFECT_API_URL": self._prefect_api_url},
@@ -167,10 +171,14 @@ class FlowCrashes:
 def main() -> None:
     """The flow's process."""
     # Here, because importing Prefect takes seconds that the harness can do without.
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+
     from prefect_mipro import optimize_prompt
     from prefect_mipro.tasks import LiveRollout
 
-    url, ledger, rollouts = sys.argv[1:]
+    url, ledger, *flow_run_ids = sys.argv[1:]
 
     def classify(rollout: LiveRollout, row: dict[str, str]) -> str:
         with Path(ledger).open("a") as lines:
@@ -180,16 +188,23 @@ def main() -> None:
     def exact(_row: dict[str, str], answer: str) -> float:
         return float(answer == "a")
 
-    summary: Any = optimize_prompt(
-        CONFIG,
-        ROWS,
-        classify,
-        exact,
-        rollouts=int(rollouts),
-        session_id=SESSION_ID,
-        backend_url=url,
-        max_workers=WORKERS,
-    )
+    parameters: dict[str, Any] = {
+        "config": CONFIG,
+        "examples": ROWS,
+        "program": classify,
+        "reward": exact,
+        "rollouts": ROLLOUTS,
+        "session_id": SESSION_ID,
+        "backend_url": url,
+        "max_workers": WORKERS,
+    }
+    known = None
+    for flow_run_id in map(UUID, flow_run_ids):
+        with get_client(sync_client=True) as client:
+            # As an automation for crashed runs, or a person, has it run again.
+            client.set_flow_run_state(flow_run_id, Pending(), force=True)
+            known = client.read_flow_run(flow_run_id)
+    summary: Any = run_flow(optimize_prompt, flow_run=known, parameters=parameters)
     sys.stdout.write(f"{summary.model_dump_json()}\n")
 
 
