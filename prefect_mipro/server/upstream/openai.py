@@ -38,6 +38,7 @@ from prefect_mipro.server.upstream.patience import (
     Timeouts,
     retry_after_seconds,
 )
+from prefect_mipro.server.upstream.quoted_keys import keys_in, without
 from prefect_mipro.server.upstream.waits import Watch
 
 CHAT_PATH = "/chat/completions"
@@ -100,6 +101,7 @@ class OpenAIUpstream:
             **({"authorization": _bearer(api_key)} if api_key else {}),
             **{name.lower(): value for name, value in (headers or {}).items()},
         }
+        self.keys = keys_in(self._headers)
         self._proxy = environment_proxy(self.url) if proxied else None
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
@@ -215,7 +217,7 @@ class _Call:
 
     async def __aenter__(self) -> Self:
         upstream = self._upstream
-        headers = self._own_headers()
+        headers = self._headers = self._own_headers()
         upstream.counts.calls += 1
         try:
             await upstream.gate.enter()
@@ -253,6 +255,11 @@ class _Call:
         }
 
     async def read(self) -> bytes:
+        # Into answers, traces and logs: some servers quote the key that they refuse.
+        keys = (*self._upstream.keys, *keys_in(self._headers))
+        return without(keys, await self._read())
+
+    async def _read(self) -> bytes:
         if self._response.content.is_eof():  # it came with the head, as short answers do
             return await self._response.read()
         pieces: list[bytes] = []

@@ -81,6 +81,23 @@ async def test_no_key_is_in_any_error_log_or_repr(
     assert "sk-" not in "".join(shown)
 
 
+@pytest.mark.parametrize("status", [200, 401, 429])
+async def test_a_key_that_the_server_quotes_is_taken_out_of_its_answer(status: int) -> None:
+    said = b'{"error": {"message": "no such key: sk-provider, sk-header or sk-caller"}}'
+    with ScriptedUpstream() as server:
+        server.script.append(answers(status, said))
+        upstream = OpenAIUpstream(
+            server.url,
+            api_key=SecretStr("sk-provider"),
+            headers={"x-api-key": "sk-header", "x-team": "such key"},
+            back_off=BackOff(repeats=0),
+        )
+        async with upstream.chat(BODY, api_key=SecretStr("sk-caller")) as reply:
+            body = await reply.read()
+        await upstream.close()
+    assert body == b'{"error": {"message": "no such key: ***, *** or ***"}}'
+
+
 async def test_no_key_follows_a_redirect() -> None:
     with ScriptedUpstream() as server, ScriptedUpstream() as elsewhere:
         server.script.append(answers(307, location=f"{elsewhere.url}/chat/completions"))
