@@ -129,9 +129,10 @@ def _translation(error: Exception, name: str) -> MiproError:
             f"the database cannot hold a value that was sent ({said}); "
             "send a smaller number, or text that is valid Unicode"
         )
-    ways = (way for words, way in _WAYS_OUT if words in str(said))
+    reason = "it did not answer in time" if isinstance(error, TimeoutError) else str(said)
+    ways = (way for words, way in _WAYS_OUT if words in reason)
     way = next(ways, "check that it is there, in reach and not full, then repeat")
-    return StoreFailed(f"the database {name} refused: {said}; {way}")
+    return StoreFailed(f"the database {name} refused: {reason}; {way}")
 
 
 def ping(connection: Connection) -> None:

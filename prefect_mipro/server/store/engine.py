@@ -40,6 +40,11 @@ _ONE_CONNECTION: dict[str, Any] = {
     "connect_args": {**_KEPT, "check_same_thread": False},
 }
 
+# A statement of a server takes milliseconds. One that takes so long waits for a lock that nobody
+# lets go, or for a database that is gone without a word. Migrations and checks have no limit.
+LONGEST_STATEMENT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Alembic keeps the migration under way in module globals.
 _MIGRATING = threading.Lock()
@@ -47,18 +52,39 @@ _MIGRATING = threading.Lock()
 _MIGRATION_LOCK = 0x6D6970726F
 
 
-async def open_store(database_url: str) -> SqlStore:
+async def open_store(
+    database_url: str, *, longest_statement_seconds: float = LONGEST_STATEMENT_SECONDS
+) -> SqlStore:
     """The store of that database, its schema brought forward. Raises StoreFailed.
 
-    `sqlite+aiosqlite:///path` (one server per file) or `postgresql+asyncpg://...`.
+    `sqlite+aiosqlite:///path` (one server per file) or `postgresql+asyncpg://...`, where a
+    statement that takes longer is given up.
     """
     url = _parsed(database_url)
-    database = _postgres(url) if url.drivername == POSTGRESQL else _sqlite(url)
+    if url.drivername == POSTGRESQL:
+        return await _open_postgres(url, longest_statement_seconds=longest_statement_seconds)
+    database = _sqlite(url)
     try:
         await database.write(_migrate, _name(url))
     except BaseException:
         await database.close()
         raise
+    return SqlStore(database)
+
+
+async def _open_postgres(url: URL, *, longest_statement_seconds: float) -> SqlStore:
+    database = _postgres(url, longest_statement_seconds=longest_statement_seconds)
+    try:
+        is_current = await database.read(_is_current, _name(url))
+    except BaseException:
+        await database.close()
+        raise
+    if not is_current:
+        patient = _postgres(url)
+        try:
+            await patient.write(_migrate, _name(url))
+        finally:
+            await patient.close()
     return SqlStore(database)
 
 
@@ -238,10 +264,11 @@ def _begin_sqlite(connection: Connection) -> None:
     driver_of(connection).execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _postgres(url: URL) -> PostgresDatabase:
+def _postgres(url: URL, *, longest_statement_seconds: float | None = None) -> PostgresDatabase:
+    patience = {"timeout": CONNECT_SECONDS, "command_timeout": longest_statement_seconds}
     try:
         # A connection may have ended while nobody used it: a failover, a firewall's patience.
-        engine = create_async_engine(url, pool_pre_ping=True, **_OPTIONS)
+        engine = create_async_engine(url, pool_pre_ping=True, connect_args=patience, **_OPTIONS)
     except ModuleNotFoundError as error:
         raise StoreFailed(
             f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"
