@@ -4,9 +4,10 @@ SQLAlchemy takes 50 µs for a statement where SQLite takes 2. And SQLite's drive
 interpreter's lock at each step and waits to get it back while the event loop works, so that
 `executemany` would wait for each row: here all rows are given to one statement.
 
-The text marks parameters with `?`, with `{lock}` that the rows are to be locked, and with `{given}`
-the rows that it is given, whose columns are `column1`, `column2`, and so on; it comes before every
-`?`. Values are plain: text, numbers, JSON as text, times as numbers.
+The text marks parameters with `?`, with `{lock: a, b}` that the rows are to be locked in the order
+of these columns, and with `{given}` the rows that it is given, whose columns are `column1`,
+`column2`, and so on; it comes before every `?`. Values are plain: text, numbers, JSON as text,
+times as numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ MOST_ROWS = 64
 
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _MARK = re.compile(r"\?")
+_LOCK = re.compile(r"\{lock: ([\w, ]+)\}")
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:
@@ -59,6 +61,18 @@ def ask_given(
         for piece in _pieces(rows)
         for found in ask(connection, *_with_rows(connection, text, columns, piece), *parameters)
     ]
+
+
+def lock_given(
+    connection: Connection, text: str, columns: Sequence[Column[Any]], rows: Rows
+) -> None:
+    """Lock the rows that a query finds among those it is given.
+
+    An UPDATE takes its rows in the order of its plan, and two that take the same ones in different
+    orders wait for each other: PostgreSQL needs a second to see that. On SQLite nothing is to do.
+    """
+    if _is_postgres(connection):
+        ask_given(connection, text, columns, rows)
 
 
 def change_given(
@@ -128,14 +142,14 @@ def _arrays(columns: tuple[Column[Any], ...]) -> str:
 def _for_postgres(text: str) -> str:
     # The key stays shared, as in `changes.py`.
     numbers = count(1)
-    text = text.replace("{lock}", "FOR NO KEY UPDATE")
+    text = _LOCK.sub(r"ORDER BY \1 FOR NO KEY UPDATE", text)
     return _MARK.sub(lambda _: f"${next(numbers)}", text)
 
 
 @cache
 def _for_sqlite(text: str) -> str:
     # Who writes has locked it all.
-    return text.replace("{lock}", "")
+    return _LOCK.sub("", text)
 
 
 def _is_postgres(connection: Connection) -> bool:

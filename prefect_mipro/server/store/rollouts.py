@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from sqlalchemy import Connection, update
 
@@ -12,7 +14,7 @@ from prefect_mipro.errors import RolloutNotFound
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
 from prefect_mipro.server.store.blocks import Epoch
-from prefect_mipro.server.store.bulk import ask, ask_given, change, change_given, insert_rows
+from prefect_mipro.server.store.bulk import ask_given, change_given, insert_rows, lock_given
 from prefect_mipro.server.store.changes import (
     changing,
     check_candidates,
@@ -28,29 +30,55 @@ from prefect_mipro.server.store.rows import (
     rollout_row,
     trace_row,
 )
-from prefect_mipro.server.store.tables import candidates, frames, rewards, rollouts, traces
+from prefect_mipro.server.store.tables import (
+    candidates,
+    duels,
+    frames,
+    rewards,
+    rollouts,
+    sessions,
+    traces,
+)
 
+# Who changes many rows locks them first, in one order for all: sessions, rollouts, candidates.
 _LOCK = """
-    SELECT rollouts, epoch, epoch_first, serving_candidate_id, serving_rollouts
-    FROM mipro_sessions WHERE session_id = ? {lock}
+    SELECT session_id, rollouts, epoch, epoch_first, serving_candidate_id, serving_rollouts
+    FROM mipro_sessions, {given} WHERE session_id = column1 {lock: session_id}
+"""
+_LOCK_ROLLOUTS = """
+    SELECT 1 FROM mipro_rollouts, {given} WHERE session_id = column1 AND rollout_id = column2
+    {lock: session_id, rollout_id}
+"""
+_LOCK_CANDIDATES = """
+    SELECT 1 FROM mipro_candidates, {given} WHERE session_id = column1 AND candidate_id = column2
+    {lock: session_id, candidate_id}
 """
 _FOUND = """
-    SELECT 1 FROM {given} WHERE
-    EXISTS (SELECT 1 FROM mipro_rollouts WHERE session_id = ? AND rollout_id = column1) OR
-    EXISTS (SELECT 1 FROM mipro_rewards WHERE session_id = ? AND rollout_id = column1)
-    LIMIT 1
+    SELECT column1 FROM {given} WHERE
+    EXISTS (SELECT 1 FROM mipro_rollouts WHERE session_id = column1 AND rollout_id = column2) OR
+    EXISTS (SELECT 1 FROM mipro_rewards WHERE session_id = column1 AND rollout_id = column2)
 """
 _COUNT_ROLLOUTS = """
-    UPDATE mipro_candidates SET rollouts = rollouts + given.column2
-    FROM {given} WHERE candidate_id = given.column1 AND session_id = ?
+    UPDATE mipro_candidates SET rollouts = rollouts + given.column3
+    FROM {given} WHERE session_id = given.column1 AND candidate_id = given.column2
 """
 _COUNT_DUEL_ROLLOUTS = """
-    UPDATE mipro_duels SET rollouts = rollouts + ? WHERE session_id = ? AND number = ?
+    UPDATE mipro_duels SET rollouts = rollouts + given.column3
+    FROM {given} WHERE session_id = given.column1 AND number = given.column2
 """
 _SERVE = """
-    UPDATE mipro_sessions SET rollouts = ?, serving_candidate_id = ?, serving_rollouts = ?
-    WHERE session_id = ?
+    UPDATE mipro_sessions SET rollouts = given.column2, serving_candidate_id = given.column3,
+        serving_rollouts = given.column4
+    FROM {given} WHERE session_id = given.column1
 """
+_SERVED_COLUMNS = (
+    sessions.c.session_id,
+    sessions.c.rollouts,
+    sessions.c.serving_candidate_id,
+    sessions.c.serving_rollouts,
+)
+_ROLLOUT_KEY = (rollouts.c.session_id, rollouts.c.rollout_id)
+_CANDIDATE_KEY = (candidates.c.session_id, candidates.c.candidate_id)
 # The first answered call is an example until a second one follows.
 _COUNT_ANSWERED_CALLS = """
     UPDATE mipro_rollouts SET
@@ -101,11 +129,19 @@ def pin(connection: Connection, wanted: Sequence[Rollout]) -> tuple[Rollout, ...
     of_session: dict[str, list[int]] = {}
     for index, rollout in enumerate(wanted):
         of_session.setdefault(rollout.session_id, []).append(index)
+    present = _locked(connection, sorted(of_session))
+    known = _known(connection, wanted)
+    serving = {(rollout.session_id, rollout.candidate_id) for rollout in wanted}
+    lock_given(connection, _LOCK_CANDIDATES, _CANDIDATE_KEY, sorted(serving))
     pinned: dict[int, Rollout] = {}
-    # In one order for all, so that two transactions never wait for each other.
-    for session_id, own in sorted(of_session.items()):
-        found = _pin_all(connection, session_id, [wanted[index] for index in own])
-        pinned.update(zip(own, found, strict=True))
+    new: list[tuple[_Present, list[int]]] = []
+    for session_id, own in of_session.items():
+        one_by_one = session_id in known or present[session_id].changes_blocks(len(own))
+        if one_by_one:
+            pinned.update((index, _pin(connection, wanted[index])) for index in own)
+        else:
+            new.append((present[session_id], own))
+    pinned.update(_pin_new(connection, wanted, new))
     return tuple(pinned[index] for index in range(len(wanted)))
 
 
@@ -116,45 +152,78 @@ def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
     insert_rows(connection, frames, FRAME_COLUMNS, [frame_row(call) for call in calls])
 
 
-def _pin_all(connection: Connection, session_id: str, wanted: Sequence[Rollout]) -> list[Rollout]:
-    """Insert all at once where all are new and nothing waits for them, else one by one."""
-    rows = ask(connection, _LOCK, session_id)
-    if not rows:
-        raise session_missing(session_id)
-    before, epoch, first, serving_id, serving_rollouts = rows[0]
-    after = before + len(wanted)
-    ids = {rollout.rollout_id for rollout in wanted}
-    if (
-        len(ids) < len(wanted)
-        or Epoch(first, before).block_length != Epoch(first, after).block_length
-        or ask_given(
-            connection,
-            _FOUND,
-            (rollouts.c.rollout_id,),
-            [(rollout_id,) for rollout_id in ids],
-            session_id,
-            session_id,
-        )
-    ):
-        return [_pin(connection, rollout) for rollout in wanted]
-    chosen = Counter(rollout.candidate_id for rollout in wanted)
-    _count_rollouts(connection, session_id, chosen)
-    values = [
-        rollout_row(rollout, position=position, epoch=epoch)
-        for rollout, position in zip(wanted, count(before + 1), strict=False)
-    ]
-    insert_rows(connection, rollouts, ROLLOUT_COLUMNS, values)
-    dueled = Counter(r.duel_number for r in wanted if r.duel_number is not None)
-    for number, more in sorted(dueled.items()):
-        change(connection, _COUNT_DUEL_ROLLOUTS, more, session_id, number)
-    for rollout in wanted:
-        again = rollout.candidate_id == serving_id
-        serving_id, serving_rollouts = rollout.candidate_id, serving_rollouts + 1 if again else 1
-    change(connection, _SERVE, after, serving_id, serving_rollouts, session_id)
-    return [
-        rollout.model_copy(update={"position": position, "reward": None})
-        for rollout, position in zip(wanted, count(before + 1), strict=False)
-    ]
+@dataclass(frozen=True)
+class _Present:
+    """What of a session's row a pin goes on from."""
+
+    session_id: str
+    rollouts: int
+    epoch: int
+    epoch_first: int
+    serving_candidate_id: str | None
+    serving_rollouts: int
+
+    def changes_blocks(self, more: int) -> bool:
+        """Whether the blocks of rewards get longer with so many more rollouts."""
+        before = Epoch(self.epoch_first, self.rollouts)
+        return before.block_length != Epoch(self.epoch_first, self.rollouts + more).block_length
+
+
+def _locked(connection: Connection, session_ids: Sequence[str]) -> dict[str, _Present]:
+    """Raises SessionNotFound."""
+    given = [(session_id,) for session_id in session_ids]
+    rows = ask_given(connection, _LOCK, (sessions.c.session_id,), given)
+    present = {row[0]: _Present(*row) for row in rows}
+    for session_id in session_ids:
+        if session_id not in present:
+            raise session_missing(session_id)
+    return present
+
+
+def _known(connection: Connection, wanted: Sequence[Rollout]) -> set[str]:
+    """The sessions in which a rollout is wanted that is there, awaited, or wanted twice."""
+    keys = Counter((rollout.session_id, rollout.rollout_id) for rollout in wanted)
+    found = ask_given(connection, _FOUND, _ROLLOUT_KEY, sorted(keys))
+    return {row[0] for row in found} | {key[0] for key, times in keys.items() if times > 1}
+
+
+def _pin_new(
+    connection: Connection,
+    wanted: Sequence[Rollout],
+    new: Sequence[tuple[_Present, Sequence[int]]],
+) -> dict[int, Rollout]:
+    """Insert all at once, of all sessions: nothing waits for them. By index."""
+    if not new:
+        return {}
+    pinned: dict[int, Rollout] = {}
+    rows: list[Sequence[Any]] = []
+    served: list[tuple[str, int, str | None, int]] = []
+    for session, own in new:
+        serving_id, serving_rollouts = session.serving_candidate_id, session.serving_rollouts
+        for position, index in enumerate(own, session.rollouts + 1):
+            rollout = wanted[index]
+            rows.append(rollout_row(rollout, position=position, epoch=session.epoch))
+            pinned[index] = rollout.model_copy(update={"position": position, "reward": None})
+            again = rollout.candidate_id == serving_id
+            serving_id, serving_rollouts = (
+                rollout.candidate_id,
+                serving_rollouts + 1 if again else 1,
+            )
+        after = session.rollouts + len(own)
+        served.append((session.session_id, after, serving_id, serving_rollouts))
+    chosen = Counter((rollout.session_id, rollout.candidate_id) for rollout in pinned.values())
+    _count_rollouts(connection, chosen)
+    insert_rows(connection, rollouts, ROLLOUT_COLUMNS, rows)
+    dueled = Counter(
+        (rollout.session_id, rollout.duel_number)
+        for rollout in pinned.values()
+        if rollout.duel_number is not None
+    )
+    if dueled:
+        columns = (duels.c.session_id, duels.c.number, duels.c.rollouts)
+        change_given(connection, _COUNT_DUEL_ROLLOUTS, columns, _counted(dueled))
+    change_given(connection, _SERVE, _SERVED_COLUMNS, sorted(served))
+    return pinned
 
 
 def _pin(connection: Connection, rollout: Rollout) -> Rollout:
@@ -179,11 +248,16 @@ def _pin(connection: Connection, rollout: Rollout) -> Rollout:
         return attach(change, rollout, waiting)
 
 
-def _count_rollouts(connection: Connection, session_id: str, chosen: Mapping[str, int]) -> None:
-    columns = (candidates.c.candidate_id, candidates.c.rollouts)
-    counted = change_given(connection, _COUNT_ROLLOUTS, columns, sorted(chosen.items()), session_id)
-    if counted < len(chosen):
-        check_candidates(connection, session_id, *chosen)
+def _count_rollouts(connection: Connection, chosen: Mapping[tuple[str, str], int]) -> None:
+    """For their candidates. Raises CandidateNotFound."""
+    columns = (*_CANDIDATE_KEY, candidates.c.rollouts)
+    if change_given(connection, _COUNT_ROLLOUTS, columns, _counted(chosen)) < len(chosen):
+        for session_id, candidate_id in sorted(chosen):
+            check_candidates(connection, session_id, candidate_id)
+
+
+def _counted(counts: Mapping[tuple[str, Any], int]) -> list[tuple[str, Any, int]]:
+    return [(*key, number) for key, number in sorted(counts.items())]
 
 
 def _count_answered_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
@@ -199,6 +273,7 @@ def _count_answered_calls(connection: Connection, calls: Sequence[CallRecord]) -
             before += 1
         answered[key] = (before, example)
     rows = [(*key, *counts) for key, counts in sorted(answered.items())]
+    lock_given(connection, _LOCK_ROLLOUTS, _ROLLOUT_KEY, sorted(answered))
     if change_given(connection, _COUNT_ANSWERED_CALLS, _ANSWERED_COLUMNS, rows) == len(rows):
         return
     for session_id, rollout_id in sorted(answered):
@@ -228,7 +303,8 @@ def _count_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
         for index, value in enumerate(more):
             sums[index] += value
     rows = [(*key, *sums) for key, sums in sorted(counts.items())]
-    columns = (candidates.c.session_id, candidates.c.candidate_id, *_CALL_COUNTERS)
+    columns = (*_CANDIDATE_KEY, *_CALL_COUNTERS)
+    lock_given(connection, _LOCK_CANDIDATES, _CANDIDATE_KEY, sorted(counts))
     if change_given(connection, _COUNT_CALLS, columns, rows) < len(rows):
         for session_id, candidate_id in counts:
             check_candidates(connection, session_id, candidate_id)

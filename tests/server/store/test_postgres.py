@@ -12,12 +12,14 @@ from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.errors import InputInvalid, StoreFailed
+from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.database import PostgresDatabase
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.interface import CallRecord
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
-from tests.server.store.records import create, pin, rollout, session
+from tests.server.store.records import call, create, frame, pin, rollout, session, trace
 
 SCHEMA = text("""
     SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
@@ -33,6 +35,7 @@ OTHERS_OF_THIS_DATABASE = """
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 
+DEADLOCKS = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
 COUNT_ROLLOUT = text(
     "UPDATE mipro_sessions SET rollouts = rollouts + 1 WHERE session_id = :session_id"
 )
@@ -131,3 +134,43 @@ async def test_transactions_that_wait_for_each_other_are_both_done(postgres_url:
 
 def rollouts_of_both(connection: Connection) -> list[int]:
     return list(connection.execute(text("SELECT rollouts FROM mipro_sessions")).scalars())
+
+
+async def test_pins_and_recordings_of_many_sessions_never_wait_for_each_other(
+    postgres_url: str,
+) -> None:
+    stores = [await open_store(postgres_url) for _ in range(2)]
+    # In the table they lie the other way round than pins go.
+    sessions = [f"s{number}" for number in range(2, 10)]
+    for session_id in reversed(sessions):
+        await create(stores[0], session_id)
+
+    async def serve(store: SqlStore, name: str) -> None:
+        for number in range(6):
+            wanted = [
+                rollout(f"{name}_{number}", session(each).baseline_id, session_id=each)
+                for each in sessions
+            ]
+            await store.pin(wanted)
+            await store.record_calls([call_of(pinned) for pinned in reversed(wanted)])
+
+    await asyncio.gather(
+        *(serve(store, f"r{n}_{m}") for m, store in enumerate(stores) for n in "ab")
+    )
+    counted = await stores[1].candidates(sessions[0])
+    assert [(each.statistics.rollouts, each.statistics.calls) for each in counted] == [(24, 24)]
+    for store in stores:
+        await store.close()
+    engine = create_async_engine(postgres_url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        assert (await connection.execute(DEADLOCKS)).scalar_one() == 0
+
+
+def call_of(pinned: Rollout) -> CallRecord:
+    of = {
+        "rollout_id": pinned.rollout_id,
+        "session_id": pinned.session_id,
+        "candidate_id": pinned.candidate_id,
+    }
+    name = f"{pinned.session_id}_{pinned.rollout_id}"
+    return call(trace(f"trace_{name}", **of), frame(f"frame_{name}", **of))
