@@ -19,6 +19,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -40,6 +41,10 @@ WRITES = "mipro_writes"
 
 # So many works are committed at once. More would keep the first of them waiting.
 LARGEST_BATCH = 256
+
+# A transaction that takes longer has met a disk that hangs. Another program that holds the lock is
+# waited for half as long.
+LONGEST_WRITE_SECONDS = 10.0
 
 # How often what the log holds is copied into the database, and synced.
 CHECKPOINT_SECONDS = 1.0
@@ -85,10 +90,12 @@ class SqliteDatabase:
     held: ExitStack
     path: Path | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    longest_write_seconds: float = LONGEST_WRITE_SECONDS
     _asked: SimpleQueue[_Asked | None] = field(default_factory=SimpleQueue)
     _closed: threading.Event = field(default_factory=threading.Event)
     _written: threading.Event = field(default_factory=threading.Event)
     _opened: os.stat_result | None = None
+    _writing_since: float | None = None
 
     def __post_init__(self) -> None:
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="store-reader")
@@ -131,6 +138,12 @@ class SqliteDatabase:
     def _ask(self, run: Callable[[Connection], T], *, last: bool) -> asyncio.Future[T]:
         if self._closed.is_set():
             raise self._gone()
+        since = self._writing_since
+        if since is not None and time.monotonic() - since > self.longest_write_seconds:
+            raise StoreFailed(
+                f"the database {self.name} has been busy with one transaction for more than "
+                f"{self.longest_write_seconds:g} seconds; look whether its disk hangs, then repeat"
+            )
         loop = asyncio.get_running_loop()
         asked = _Asked(run, last, loop, loop.create_future())
         self._asked.put(asked)
@@ -170,6 +183,7 @@ class SqliteDatabase:
             connection: Connection | None = None
             while more:
                 batch, more = self._take()
+                self._writing_since = time.monotonic()
                 try:
                     with translated(self.name):
                         if connection is None:
@@ -181,6 +195,7 @@ class SqliteDatabase:
                 except MiproError as error:
                     for asked in batch:
                         asked.error = asked.error or _again(error)
+                self._writing_since = None
                 _reply(batch)
 
     def _take(self) -> tuple[list[_Asked], bool]:

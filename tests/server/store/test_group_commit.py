@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, StaticPool, create_engine
 
 from prefect_mipro.errors import CandidateNotFound, Conflict, RolloutNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.sqlite import SqliteDatabase
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -82,6 +86,29 @@ async def test_each_who_waits_for_a_failed_transaction_has_an_error_of_their_own
     assert len({id(outcome) for outcome in outcomes}) == 5
     assert (await pin(store, rollout("r0"))).position == 1
     await store.close()
+
+
+async def test_while_the_disk_hangs_nobody_else_begins_to_wait() -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    database = SqliteDatabase(engine, name="slow", held=ExitStack(), longest_write_seconds=0.0)
+    begun, released = threading.Event(), threading.Event()
+
+    def hang(_connection: Connection) -> bool:
+        begun.set()
+        return released.wait(20)
+
+    hanging = asyncio.ensure_future(database.write(hang))
+    assert await asyncio.to_thread(begun.wait, 20)
+    with pytest.raises(StoreFailed, match="look whether its disk hangs"):
+        await database.write(read_one)
+    released.set()
+    assert await hanging
+    assert await database.write(read_one) == 1
+    await database.close()
+
+
+def read_one(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("SELECT 1").scalar_one())
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 64, 65, 200])
