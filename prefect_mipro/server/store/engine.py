@@ -75,16 +75,15 @@ async def open_store(
 async def _open_postgres(url: URL, *, longest_statement_seconds: float) -> SqlStore:
     database = _postgres(url, longest_statement_seconds=longest_statement_seconds)
     try:
-        is_current = await database.read(_is_current, _name(url))
+        if not await database.read(_is_current, _name(url)):
+            patient = _postgres(url)
+            try:
+                await patient.write(_migrate, _name(url))
+            finally:
+                await patient.close()
     except BaseException:
         await database.close()
         raise
-    if not is_current:
-        patient = _postgres(url)
-        try:
-            await patient.write(_migrate, _name(url))
-        finally:
-            await patient.close()
     return SqlStore(database)
 
 
