@@ -1,4 +1,4 @@
-"""What routes share: the services, the key, the limits of bodies, ids and pages."""
+"""What routes share: the services, the key, the limits of pages."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BeforeValidator, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive
 
-from prefect_mipro.errors import BodyTooLarge, InputInvalid
-from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, SessionId
+from prefect_mipro.models.base import ID_CHARACTERS, JsonObject, Record, SessionId
+from prefect_mipro.models.names import is_identifier
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
-from prefect_mipro.server.routes.errors import REFUSALS, short
+from prefect_mipro.server.routes.bodies import parse_json, read_body, require_json_type
+from prefect_mipro.server.routes.errors import REFUSALS
 from prefect_mipro.server.services.exports import Exports
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.keys import Keys
@@ -35,7 +34,6 @@ from prefect_mipro.server.services.workspaces import Workspaces
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 MOST_ITEMS = 1_000
-DEEPEST_JSON = 64
 LARGEST_INTEGER = 2**63 - 1
 
 
@@ -209,7 +207,7 @@ async def _check_path(workspaces: Workspaces, named: Mapping[str, str], workspac
         ("candidate_id", workspaces.check_candidate),
     ):
         # What is no id is refused by the route, which says why.
-        if name in named and _is_identifier(named[name]):
+        if name in named and is_identifier(named[name]):
             await check(named[name], workspace)
 
 
@@ -219,7 +217,7 @@ class _ReadRequest(Request):
     def __init__(self, request: Request, body: bytes) -> None:
         super().__init__(request.scope, request.receive)
         if body:
-            _require_json_type(request.headers.get("content-type", ""))
+            require_json_type(request.headers.get("content-type", ""))
         self._content = body
         self._value = parse_json(body) if body else None
 
@@ -228,95 +226,3 @@ class _ReadRequest(Request):
 
     async def json(self) -> Any:
         return self._value
-
-
-async def read_body(announced: str | None, receive: Receive, *, limit_bytes: int) -> bytes:
-    """The whole body, of which the Content-Length is `announced`.
-
-    Raises BodyTooLarge as soon as that is known.
-    """
-    length = announced or "0"
-    if not length.isdecimal() or len(length) > 18 or int(length) > limit_bytes:
-        raise BodyTooLarge(_too_large(limit_bytes))
-    pieces: list[bytes] = []
-    left = limit_bytes
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InputInvalid("the connection ended before the body did", status=400)
-        pieces.append(message.get("body", b""))
-        left -= len(pieces[-1])
-        if left < 0:
-            raise BodyTooLarge(_too_large(limit_bytes))
-        more = message.get("more_body", False)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def parse_json(body: bytes) -> Any:
-    """The JSON value: no NaN, no broken Unicode, at most 64 levels deep. Raises InputInvalid."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InputInvalid(f"the body is not valid JSON: {error}", status=400) from None
-    # Each level opens a bracket, so that most bodies need no walk.
-    if body.count(b"{") + body.count(b"[") > DEEPEST_JSON and _depth_exceeds(value, DEEPEST_JSON):
-        raise InputInvalid(f"the body is nested more than {DEEPEST_JSON} levels deep", status=400)
-    return value
-
-
-def identifier(name: str, value: str) -> str:
-    """The id, if paths can carry it. Raises InputInvalid."""
-    if not _is_identifier(value):
-        raise InputInvalid(
-            f"{name} is {short(repr(value))}; an id has at most {ID_CHARACTERS} characters out of "
-            "A-Z a-z 0-9 _ . : ~ - and begins with a letter or digit"
-        )
-    return value
-
-
-def short_text(name: str, value: str) -> str:
-    """A word of the caller's own, if it is printable and not too long. Raises InputInvalid."""
-    if len(value) > ID_CHARACTERS or not value.isprintable():
-        raise InputInvalid(
-            f"{name} is {short(repr(value))}; it may have {ID_CHARACTERS} printable characters"
-        )
-    return value
-
-
-_ID = re.compile(ID_PATTERN.rstrip("$"))
-
-
-def _is_identifier(value: str) -> bool:
-    return len(value) <= ID_CHARACTERS and bool(_ID.fullmatch(value))
-
-
-def _require_json_type(content_type: str) -> None:
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise InputInvalid(
-            f"the body's Content-Type is {short(repr(content_type))}; send application/json",
-            status=415,
-        )
-
-
-def _too_large(limit_bytes: int) -> str:
-    return (
-        f"the body is larger than {limit_bytes} bytes; send less, "
-        "or start the server with a larger --max-body-bytes"
-    )
-
-
-def _depth_exceeds(value: Any, levels: int) -> bool:
-    """Walks level by level, so that its own depth does not grow with the value's."""
-    level = [value]
-    for _ in range(levels + 1):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -12,13 +12,12 @@ from fastapi import Query, Response
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import RolloutId, SessionId
 from prefect_mipro.models.leases import Lease, LeaseRequest, TraceReceipt, TraceRequest
+from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.sessions import SessionUrls
 from prefect_mipro.server.routes.dependencies import (
     LeasesOf,
     RequestKey,
     SessionsOf,
-    identifier,
-    short_text,
 )
 
 

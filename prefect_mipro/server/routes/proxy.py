@@ -23,15 +23,13 @@ from starlette.types import Receive, Scope, Send
 
 from prefect_mipro.errors import InputInvalid, MiproError, NotFound
 from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
+from prefect_mipro.server.routes.bodies import parse_json, read_body
 from prefect_mipro.server.routes.dependencies import (
     Backend,
-    identifier,
     offered_keys,
-    parse_json,
-    read_body,
-    short_text,
 )
 from prefect_mipro.server.routes.errors import (
     CANDIDATE_HEADER,

@@ -21,6 +21,7 @@ from prefect_mipro.models.levers import (
     LeverProvenance,
     LeverVersion,
 )
+from prefect_mipro.models.names import short_text
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
 from prefect_mipro.optimizer.prompts import wildcard_fault
 from prefect_mipro.server.services.identity import new_secret
@@ -146,14 +147,15 @@ def first_facts(
             (LeverName.DEMONSTRATIONS, DemonstrationsValue()),
         )
     ]
+    agent_id = short_text("agent_id", request.agent_id or "")
     session = Session(
         session_id=session_id,
         workspace=workspace,
         state=SessionState.RUNNING,
         config=body,
         metadata=request.metadata,
-        correlation_id=request.correlation_id or request.agent_id or None,
-        agent_id=request.agent_id or None,
+        correlation_id=short_text("correlation_id", request.correlation_id or agent_id) or None,
+        agent_id=agent_id or None,
         system_name=(request.system and request.system.name) or config.mipro.system_name,
         proxy_secret=new_secret(),
         digest_key=new_secret(),

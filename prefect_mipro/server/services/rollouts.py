@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import RewardInvalid, RolloutNotFound, SessionEnded, StoreFailed
+from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.rollouts import (
     Reward,
     RewardInfo,
@@ -121,19 +122,25 @@ class Rollouts:
         return Reward(
             reward_id=self._new_id("reward"),
             session_id=session.session_id,
-            rollout_id=request.rollout_id or None,
-            candidate_id=request.candidate_id or None,
-            correlation_id=request.correlation_id or session.correlation_id,
+            rollout_id=_named(identifier, "rollout_id", request.rollout_id),
+            candidate_id=_named(identifier, "candidate_id", request.candidate_id),
+            correlation_id=_named(short_text, "correlation_id", request.correlation_id)
+            or session.correlation_id,
             score=told.score,
             value=config.mipro.scaled(told.score),
             feedback=told.feedback,
             expected=_first_text(metadata, EXPECTED_KEYS),
-            example_id=_first_text(metadata, EXAMPLE_KEYS),
-            trace_ref=request.trace_ref,
+            example_id=_named(short_text, "the example id", _first_text(metadata, EXAMPLE_KEYS)),
+            trace_ref=_named(short_text, "trace_ref", request.trace_ref),
             artifact=request.artifact,
             metadata=request.metadata,
             received_at=self._clock(),
         )
+
+
+def _named(check: Callable[[str, str], str], name: str, value: str | None) -> str | None:
+    """The value if it is such a name, None where there is none. Raises InputInvalid."""
+    return check(name, value) if value else None
 
 
 def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
