@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from prefect_mipro.client.clients import AsyncClient
-from prefect_mipro.errors import SessionEnded
+from prefect_mipro.errors import SessionEnded, SessionNotFound
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
 from prefect_mipro.server.services.live import OLDEST_SECONDS
@@ -206,6 +206,29 @@ async def test_calls_and_rewards_at_the_other_server_heed_a_change_within_a_seco
     await first.api.promote("change", added)
     await within_a_second(serves_the_added)
     assert await serves_the_added()
+
+
+async def test_a_session_that_is_deleted_at_one_server_is_unknown_at_the_other_within_a_second(
+    pair: Pair,
+) -> None:
+    first, second = pair
+    await create(first, "gone")
+    await second.call("gone", "r0")
+
+    async def is_unknown() -> bool:
+        try:
+            await second.reward("gone", "r0")
+        except SessionNotFound:
+            return True
+        except SessionEnded:  # the cancelled session, as it was held
+            return False
+        return False
+
+    await first.api.delete_session("gone")
+    await within_a_second(is_unknown)
+    await create(second, "gone")
+    assert (await first.api.session_status("gone")).rollout_count == 0
+    await first.call("gone", "r0")
 
 
 async def test_a_url_that_was_replaced_at_one_server_is_refused_at_the_other_within_a_second(

@@ -1,0 +1,97 @@
+"""A deletion amid traffic: its own calls find nothing, those of others lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.services.removal import Removal
+from prefect_mipro.server.store.audit import audit
+from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.sql import SqlStore
+from tests.server.store.records import call, create, frame, reward, rollout, trace
+
+CALLS = 40
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        served: str = request.getfixturevalue("postgres_url")
+        return served
+    return f"sqlite+aiosqlite:///{tmp_path}/mipro.db"
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[SqlStore]:
+    opened = await open_store(url)
+    for session_id in ("s1", "s2"):
+        await create(opened, session_id)
+    yield opened
+    await opened.close()
+
+
+def removal(store: SqlStore) -> Removal:
+    return Removal(store, clock=lambda: datetime.now(UTC))
+
+
+async def serve(store: SqlStore, journal: Journal, session_id: str, begun: asyncio.Event) -> int:
+    """Rollouts one after the other; how many were rewarded before the session was gone."""
+    baseline_id = "baseline_1" if session_id == "s1" else "baseline_of_s2"
+    of = {"session_id": session_id, "candidate_id": baseline_id}
+    rewarded = 0
+    try:
+        for number in range(CALLS):
+            name = f"{session_id}_{number}"
+            await journal.pin(rollout(name, **of))
+            seen = frame(f"frame_{name}", name, trace_ids=(f"trace_{name}", name), **of)
+            journal.record(call(trace(f"trace_{name}", name, **of), seen), size_bytes=1)
+            await store.add_reward(reward(f"reward_{name}", name, session_id=session_id))
+            rewarded += 1
+            if rewarded == CALLS // 4:
+                begun.set()
+    except SessionNotFound:
+        pass
+    return rewarded
+
+
+async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
+    store: SqlStore, url: str
+) -> None:
+    journal = Journal(store)
+    begun, other = asyncio.Event(), asyncio.Event()
+    serving = [
+        asyncio.create_task(serve(store, journal, "s1", begun)),
+        asyncio.create_task(serve(store, journal, "s2", other)),
+    ]
+    await begun.wait()
+    await removal(store).delete("s1")
+    _, rewarded = await asyncio.gather(*serving)
+    await journal.close()
+    assert (rewarded, journal.counts.lost) == (CALLS, 0)
+    kept = await store.session("s2")
+    assert (kept.rollouts, kept.rewards) == (CALLS, CALLS)
+    assert (await store.candidate("baseline_of_s2")).statistics.calls == CALLS
+    with pytest.raises(SessionNotFound):
+        await store.session("s1")
+    async with inspected(url) as database:
+        assert [check for check in await database.read(audit) if check.problems] == []
+
+
+@pytest.mark.parametrize("state", SessionState)
+async def test_it_is_possible_in_any_state(store: SqlStore, state: SessionState) -> None:
+    await store.set_state("s1", state, at=datetime.now(UTC))
+    assert (await removal(store).delete("s1")).session_id == "s1"
+
+
+async def test_of_two_that_come_at_once_one_succeeds(store: SqlStore) -> None:
+    both = (removal(store).delete("s1") for _ in range(2))
+    found = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in found) == ["DeletedSession", "SessionNotFound"]
