@@ -42,11 +42,16 @@ class BackendProcess:
         try:
             assert httpx.get(f"{self.url}/health", timeout=30).status_code == 200
         except httpx.HTTPError as error:
-            self._log.seek(0)
-            error.add_note(self._log.read())
+            error.add_note(self.log)
             self.__exit__(None, None, None)
             raise
         return self
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        self._log.seek(0)
+        return self._log.read()
 
     def kill(self) -> None:
         """End it as a crash would."""

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from prefect_mipro.blocks import MiproSessionConfig, PromptChampion, load
@@ -31,6 +31,7 @@ from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.sessions import CreateSession, SessionState
 from tests.fake_upstream import Body, FakeUpstream
+from tests.prefect_contents import stored_by_prefect, told_by_prefect
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deployments" / "prefect.yaml").read_text("utf-8")
@@ -249,21 +250,9 @@ def server_environment() -> dict[str, str]:
 
 def assert_key_is_nowhere(prefect: SyncPrefectClient) -> None:
     """Neither in what the API answers nor in the database, where a block's secret is encrypted."""
-    answers = [
-        prefect.request("POST", "/artifacts/filter", json={}),
-        prefect.request("POST", "/automations/filter", json={}),
-        prefect.request("POST", "/block_documents/filter", json={}),
-        prefect.request("POST", "/deployments/filter", json={}),
-        prefect.request("POST", "/events/filter", json={"filter": {}}),
-        prefect.request("POST", "/flow_runs/filter", json={}),
-        prefect.request("POST", "/logs/filter", json={}),
-        prefect.request("POST", "/task_runs/filter", json={}),
-        prefect.request("POST", "/variables/filter", json={}),
-        prefect.request("POST", "/work_pools/filter", json={}),
-    ]
-    assert SESSION in answers[3].text
-    assert not [answer.url for answer in answers if KEY in answer.text]
-    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
-    stored = [file.read_bytes() for file in database.parent.glob(f"{database.name}*")]
-    assert any(SESSION.encode() in content for content in stored)
-    assert not any(KEY.encode() in content for content in stored)
+    told = told_by_prefect(prefect)
+    assert SESSION in told["deployments"]
+    assert not [path for path, text in told.items() if KEY in text]
+    stored = stored_by_prefect()
+    assert SESSION.encode() in stored
+    assert KEY.encode() not in stored
