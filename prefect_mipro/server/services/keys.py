@@ -95,9 +95,10 @@ class Keys:
 
 def _workspace(digests: Iterable[str], known: Iterable[_Known]) -> str | None:
     """The first one's that is known. How long it takes tells nothing of what is known."""
-    found = None
-    for digest in digests:
-        for key in known:
-            if hmac.compare_digest(digest, key.digest) and found is None:
-                found = key.workspace
-    return found
+    found = [
+        workspace
+        for digest in digests
+        for known_digest, workspace in known
+        if hmac.compare_digest(digest, known_digest)
+    ]
+    return found[0] if found else None
