@@ -26,8 +26,10 @@ def test_a_deleted_session_is_as_unknown_as_one_that_never_was(caller: Caller, p
     assert answer.json() == {"session_id": session["session_id"], "deleted": True}
     for again in (caller.http.get(path_of(session)), caller.http.delete(path_of(session))):
         assert (again.status_code, again.json()["error"]) == (404, "SessionNotFound")
+    # Of its URL nobody is told whose it was.
     assert caller.chat(session, "r2").status_code == 401
-    assert caller.http.post(chat_path(session, "r2"), json=CHAT).status_code == 404
+    by_id = f"/api/mipro/v1/{session['session_id']}/r2/chat/completions"
+    assert caller.http.post(by_id, json=CHAT).status_code == 404
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "cancelled"])
