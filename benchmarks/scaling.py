@@ -14,8 +14,8 @@ them. So everything is measured twice: with all that the machine has, and with s
 share of a core each (0.25), where the second brings cores of its own, as another machine would.
 That takes a control group, so root; without, it is left out, and said.
 
-Then 300 rewards, one after the other, for what a reward costs the database. Exit code 1 when a
-bar is missed. Needs Linux.
+Then 320 rewards from sixteen reporters, through both servers, for one session and for sixteen.
+Exit code 1 when a bar is missed. Needs Linux.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,7 +50,8 @@ from tests.postgres import Postgres
 KEY = secrets.token_urlsafe(32)
 SESSIONS = 16
 CONNECTIONS = 64
-REWARDS = 300
+REWARDS = 320
+REPORTERS = 16
 SHARE = 0.25
 # What was put off until after the answers is written by then.
 REST_SECONDS = 1.0
@@ -65,6 +67,7 @@ MOST_TIMES_CPU = 1.25
 FACTS = text("""
     SELECT pg_stat_force_next_flush() IS NULL,
       (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()),
+      (SELECT sessions FROM pg_stat_database WHERE datname = current_database()),
       (SELECT sum(n_tup_ins) FROM pg_stat_user_tables),
       (SELECT sum(n_tup_upd) FROM pg_stat_user_tables),
       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0'),
@@ -77,6 +80,7 @@ class Work:
     """What a database has done."""
 
     commits: float
+    connections: float
     rows: float
     updates: float
     wal_bytes: float
@@ -106,7 +110,8 @@ class Work:
 
     def __str__(self) -> str:
         return (
-            f"{self.commits:.2f} commits, {self.rows:.1f} rows and {self.updates:.2f} updates, "
+            f"{self.commits:.2f} commits, {self.connections:.3f} new connections, "
+            f"{self.rows:.1f} rows and {self.updates:.2f} updates, "
             f"{self.wal_bytes:,.0f} bytes of WAL, {self.size_bytes:,.0f} bytes more on disk"
         )
 
@@ -156,9 +161,10 @@ class Site:
     def database_ids(self) -> tuple[int, ...]:
         return (self._postgres.process_id,)
 
-    def http(self) -> httpx.Client:
-        """A client of the first server."""
-        return httpx.Client(base_url=self._servers[0][1], headers=self.headers, trust_env=False)
+    def http(self, server: int = 0) -> httpx.Client:
+        """A client of one of the servers."""
+        url = self._servers[server][1]
+        return httpx.Client(base_url=url, headers=self.headers, trust_env=False, timeout=60.0)
 
     def subject(self, setting: Setting) -> Subject:
         """To be called through so many servers, in so many sessions."""
@@ -177,22 +183,35 @@ class Site:
         )
         return Subject(str(setting), gateway)
 
-    def reward_work(self) -> Work:
-        """What one reward costs the database."""
-        session_id = self._sessions[0]
-        rollouts = [f"rewarded_late_{number}" for number in range(REWARDS)]
+    def rewards(self, sessions: int) -> tuple[float, Work]:
+        """How many rewards a second both servers take, and what one costs the database."""
         body = request_body("mock", stream=False)
-        with self.http() as http:
-            for rollout_id in rollouts:
-                called = f"/api/mipro/v1/{session_id}/{rollout_id}/chat/completions"
-                http.post(called, content=body).raise_for_status()
+        pairs = [
+            (self._sessions[number % sessions], f"late_{sessions}_{number}")
+            for number in range(REWARDS)
+        ]
+
+        def call(number: int) -> None:
+            session_id, rollout_id = pairs[number]
+            path = f"/api/mipro/v1/{session_id}/{rollout_id}/chat/completions"
+            clients[number % 2].post(path, content=body).raise_for_status()
+
+        def reward(number: int) -> None:
+            session_id, rollout_id = pairs[number]
+            report = {"rollout_id": rollout_id, "reward_info": {"score": number % 3 / 2}}
+            path = f"/api/v1/online/sessions/{session_id}/reward"
+            clients[number % 2].post(path, json=report).raise_for_status()
+
+        with ExitStack() as stack:
+            clients = [stack.enter_context(self.http(server)) for server in (0, 1)]
+            pool = stack.enter_context(ThreadPoolExecutor(REPORTERS))
+            list(pool.map(call, range(REWARDS)))
             time.sleep(REST_SECONDS)
-            earlier = Work.so_far(self.database_url)
-            for number, rollout_id in enumerate(rollouts):
-                reward = {"rollout_id": rollout_id, "reward_info": {"score": number % 3 / 2}}
-                reported = f"/api/v1/online/sessions/{session_id}/reward"
-                http.post(reported, json=reward).raise_for_status()
-        return Work.so_far(self.database_url).since(earlier, per=REWARDS)
+            earlier, began = Work.so_far(self.database_url), time.perf_counter()
+            list(pool.map(reward, range(REWARDS)))
+            rate = REWARDS / (time.perf_counter() - began)
+        time.sleep(REST_SECONDS)
+        return rate, Work.so_far(self.database_url).since(earlier, per=REWARDS)
 
 
 @contextmanager
@@ -247,12 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         row = measure(tools, found, setting, seconds=options.seconds)
                         rows[setting].append(row)
                         print(_line(setting, [row]), flush=True)
-        reward = found.reward_work()
+        rewards = {sessions: found.rewards(sessions) for sessions in (1, SESSIONS)}
     print("\nmedians")
     for setting, measured in rows.items():
         print(_line(setting, measured))
     calls = [row.work for measured in rows.values() for row in measured]
-    print(f"\na call: {_middle(calls)}\na reward: {reward}\n")
+    print(f"\na call: {_middle(calls)}")
+    for sessions, (rate, work) in rewards.items():
+        print(f"a reward, sessions {sessions}: {rate:,.0f} rewards/s through two servers; {work}")
     bars = list(_bars(rows))
     for bar in bars:
         print(bar)

@@ -44,6 +44,7 @@ _ONE_CONNECTION: dict[str, Any] = {
 # lets go, or for a database that is gone without a word. Migrations and checks have no limit.
 LONGEST_STATEMENT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+MOST_CONNECTIONS = 15
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Alembic keeps the migration under way in module globals.
@@ -267,7 +268,15 @@ def _postgres(url: URL, *, longest_statement_seconds: float | None = None) -> Po
     patience = {"timeout": CONNECT_SECONDS, "command_timeout": longest_statement_seconds}
     try:
         # A connection may have ended while nobody used it: a failover, a firewall's patience.
-        engine = create_async_engine(url, pool_pre_ping=True, connect_args=patience, **_OPTIONS)
+        engine = create_async_engine(
+            url,
+            pool_pre_ping=True,
+            # All are kept: a connection that is made for a moment costs as much as a hundred calls.
+            pool_size=MOST_CONNECTIONS,
+            max_overflow=0,
+            connect_args=patience,
+            **_OPTIONS,
+        )
     except ModuleNotFoundError as error:
         raise StoreFailed(
             f"the driver of {_name(url)} is not installed ({error}); install prefect-mipro[server]"

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, NullPool, text
+from sqlalchemy import Connection, NullPool, RowMapping, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.errors import InputInvalid, StoreFailed
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.database import PostgresDatabase
-from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.engine import MOST_CONNECTIONS, open_store
 from prefect_mipro.server.store.interface import CallRecord
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
@@ -35,7 +35,7 @@ OTHERS_OF_THIS_DATABASE = """
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 
-DEADLOCKS = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+STATISTICS = text("SELECT * FROM pg_stat_database WHERE datname = current_database()")
 COUNT_ROLLOUT = text(
     "UPDATE mipro_sessions SET rollouts = rollouts + 1 WHERE session_id = :session_id"
 )
@@ -139,7 +139,7 @@ def rollouts_of_both(connection: Connection) -> list[int]:
 async def test_pins_and_recordings_of_many_sessions_never_wait_for_each_other(
     postgres_url: str,
 ) -> None:
-    before = await deadlocks(postgres_url)
+    before = await statistics(postgres_url)
     stores = [await open_store(postgres_url) for _ in range(2)]
     # In the table they lie the other way round than pins go.
     sessions = [f"s{number}" for number in range(2, 10)]
@@ -162,14 +162,27 @@ async def test_pins_and_recordings_of_many_sessions_never_wait_for_each_other(
     assert [(each.statistics.rollouts, each.statistics.calls) for each in counted] == [(24, 24)]
     for store in stores:
         await store.close()
-    assert await deadlocks(postgres_url) == before
+    after = await statistics(postgres_url)
+    assert after["deadlocks"] == before["deadlocks"]
 
 
-async def deadlocks(url: str) -> int:
-    """How many there were so far, with the connections that have ended."""
+async def test_connections_are_kept_for_the_next_who_need_as_many(postgres_url: str) -> None:
+    before = await statistics(postgres_url)
+    store = await open_store(postgres_url)
+    await create(store)
+    for _ in range(4):
+        await asyncio.gather(*(store.session("s1") for _ in range(MOST_CONNECTIONS)))
+    await store.close()
+    after = await statistics(postgres_url)
+    # One more asks for the statistics.
+    assert after["sessions"] - before["sessions"] <= MOST_CONNECTIONS + 1
+
+
+async def statistics(url: str) -> RowMapping:
+    """What has happened so far, in the connections that have ended."""
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
-        return int((await connection.execute(DEADLOCKS)).scalar_one())
+        return (await connection.execute(STATISTICS)).mappings().one()
 
 
 def call_of(pinned: Rollout) -> CallRecord:
