@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -42,6 +43,7 @@ from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.ownership import first_rollout
 from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import Example, OnError
+from prefect_mipro.tasks.repeats import over_a_restart
 
 SHORTEST_PAUSE_SECONDS = 1.0
 PUBLICATIONS = 4
@@ -49,13 +51,14 @@ BROKEN_AFTER_ROLLOUTS = 8
 
 
 class Loop:
-    """One run's rollouts for a session."""
+    """One run's rollouts for a session. `reach` raises while the backend is away."""
 
     def __init__(
         self,
         session: SessionHandle,
         *,
         status: Callable[[], SessionStatus],
+        reach: Callable[[], object],
         program: Callable[..., Any],
         reward: Callable[..., Any],
         on_error: OnError,
@@ -64,7 +67,8 @@ class Loop:
         self.artifacts = SessionArtifacts(session.session_id)
         self.results: list[RolloutResult] = []
         self._session = session
-        self._status = status
+        self._status = partial(over_a_restart, status)
+        self._reach = partial(over_a_restart, reach)
         self._program = program
         self._reward = reward
         self._on_error = on_error
@@ -187,6 +191,9 @@ class Loop:
                 running -= 1
                 before = len(self.results)
                 self.results += ended if isinstance(ended, list) else [ended]
+                if any(r.outcome is RolloutOutcome.FAILED for r in self.results[before:]):
+                    # While the backend is away, all others would fail as well.
+                    self._reach()
                 self._refuse_a_broken_program()
                 if look and look.done():
                     goes_on, look = goes_on and look.result(), None

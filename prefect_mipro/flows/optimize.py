@@ -108,6 +108,7 @@ def optimize_prompt(
             loop = Loop(
                 session,
                 status=partial(connection.client.session_status, session.session_id),
+                reach=connection.client.health,
                 program=program,
                 reward=reward,
                 on_error=on_error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from prefect_mipro.errors import RewardConflict, SessionEnded
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
@@ -11,6 +12,7 @@ from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.programs import HOPELESS, Answer, Judgement, OnError, RolloutJob
+from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
 from prefect_mipro.tasks.requests import reward_request
 
 
@@ -41,8 +43,9 @@ class Course:
         """Report the reward, if there is one."""
         if self.judged is not None:
             request = self._reward(session, self.judged)
+            report = partial(connection.client.reward, session.session_id, request)
             try:
-                self.receipt = connection.client.reward(session.session_id, request)
+                self.receipt = over_a_restart(report)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
 
@@ -50,8 +53,9 @@ class Course:
         """Report the reward, if there is one."""
         if self.judged is not None:
             request = self._reward(session, self.judged)
+            report = partial(connection.client.reward, session.session_id, request)
             try:
-                self.receipt = await connection.client.reward(session.session_id, request)
+                self.receipt = await aover_a_restart(report)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
 

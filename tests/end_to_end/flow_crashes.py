@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,12 +69,20 @@ class FlowCrashes:
     def backend(self) -> Iterator[None]:
         """The model's server and the backend, which outlive the flows."""
         database = ("--database-url", f"sqlite+aiosqlite:///{self._file}")
-        with (
-            FakeUpstream(self._answer) as upstream,
-            BackendProcess(*database, "--upstream-url", upstream.url) as backend,
-        ):
-            self._url = backend.url
+        with FakeUpstream(self._answer) as upstream, ExitStack() as self._running:
+            self._options: tuple[str, ...] = (*database, "--upstream-url", upstream.url)
+            self._start_backend()
             yield
+
+    def _start_backend(self) -> None:
+        self._backend = self._running.enter_context(BackendProcess(*self._options))
+        self._url = self._backend.url
+
+    def _restart_backend(self) -> None:
+        """Kill it, and start another one in its place."""
+        self._backend.kill()
+        self._options = (*self._options, "--port", self._url.rpartition(":")[2])
+        self._start_backend()
 
     def kill_one(self) -> UUID:
         """Run the flow, and kill it after a random number of model calls. Returns its run's id."""
@@ -92,8 +100,14 @@ class FlowCrashes:
         return UUID(newest[: len(str(UUID(int=0)))])
 
     def run_to_the_end(self, flow_run_id: UUID | None = None) -> Ran:
-        """Run the flow again, and let it live: as a new run, or as the same one once more."""
+        """Run the flow again: as a new run, or as the same one once more.
+
+        It lives, and meanwhile the backend is killed and comes back.
+        """
         flow = self._begin(*([str(flow_run_id)] if flow_run_id else []))
+        assert self._calls.acquire(timeout=120), self._said()
+        self._restart_backend()
+        self.kills += 1
         said, _ = flow.communicate(timeout=300)
         assert flow.returncode == 0, self._said()
         summary = json.loads(said.splitlines()[-1])
