@@ -77,7 +77,10 @@ def _text(prompt: InitialPrompt, name: str, values: Mapping[str, Any]) -> str:
         )
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputInvalid(f"{name!r} is {value!r:.80}; give a text or a number")
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:
+        raise InputInvalid(f"{name!r} is a number too long to be written; give a text") from None
     if name in prompt.required_wildcards and not text.strip():
         raise InputInvalid(f"{name!r} is blank, and the prompt requires a text there")
     return text

@@ -6,7 +6,7 @@ import math
 from datetime import datetime
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from prefect_mipro.errors import RewardInvalid
 from prefect_mipro.models.base import JsonObject, Record
@@ -81,12 +81,15 @@ class RewardInfo(Record):
                 'send for example {"score": 1.0}'
             )
         value = reward_info[key]
-        if isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise RewardInvalid(f"reward_info.{key} is {value!r}; send a finite number")
+        try:
+            score = float(value) if isinstance(value, int | float) else math.nan
+        except OverflowError:
+            score = math.inf
+        if not math.isfinite(score):
+            shown = "too large" if isinstance(value, int) else f"{value!r:.80}"
+            raise RewardInvalid(f"reward_info.{key} is {shown}; send a finite number")
         feedback = reward_info.get("feedback")
-        return cls(score=float(value), feedback=feedback if isinstance(feedback, str) else None)
+        return cls(score=score, feedback=feedback if isinstance(feedback, str) else None)
 
 
 class RewardRequest(Record):
@@ -99,7 +102,7 @@ class RewardRequest(Record):
     rollout_id: str | None = None
     candidate_id: str | None = None
     trace_ref: str | None = None
-    stop: bool | None = None
+    stop: StrictBool | None = None
 
 
 class Reward(Record):

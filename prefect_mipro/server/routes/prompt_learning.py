@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictFloat
 
 from prefect_mipro.errors import InputInvalid, RewardInvalid
 from prefect_mipro.models.base import JsonObject, Record, RolloutId, SessionId
@@ -60,7 +60,7 @@ class RolloutReport(Record):
 
     rollout_id: RolloutId
     status: str
-    reward: float | None = None
+    reward: StrictBool | StrictFloat | None = None
     candidate_id: str | None = None
     metadata: JsonObject | None = None
 
