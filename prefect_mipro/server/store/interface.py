@@ -288,7 +288,8 @@ class Store(Access, Upkeep, Protocol):
     ) -> bool:
         """Take or renew the turn to propose for a session; whether it is the holder's now.
 
-        It is free when nobody has it, or when its time is up. `at` is the present.
+        It is free when nobody has it, when its time is up, and when that is so far off that a clock
+        must have been set back since. `at` is the present.
         """
         ...
 
