@@ -139,6 +139,18 @@ class TestIds:
         older = {"rollout_id": "r1", "status": "reward", "reward": 1.0, named: rollout_id}
         refused(caller.http.post(f"{OLDER}/{session_id}/status", json=older), status=422)
 
+    def test_an_example_may_have_any_name_that_is_short(self, caller: Caller) -> None:
+        session = caller.session()
+        for number, (example_id, status) in enumerate({"größe\n": 200, "x" * 201: 422}.items()):
+            caller.chat(session, f"r{number}")
+            body = {
+                "reward_info": {"score": 1.0},
+                "rollout_id": f"r{number}",
+                "metadata": {"example_id": example_id},
+            }
+            path = f"{SESSIONS}/{session['session_id']}/reward"
+            assert caller.http.post(path, json=body).status_code == status
+
     @pytest.mark.parametrize("word", ["a\0b", "x" * 201])
     @pytest.mark.parametrize("named", ["correlation_id", "agent_id"])
     def test_those_of_a_session_too(self, caller: Caller, named: str, word: str) -> None:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import RewardInvalid, RolloutNotFound, SessionEnded, StoreFailed
+from prefect_mipro.errors import (
+    InputInvalid,
+    RewardInvalid,
+    RolloutNotFound,
+    SessionEnded,
+    StoreFailed,
+)
+from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.rollouts import (
     Reward,
@@ -130,7 +137,7 @@ class Rollouts:
             value=config.mipro.scaled(told.score),
             feedback=told.feedback,
             expected=_first_text(metadata, EXPECTED_KEYS),
-            example_id=_named(short_text, "the example id", _first_text(metadata, EXAMPLE_KEYS)),
+            example_id=_named(_not_long, "the example id", _first_text(metadata, EXAMPLE_KEYS)),
             trace_ref=_named(short_text, "trace_ref", request.trace_ref),
             artifact=request.artifact,
             metadata=request.metadata,
@@ -141,6 +148,13 @@ class Rollouts:
 def _named(check: Callable[[str, str], str], name: str, value: str | None) -> str | None:
     """The value if it is such a name, None where there is none. Raises InputInvalid."""
     return check(name, value) if value else None
+
+
+def _not_long(name: str, value: str) -> str:
+    """A row's own id may be of any characters, but databases index no long ones."""
+    if len(value) > ID_CHARACTERS:
+        raise InputInvalid(f"{name} has {len(value)} characters; it may have {ID_CHARACTERS}")
+    return value
 
 
 def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
