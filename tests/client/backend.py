@@ -131,7 +131,7 @@ def _request_of(backend: Backend) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(sent)
 
-        do_GET = do_POST = do_PATCH = _answer  # noqa: N815 - the base class's names
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base class's names
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""

@@ -85,6 +85,14 @@ def test_a_state_change_patches_the_session(
     assert backend.last.body == {"state": state}
 
 
+def test_a_deletion_deletes_the_session(
+    call: Call, backend: Backend, session: MiproOnlineSession
+) -> None:
+    backend.answers({"session_id": "s", "deleted": True})
+    assert call(session, "delete") == {"session_id": "s", "deleted": True}
+    assert backend.asked == [("DELETE", SESSION)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "body"),
     [

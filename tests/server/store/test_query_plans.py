@@ -16,6 +16,7 @@ from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import SeedEvalFilter
 from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.upkeep import Texts
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -49,6 +50,14 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "add_reward by correlation": lambda store: store.add_reward(
         reward("reward_9", None, correlation_id="c")
     ),
+    "thin": lambda store: store.thin("s1", limit=2),
+    "delete_session": lambda store: store.delete_session("s1"),
+    **{
+        f"forget_texts of {texts}": partial(
+            lambda texts, store: store.forget_texts(texts, before=at(99), limit=2), texts
+        )
+        for texts in Texts
+    },
     "candidates": lambda store: store.candidates("s1"),
     "candidate": lambda store: store.candidate(BASELINE),
     "levers": lambda store: store.levers("s1"),
@@ -139,7 +148,7 @@ def _plans(file: Path, asked: list[str]) -> list[str]:
     connection = sqlite3.connect(file)
     steps: list[str] = []
     for statement in asked:
-        if statement.lstrip().startswith(("SELECT", "UPDATE")):
+        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
             rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
             steps += [row[-1] for row in rows]
     connection.close()
