@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +28,17 @@ ROLLOUTS = [f"r{number}" for number in range(40)]
 
 
 PROPOSED: list[Body] = []
+# Without it the proposer model keeps those waiting who ask it.
+MAY_ANSWER = threading.Event()
+MAY_ANSWER.set()
 
 
 def answer(body: Body) -> str:
-    """That of the policy model; the proposer model takes its time, and has nothing to say."""
+    """That of the policy model; the proposer model waits until it may, and has nothing to say."""
     if "Query: " in body["messages"][-1]["content"][:20]:
         return better_with_demonstrations(body)
     PROPOSED.append(body)
-    time.sleep(0.5)
+    MAY_ANSWER.wait()
     return "nothing"
 
 
@@ -166,11 +170,20 @@ async def test_one_of_them_proposes_and_not_both(pair: Pair) -> None:
     PROPOSED.clear()
     await create(pair[0], "rounds")
     await serve(pair, "rounds")
-    for start in range(0, len(ROLLOUTS), 2):
-        some = zip(pair, ROLLOUTS[start : start + 2], strict=True)
-        await asyncio.gather(*(server.reward("rounds", rollout_id) for server, rollout_id in some))
-    await settled(pair[0], "rounds")
-    assert len(PROPOSED) == 1
+    MAY_ANSWER.clear()
+    try:
+        for start in range(0, len(ROLLOUTS), 2):
+            some = zip(pair, ROLLOUTS[start : start + 2], strict=True)
+            rewards = (server.reward("rounds", rollout_id) for server, rollout_id in some)
+            await asyncio.gather(*rewards)
+        while not PROPOSED:
+            await settled(pair[0], "rounds")
+        assert len(PROPOSED) == 1
+    finally:
+        MAY_ANSWER.set()
+    while not (status := await settled(pair[1], "rounds")).proposer.rounds:
+        pass
+    assert status.proposer.rounds == 1
 
 
 async def test_a_session_that_is_paused_at_one_server_is_paused_at_the_other(pair: Pair) -> None:
