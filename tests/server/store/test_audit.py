@@ -8,11 +8,13 @@ import pytest
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.audit import MOST_PROBLEMS, audit
 from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.upkeep import Texts
 from tests.server.store.conformance.test_parts import fill
-from tests.server.store.conformance.test_retention import Texts, swept
+from tests.server.store.conformance.test_retention import swept
 from tests.server.store.records import at, create
 from tests.server.store.test_upgrade import live, live_on
 
@@ -71,12 +73,17 @@ async def test_an_import_is_no_fault_while_it_lasts_and_when_calls_were_left_beh
 ) -> None:
     source = await open_store(f"sqlite+aiosqlite:///{tmp_path}/source.db")
     session = await fill(source)
-    told = {p: (await source.part(session, p, limit=100)).items for p in Part if p != Part.END}
+    told: dict[Part, tuple[JsonObject, ...]] = {
+        part: (await source.part(session, part, limit=100)).items
+        for part in Part
+        if part is not Part.END
+    }
     await source.close()
     told[Part.TRACE] = ()
     lines = {str(part): len(rows) for part, rows in told.items()}
     store = await open_store(url)
-    for part, rows in {**told, Part.END: ({"lines": lines},)}.items():
+    told[Part.END] = ({"lines": lines},)
+    for part, rows in told.items():
         assert await faults(url) == {}
         await store.restore(
             "s1",
@@ -92,7 +99,8 @@ async def test_an_import_is_no_fault_while_it_lasts_and_when_calls_were_left_beh
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_each_fault_is_found_under_its_name(url: str, name: str) -> None:
+async def test_each_fault_is_found_under_its_name(migrated_file: Path, name: str) -> None:
+    url = f"sqlite+aiosqlite:///{migrated_file}"
     store = await open_store(url)
     await fill(store)
     await store.close()
