@@ -91,10 +91,10 @@ class Connection(HttpToolsProtocol):
         None between two requests, which has its own limit, and while it is the server's turn.
         """
         cycle = self.cycle
+        if self.flow.write_paused:  # also of an answer that the server is done with
+            return ("reader", cycle, self.transport.get_write_buffer_size())
         if not self.has_request or cycle.response_complete:
             return None if self.timeout_keep_alive_task else ("head", cycle)
-        if self.flow.write_paused:
-            return ("reader", cycle, self.transport.get_write_buffer_size())
         if cycle.more_body and not self.flow.read_paused:
             return ("body", cycle)
         return None

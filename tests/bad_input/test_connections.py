@@ -19,7 +19,7 @@ from prefect_mipro.server.connections import LARGEST_HEAD_BYTES, MOST_HEADERS, S
 from prefect_mipro.server.settings import ServerSettings
 from tests.server.live import LiveServer
 from tests.server.routes.conftest import CHAT, CONFIG, SESSIONS, chat_path
-from tests.server.scripted_upstream import ScriptedUpstream
+from tests.server.scripted_upstream import COMPLETION, ScriptedUpstream
 from tests.server.test_main import first_line, process
 
 MEGABYTE = 1_000_000
@@ -74,15 +74,20 @@ def memory_bounded_to(limit_bytes: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def model() -> Iterator[ScriptedUpstream]:
     with ScriptedUpstream() as upstream:
-        settings = ServerSettings(
-            database_url=f"sqlite:///{tmp_path_factory.mktemp('backend')}/mipro.db",
-            upstream_url=upstream.url,
-            max_body_bytes=LARGEST_BODY,
-        )
-        with LiveServer(create_app(settings)) as server:
-            yield server
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def live(model: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    settings = ServerSettings(
+        database_url=f"sqlite:///{tmp_path_factory.mktemp('backend')}/mipro.db",
+        upstream_url=model.url,
+        max_body_bytes=LARGEST_BODY,
+    )
+    with LiveServer(create_app(settings)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +314,21 @@ class TestStragglers:
             assert len(live.connections) == 1
             live.run(self._look(live, stragglers, 36.0))
             read_all(client)
+
+    def test_who_takes_nothing_of_an_answer_is_waited_for_two_minutes(
+        self, live: LiveServer, raw: Raw, proxy: bytes, model: ScriptedUpstream
+    ) -> None:
+        answer = {**COMPLETION, "padding": "x" * 20 * MEGABYTE}
+        model.script.append(lambda connection: connection.answer(json.dumps(answer).encode()))
+        body = json.dumps(CHAT).encode()
+        with raw.connect() as client:
+            client.sendall(post(proxy, b"Content-Length: %d\r\n" % len(body)) + body)
+            live.run(until(lambda: waited_for(live) == ["reader"]))
+            stragglers = Stragglers()
+            live.run(self._look(live, stragglers, 0.0, 119.0))
+            assert len(live.connections) == 1
+            live.run(self._look(live, stragglers, 121.0))
+            assert len(read_all(client)) < 20 * MEGABYTE
 
     def test_what_is_served_or_idle_is_left_alone(
         self, live: LiveServer, raw: Raw, proxy: bytes
