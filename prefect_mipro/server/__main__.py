@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PROGRAM = "python -m prefect_mipro.server"
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2_048
+# uvloop accepts one connection of a socket in a turn of its loop, and under a flood turns are long.
+ACCEPTED_IN_A_TURN = 32
 
 logger = logging.getLogger("prefect_mipro.server")
 
@@ -58,6 +60,11 @@ def _listen(host: str, port: int) -> socket.socket:
     """Bound before anything else starts: a port in use is known at once, a free one by number."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def copies(listener: socket.socket) -> list[socket.socket]:
+    """The same listening socket under further numbers: each takes its turn to accept."""
+    return [listener.dup() for _ in range(ACCEPTED_IN_A_TURN - 1)]
 
 
 def _why_not_listening(settings: ServerSettings, error: OSError) -> str:
@@ -106,7 +113,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
         _require_key_beyond_loopback(settings, keys)
         server = _Server(settings, create_app(settings, store=store, tracing=tracing), keys)
         stopping = asyncio.create_task(server.stop_after(stop))
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=[listener, *copies(listener)])
         stopping.cancel()
     finally:
         await store.close()
