@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
-_KINDS = (
-    "artifacts",
-    "automations",
-    "block_documents",
-    "deployments",
-    "events",
-    "flow_runs",
-    "logs",
-    "task_runs",
-    "variables",
-    "work_pools",
+if TYPE_CHECKING:
+    from prefect.client.orchestration.routes import ServerRoutes
+
+_FILTERS: tuple[ServerRoutes, ...] = (
+    "/artifacts/filter",
+    "/automations/filter",
+    "/block_documents/filter",
+    "/deployments/filter",
+    "/events/filter",
+    "/flow_runs/filter",
+    "/logs/filter",
+    "/task_runs/filter",
+    "/variables/filter",
+    "/work_pools/filter",
 )
 
 
 def told_by_prefect(client: SyncPrefectClient) -> dict[str, str]:
-    """What its API answers, by kind."""
+    """What its API answers, by route."""
     return {
-        kind: client.request(
-            "POST", f"/{kind}/filter", json={"filter": {}} if kind == "events" else {}
+        route: client.request(
+            "POST", route, json={"filter": {}} if route == "/events/filter" else {}
         ).text
-        for kind in _KINDS
+        for route in _FILTERS
     }
 
 

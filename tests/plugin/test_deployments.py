@@ -251,7 +251,7 @@ def server_environment() -> dict[str, str]:
 def assert_key_is_nowhere(prefect: SyncPrefectClient) -> None:
     """Neither in what the API answers nor in the database, where a block's secret is encrypted."""
     told = told_by_prefect(prefect)
-    assert SESSION in told["deployments"]
+    assert SESSION in told["/deployments/filter"]
     assert not [path for path, text in told.items() if KEY in text]
     stored = stored_by_prefect()
     assert SESSION.encode() in stored
