@@ -17,7 +17,7 @@ from prefect_mipro.server.app import create_app
 from prefect_mipro.server.providers import Provider
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import SessionFilter
+from prefect_mipro.server.store.records import SessionFilter
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.registry import Upstreams
 from prefect_mipro.server.upstreams import upstreams_of

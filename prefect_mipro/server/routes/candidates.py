@@ -15,7 +15,7 @@ from prefect_mipro.server.routes.dependencies import (
     SessionsOf,
     api_router,
 )
-from prefect_mipro.server.store.interface import SeedEvalFilter
+from prefect_mipro.server.store.records import SeedEvalFilter
 
 router = api_router("/api", tag="candidates")
 

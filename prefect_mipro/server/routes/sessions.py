@@ -35,7 +35,7 @@ from prefect_mipro.server.routes.dependencies import (
     UrlsOf,
     api_router,
 )
-from prefect_mipro.server.store.interface import SessionFilter
+from prefect_mipro.server.store.records import SessionFilter
 
 V1_PREFIX = "/api/v1/online/sessions"
 PROMPT_LEARNING_PREFIX = "/api/prompt-learning/online/mipro/sessions"

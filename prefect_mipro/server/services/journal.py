@@ -19,7 +19,8 @@ from functools import partial
 from prefect_mipro.errors import MiproError, Overloaded, SessionNotFound, StoreFailed
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import Rollout
-from prefect_mipro.server.store.interface import CallRecord, Store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.records import CallRecord
 
 DELAY_SECONDS = 0.05
 

@@ -22,7 +22,8 @@ from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.stopping import has_budget
 from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge
-from prefect_mipro.server.store.interface import Standing, Store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.records import Standing
 
 OLDEST_SECONDS = 1.0
 REMEMBERED_PINS = 16_384

@@ -18,7 +18,8 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.live import LiveSession
 from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.reservations import likely_usage
-from prefect_mipro.server.store.interface import CallRecord, Store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.records import CallRecord
 
 CALLER_WENT_AWAY = 499
 

@@ -50,7 +50,8 @@ from prefect_mipro.server.services.status import (
     wire_candidate,
 )
 from prefect_mipro.server.store.changes import candidate_missing
-from prefect_mipro.server.store.interface import Page, SeedEvalFilter, SessionFilter, Store
+from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.records import Page, SeedEvalFilter, SessionFilter
 from prefect_mipro.server.upstream.registry import Upstreams
 
 FRAMES_SHOWN = 50

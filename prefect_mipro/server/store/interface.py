@@ -12,10 +12,9 @@ Contract, held by one conformance suite for every store:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import (
@@ -28,104 +27,21 @@ from prefect_mipro.models.candidates import (
 )
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
-from prefect_mipro.models.levers import LeverVersion, LeverVersions
+from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store.access import Access
+from prefect_mipro.server.store.records import (
+    Attached,
+    CallRecord,
+    Overview,
+    Page,
+    SeedEvalFilter,
+    SessionFilter,
+    Standing,
+)
 from prefect_mipro.server.store.upkeep import Upkeep
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """Some rows, and the cursor of the next page, if there is one."""
-
-    items: tuple[T, ...]
-    next_cursor: str | None = None
-
-
-@dataclass(frozen=True)
-class SessionFilter:
-    """Which sessions to list; `None` matches all."""
-
-    state: SessionState | None = None
-    kind: str | None = None
-    system_id: str | None = None
-    system_name: str | None = None
-    workspace: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-
-
-@dataclass(frozen=True)
-class SeedEvalFilter:
-    """Which rewarded rollouts to list; `None` matches all."""
-
-    session_id: str | None = None
-    candidate_id: str | None = None
-    seeds: Sequence[int] | None = None
-    success: bool | None = None
-
-
-@dataclass(frozen=True)
-class Attached:
-    """What became of a reward: the stored one, and whether it was there already.
-
-    `reward.rollout_id` and `reward.candidate_id` name who got it; `candidate_id` is `None` while
-    the reward waits for its rollout.
-    """
-
-    reward: Reward
-    duplicate: bool
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a session stands: its newest duel, if any, and the statistics of all its candidates.
-
-    `active_candidates` are how many of them are in play.
-    """
-
-    session: Session
-    duel: Duel | None
-    totals: Statistics
-    active_candidates: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """A call as it is written: its trace, and the frame of its sensors as plain JSON.
-
-    `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata.
-    """
-
-    trace: Trace
-    frame_id: str
-    sensors: Sequence[JsonObject]
-    lever_versions: LeverVersions
-    trace_ids: Sequence[str]
-
-
-@dataclass(frozen=True)
-class StateTotals:
-    """Counts of all sessions in one state; `missing` rollouts were given up without a reward."""
-
-    sessions: int = 0
-    rollouts: int = 0
-    rewards: int = 0
-    missing: int = 0
-    promotions: int = 0
-
-
-@dataclass(frozen=True)
-class Overview:
-    """What all sessions come to together."""
-
-    by_state: Mapping[SessionState, StateTotals]
-    active_candidates: int
-    retired_candidates: int
 
 
 class Store(Access, Upkeep, Protocol):

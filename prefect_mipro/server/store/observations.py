@@ -10,7 +10,7 @@ from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import candidate_missing, check_session
-from prefect_mipro.server.store.interface import Page, SeedEvalFilter
+from prefect_mipro.server.store.records import Page, SeedEvalFilter
 from prefect_mipro.server.store.rows import frame_record
 from prefect_mipro.server.store.tables import (
     candidates,

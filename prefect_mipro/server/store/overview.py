@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, select
 
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.interface import Overview, StateTotals
+from prefect_mipro.server.store.records import Overview, StateTotals
 from prefect_mipro.server.store.tables import active, candidates, retired, sessions
 
 _SUMMED = ("rollouts", "rewards", "missing", "promotions")

@@ -23,7 +23,7 @@ from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import check_session
-from prefect_mipro.server.store.interface import Page
+from prefect_mipro.server.store.records import Page
 from prefect_mipro.server.store.tables import (
     candidates,
     duels,

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, select
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.server.store.changes import changing
-from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.rollouts import record_calls
 from prefect_mipro.server.store.tables import traces
 

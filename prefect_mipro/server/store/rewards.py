@@ -10,7 +10,7 @@ from prefect_mipro.errors import RewardConflict, RolloutNotFound
 from prefect_mipro.models.rollouts import Reward, Rollout
 from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
 from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
-from prefect_mipro.server.store.interface import Attached
+from prefect_mipro.server.store.records import Attached
 from prefect_mipro.server.store.rows import example_key, reward_record, rollout_record
 from prefect_mipro.server.store.tables import example_rewards, rewards, rollouts, unrewarded
 

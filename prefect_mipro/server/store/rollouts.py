@@ -21,7 +21,7 @@ from prefect_mipro.server.store.changes import (
     check_session,
     session_missing,
 )
-from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.rows import (
     FRAME_COLUMNS,
     ROLLOUT_COLUMNS,

@@ -25,8 +25,8 @@ from prefect_mipro.server.store.changes import (
 )
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
-from prefect_mipro.server.store.interface import Page, SessionFilter, Standing
 from prefect_mipro.server.store.lineage import count_active, totals
+from prefect_mipro.server.store.records import Page, SessionFilter, Standing
 from prefect_mipro.server.store.rows import (
     candidate_values,
     event_record,

@@ -43,7 +43,7 @@ from prefect_mipro.server.store import (
 )
 from prefect_mipro.server.store.changes import read_session
 from prefect_mipro.server.store.database import Database, P, T, Work, ping
-from prefect_mipro.server.store.interface import (
+from prefect_mipro.server.store.records import (
     Attached,
     CallRecord,
     Overview,

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from prefect_mipro import __version__
 from prefect_mipro.errors import MiproError
 from prefect_mipro.models.levers import LeverName
-from prefect_mipro.server.store.interface import Overview
+from prefect_mipro.server.store.records import Overview
 from prefect_mipro.server.telemetry.calls import CallMeter, Timer
 from prefect_mipro.server.telemetry.counts import Tally
 

@@ -14,7 +14,7 @@ import pytest
 from prefect_mipro.errors import CandidateNotFound, Overloaded, SessionNotFound, StoreFailed
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.sql import SqlStore
 from tests.server.store.records import BASELINE, call, create, frame, rollout, trace
 

@@ -13,7 +13,7 @@ from prefect_mipro.errors import (
     SessionNotFound,
 )
 from prefect_mipro.models.sessions import CreateSession, SessionState, SystemRequest
-from prefect_mipro.server.store.interface import SeedEvalFilter, SessionFilter
+from prefect_mipro.server.store.records import SeedEvalFilter, SessionFilter
 from tests.server.services.conftest import Backend, config_of
 
 

@@ -15,7 +15,7 @@ from prefect_mipro.errors import InputInvalid, StoreFailed
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.database import PostgresDatabase
 from prefect_mipro.server.store.engine import MOST_CONNECTIONS, open_store
-from prefect_mipro.server.store.interface import CallRecord
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres

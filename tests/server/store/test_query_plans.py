@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 
 from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import SeedEvalFilter
+from prefect_mipro.server.store.records import SeedEvalFilter
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.upkeep import Texts
 from tests.server.store.records import (

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.interface import Overview, StateTotals
+from prefect_mipro.server.store.records import Overview, StateTotals
 from prefect_mipro.server.telemetry.metrics import OVERVIEW_FRESH_SECONDS, Meters, RewardOutcome
 
 
