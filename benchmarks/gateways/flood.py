@@ -188,7 +188,9 @@ class Flood:
         return f"POST {urlsplit(url).path} HTTP/1.1\r\n{lines}\r\n".encode() + body
 
     def _tell(self, number: int) -> None:
-        sys.stdout.write(json.dumps(asdict(self.second)) + "\n")
+        # asdict would count the pairs of a Counter.
+        told = {**vars(self.second), "faults": dict(self.second.faults)}
+        sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
         self.second = Second(number)
 

@@ -36,6 +36,7 @@ from prefect_mipro.server.services.keys import Keys
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.live import Live
+from prefect_mipro.server.services.looks import Looks
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
@@ -188,7 +189,7 @@ def _backend(
     rollouts = Rollouts(
         store,
         live,
-        promotion,
+        Looks(live, promotion),
         proposals,
         redaction,
         telemetry=telemetry,

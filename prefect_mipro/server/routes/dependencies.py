@@ -63,35 +63,36 @@ def backend_of(request: Request) -> Backend:
     return backend
 
 
-def _sessions(request: Request) -> Sessions:
+# FastAPI would call plain functions in a thread, each time.
+async def _sessions(request: Request) -> Sessions:
     return backend_of(request).sessions
 
 
-def _rollouts(request: Request) -> Rollouts:
+async def _rollouts(request: Request) -> Rollouts:
     return backend_of(request).rollouts
 
 
-def _leases(request: Request) -> Leases:
+async def _leases(request: Request) -> Leases:
     return backend_of(request).leases
 
 
-def _exports(request: Request) -> Exports:
+async def _exports(request: Request) -> Exports:
     return backend_of(request).exports
 
 
-def _imports(request: Request) -> Imports:
+async def _imports(request: Request) -> Imports:
     return backend_of(request).imports
 
 
-def _removal(request: Request) -> Removal:
+async def _removal(request: Request) -> Removal:
     return backend_of(request).removal
 
 
-def _urls(request: Request) -> ProxyUrls:
+async def _urls(request: Request) -> ProxyUrls:
     return backend_of(request).urls
 
 
-def _workspace(request: Request) -> str:
+async def _workspace(request: Request) -> str:
     workspace: str = request.state.workspace
     return workspace
 

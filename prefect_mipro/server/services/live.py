@@ -74,6 +74,8 @@ class LiveSession:
     cost_usd: float = 0.0
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
+    learned_at: float = LONG_AGO
+    rewards_at_give_up: int = 0
     choosing: dict[str, asyncio.Event] = field(default_factory=dict)
     pinning: dict[str, Pinning] = field(default_factory=dict)
     reserved: Reserved = NOTHING
@@ -115,13 +117,15 @@ class LiveSession:
         }
         return self.session.model_copy(update=counted)
 
-    def learn(self, standing: Standing, *, read_at: float) -> None:
-        """Take over what was read."""
+    def learn(self, standing: Standing, *, began_at: float) -> None:
+        """Take over what was read since `began_at`, unless something newer was before."""
+        if began_at < self.learned_at:
+            return
+        self.learned_at = began_at
         session, totals = standing.session, standing.totals
         self.session = session
         self.duel = standing.duel
         self.active_candidates = standing.active_candidates
-        self.read_at = read_at
         self.rollouts = max(self.rollouts, session.rollouts)
         self.rewards = max(self.rewards, session.rewards)
         self.prompt_tokens = max(self.prompt_tokens, totals.prompt_tokens)
@@ -251,16 +255,21 @@ class Live:
         except SessionNotFound:
             self._held.pop(session_id, None)
             raise
-        if self._reading.get(session_id) is not asyncio.current_task():
-            # Changed meanwhile: what was read may be older than what is held.
-            return await self.of(session_id)
         held = self._held.get(session_id)
-        # A session that was deleted leaves its id to another one.
-        if held is None or held.session.baseline_id != standing.session.baseline_id:
+        # Good enough for who asked before the change, and for nobody later.
+        changed_meanwhile = self._reading.get(session_id) is not asyncio.current_task()
+        if held is not None and held.session.baseline_id != standing.session.baseline_id:
+            # A session that was deleted leaves its id to another one.
+            if changed_meanwhile:
+                return await self.of(session_id)
+            held = None
+        if held is None:
             config = self._knowledge.config(standing.session)
             held = self._held[session_id] = LiveSession(standing.session, config, LONG_AGO)
             if len(self._held) > REMEMBERED_SESSIONS:
                 self._held.popitem(last=False)
         self._held.move_to_end(session_id)
-        held.learn(standing, read_at=read_at)
+        held.learn(standing, began_at=read_at)
+        if not changed_meanwhile:
+            held.read_at = read_at
         return held

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from prefect_mipro.config import MiproConfig
+from prefect_mipro.config import MiproConfig, PromotionSettings
 from prefect_mipro.errors import Conflict, StoreFailed
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.sessions import Session, SessionState
@@ -40,7 +40,8 @@ class Promotion:
     async def consider(self, live: LiveSession) -> None:
         """Look at the evidence after a reward: end the duel, begin one, or end the session."""
         session, config = live.as_session(), live.config
-        if session.rewards % GIVE_UP_EVERY == 0:
+        if session.rewards - live.rewards_at_give_up >= GIVE_UP_EVERY:
+            live.rewards_at_give_up = session.rewards
             await self.give_up(session)
         if config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
             snapshot = await self._beliefs.recent(live)
@@ -121,7 +122,7 @@ class Promotion:
                 observations,
                 snapshot.belief,
                 active=snapshot.active_ids,
-                awaited=await self._store.awaited_in_duel(session.session_id, duel.number),
+                awaited=await self._awaited(duel, settings),
                 settings=settings,
             )
             if state is DuelState.RUNNING:
@@ -158,6 +159,12 @@ class Promotion:
                 )
             )
         return session
+
+    async def _awaited(self, duel: Duel, settings: PromotionSettings) -> int:
+        """How many of its rewards may still come. Only asked for where it makes a difference."""
+        if duel.rollouts < settings.max_rollouts:
+            return 0
+        return await self._store.awaited_in_duel(duel.session_id, duel.number)
 
     def _progress(self, session: Session, config: MiproConfig, totals: Statistics) -> Progress:
         spent = spending(session, config, totals)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from prefect_mipro.errors import (
     RewardInvalid,
     RolloutNotFound,
     SessionEnded,
-    StoreFailed,
 )
 from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.names import identifier, short_text
@@ -26,15 +24,13 @@ from prefect_mipro.models.rollouts import (
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.looks import Looks
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.redaction import EXAMPLE_KEYS, Redaction
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 EXPECTED_KEYS = ("expected", "expected_output")
-
-log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -44,7 +40,7 @@ class Rollouts:
         self,
         store: Store,
         live: Live,
-        promotion: Promotion,
+        looks: Looks,
         proposals: Proposals,
         redaction: Redaction,
         *,
@@ -54,7 +50,7 @@ class Rollouts:
     ) -> None:
         self._store = store
         self._live = live
-        self._promotion = promotion
+        self._looks = looks
         self._proposals = proposals
         self._redaction = redaction
         self._telemetry = telemetry
@@ -97,7 +93,9 @@ class Rollouts:
                 stop_reason="stop was sent with a reward",
             )
         elif not attached.duplicate and not session.state.final:
-            await self._consider(session_id)
+            # The reward is counted by now, whatever fails here.
+            await self._looks.look(session_id)
+            self._proposals.consider(session_id)
         stored = attached.reward
         return RewardReceipt(
             status="accepted",
@@ -108,14 +106,6 @@ class Rollouts:
             attached=stored.candidate_id is not None,
             duplicate=attached.duplicate,
         )
-
-    async def _consider(self, session_id: str) -> None:
-        """Let the optimizer look at a reward. That is counted by now, whatever fails here."""
-        try:
-            await self._promotion.consider(await self._live.of(session_id))
-        except StoreFailed as error:
-            log.warning("evidence_not_considered", extra={"reason": error.message})
-        self._proposals.consider(session_id)
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
         told = RewardInfo.parse(request.reward_info)

@@ -23,6 +23,7 @@ from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
+from prefect_mipro.server.services.looks import Looks
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
@@ -186,7 +187,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     rollouts = Rollouts(
         store,
         live,
-        promotion,
+        Looks(live, promotion),
         proposals,
         redaction,
         telemetry=telemetry,

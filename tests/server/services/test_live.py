@@ -14,6 +14,7 @@ from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.records import Standing
 from prefect_mipro.server.store.sql import SqlStore
 from tests.server.store.records import (
     at,
@@ -96,6 +97,20 @@ async def test_a_reading_that_began_before_a_change_does_not_hide_it(own: Proces
     await own.store.set_state("s1", SessionState.PAUSED, at=at(1))
     await reading
     assert await own.state() is SessionState.PAUSED
+
+
+async def test_changes_that_go_on_all_the_time_keep_nobody_waiting(store: SqlStore) -> None:
+    class Busy(SqlStore):
+        async def standing(self, session_id: str) -> Standing:
+            found = await super().standing(session_id)
+            live.forget(session_id)
+            return found
+
+    busy = Busy(store._database)
+    live = Live(busy, Knowledge(busy))
+    for _ in range(2):
+        async with asyncio.timeout(20):
+            assert (await live.of("s1")).session_id == "s1"
 
 
 async def test_counters_of_others_are_taken_over_and_own_ones_stay(
