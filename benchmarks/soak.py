@@ -46,7 +46,7 @@ from benchmarks.gateways.systems import REWARDED, Gateway, Site, ours
 
 CALLS_IN_FLIGHT = 250
 MOST_CONNECTIONS = 5 * CALLS_IN_FLIGHT
-STEADY_SHARE, FLOOD_TIMES = 0.4, 5.0
+STEADY_SHARE, FLOOD_TIMES = 0.2, 5.0
 UPSTREAM_MS = 20.0
 CAPACITY_SECONDS = 10.0
 # The server keeps idle connections to a model for 60 s.

@@ -14,7 +14,7 @@ import json
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
