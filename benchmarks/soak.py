@@ -5,8 +5,9 @@
 
 A real server process on SQLite, with a key, a session of five candidates and at most 250 calls in
 flight, before a mock upstream that takes 20 ms. First the most calls a second that 128 connections
-get out of it: its capacity. Then calls come at two fifths of that, then at five times that, then
-again at two fifths, whatever becomes of them; one in ten is a stream, one in five earns a reward.
+get out of it: its capacity. Then calls come at a fifth of that, then at five times that, then again
+at a fifth, whatever becomes of them; one in ten is a stream, one in five earns a reward, which all
+cost more than the plain calls of which the capacity is told.
 A line for each period (60 s), and at the end a bar for each promise:
 
 * memory is flat: the resident memory of the last period of a steady phase is no more than 5 MB

@@ -66,7 +66,7 @@ def error_response(request: Request, error: MiproError) -> Response:
     """The answer that carries an error, with the headers that belong to it."""
     if _status(error) >= 500:
         log_failure(error)
-    proxied = request.url.path.startswith(PROXY_PREFIX)
+    proxied = request.scope["path"].startswith(PROXY_PREFIX)
     return Response(
         orjson.dumps(openai_error(error)) if proxied else _api_error(error),
         status_code=_status(error),
@@ -112,7 +112,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     message = f"{request.method} is not possible on {path}; /docs lists what is"
     answer = error_response(request, InputInvalid(message, status=error.status_code))
     answer.headers.update(error.headers or {})
-    if error.status_code == 405 and not request.url.path.startswith(PROXY_PREFIX):
+    if error.status_code == 405 and not request.scope["path"].startswith(PROXY_PREFIX):
         answer.headers["allow"] = ", ".join(_possible_methods(request))
     return answer
 

@@ -107,6 +107,8 @@ class Proxy:
         answer = _Answer(send, metered)
         try:
             with metered:
+                # In a flood most calls end here, so nothing is done for them before.
+                backend.serving.journal.require_room()
                 session = await _admitted(backend, proxy_id, given)
                 body = await read_body(
                     given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes

@@ -104,11 +104,8 @@ class Journal:
         """How many may wait. Large ones fill the journal sooner."""
         return self._most_recordings
 
-    def begin_call(self) -> None:
-        """One more call is under way, until `end_call`.
-
-        Raises Overloaded while there are too many, or while the store is too far behind.
-        """
+    def require_room(self) -> None:
+        """Raise Overloaded while too many calls are under way, or the store is too far behind."""
         if self.calls_in_flight >= self.most_calls_in_flight:
             self.counts.refused += 1
             raise Overloaded(
@@ -123,6 +120,10 @@ class Journal:
                 f"the database is {len(self._recordings)} calls behind; repeat the call later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
+
+    def begin_call(self) -> None:
+        """One more call is under way, until `end_call`. Raises Overloaded without room for it."""
+        self.require_room()
         self.calls_in_flight += 1
 
     def end_call(self) -> None:
