@@ -14,7 +14,7 @@ A line for each period (60 s), and at the end a bar for each promise:
   above that of its second, and 40 MB above that of before the flood, whose buffers Python keeps
 * p99 is flat: its median in the second steady phase is at most 1.5 times that of the first, and
   that of a phase's later half at most 1.5 times that of its earlier half
-* a descriptor for each connection and no more: at rest as many as before, give or take three
+* a descriptor for each connection and no more: at rest at most eight more than before
 * the flood is answered: with 200, or with 429 and Retry-After, never otherwise; and the server goes
   on serving a fifth of its capacity meanwhile
 * it recovers by itself, within 10 s: nothing refused, p99 at most twice that of the first phase
@@ -55,7 +55,8 @@ REST_SECONDS = 125.0
 
 MOST_GROWTH_MB, MOST_LEFT_BY_FLOOD_MB = 5.0, 40.0
 MOST_TIMES_P99 = 1.5
-MOST_DESCRIPTORS_LEFT = 3
+# The store opens its readers when they are first needed: two descriptors each.
+MOST_DESCRIPTORS_LEFT = 8
 LEAST_SERVED_IN_FLOOD = 0.2
 RECOVERY_SECONDS, CALM_SECONDS, CALM_TIMES_P99 = 10, 3, 2.0
 
