@@ -1,9 +1,10 @@
-"""What tests of several folders share: a Prefect server, and databases on a PostgreSQL."""
+"""What tests of several folders share: a Prefect server, and databases of both kinds."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,18 @@ def prefect_server() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture(scope="session")
+def template_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the newest schema and nothing in it, made once."""
+    file = tmp_path_factory.mktemp("template") / "mipro.db"
+
+    async def make() -> None:
+        await (await open_store(f"sqlite+aiosqlite:///{file}")).close()
+
+    asyncio.run(make())
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -41,10 +41,10 @@ def _upgrade(url: str, output: Output) -> ExitCode:
             return await database.read(schema_of)
 
     schema = asyncio.run(upgraded())
-    if output.as_json:
-        output.document({"schema": schema.present})
-    else:
-        output.line(f"the database has the schema {schema.present}, which is the newest")
+    output.outcome(
+        {"schema": schema.present},
+        f"the database has the schema {schema.present}, which is the newest",
+    )
     return ExitCode.OK
 
 

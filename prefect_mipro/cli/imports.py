@@ -35,11 +35,11 @@ def run(client: Client, output: Output, file: str) -> ExitCode:
     if receipt is None or not receipt.complete:
         raise InputInvalid(f"{file} ends before its last line; export the session again")
     state = client.session_status(session_id).status
-    if output.as_json:
-        output.document({"session_id": session_id, "state": state})
-    else:
-        way_on = "" if state.final else f": {PROGRAM} sessions resume {session_id}"
-        output.line(f"{session_id} is here, and {state}{way_on}")
+    way_on = "" if state.final else f": {PROGRAM} sessions resume {session_id}"
+    output.outcome(
+        {"session_id": session_id, "state": state},
+        f"{session_id} is here, and {state}{way_on}",
+    )
     return ExitCode.OK
 
 

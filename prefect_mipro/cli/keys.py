@@ -66,10 +66,7 @@ def _create(url: str, output: Output, *, name: str, workspace: str) -> None:
 def _revoke(url: str, output: Output, *, name: str) -> None:
     now = datetime.now(UTC)
     key = _asked(url, lambda store: store.revoke_key(name, at=now))
-    if output.as_json:
-        output.document(_told(key))
-    else:
-        output.line(f"{key.name} is revoked; servers refuse it within a second")
+    output.outcome(_told(key), f"{key.name} is revoked; servers refuse it within a second")
 
 
 def _list(url: str, output: Output) -> None:

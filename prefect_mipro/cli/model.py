@@ -13,8 +13,5 @@ def run(options: argparse.Namespace) -> ExitCode:
     """Print its path. Raises ModelMissing."""
     path = model_file.install(say) if options.action == "install" else model_file.find()
     output = Output(as_json=options.json)
-    if output.as_json:
-        output.document({"path": str(path), "model": model_file.MODEL_NAME})
-    else:
-        output.line(str(path))
+    output.outcome({"path": str(path), "model": model_file.MODEL_NAME}, str(path))
     return ExitCode.OK

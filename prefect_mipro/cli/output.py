@@ -125,6 +125,13 @@ class Output:
         else:
             self._console.print(_text(_printable(text)), soft_wrap=True)
 
+    def outcome(self, value: Mapping[str, Any], text: str) -> None:
+        """The answer as JSON, or the line that says the same."""
+        if self.as_json:
+            self.document(value)
+        else:
+            self.line(text)
+
     def mark(self, verdict: str, text: str, way_out: str = "") -> None:
         """A verdict in front of what it is about, and below what to do."""
         if self._console is None:

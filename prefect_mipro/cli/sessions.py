@@ -13,7 +13,7 @@ from prefect_mipro.cli.output import NOTHING, Column, Output, moment, number
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.operations import LARGEST_PAGE
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import DeletedSession, SessionState, SessionStatus, SessionUrls
+from prefect_mipro.models.sessions import SessionState, SessionStatus
 
 _COLUMNS = (
     Column("session"),
@@ -49,9 +49,12 @@ def run(options: argparse.Namespace) -> ExitCode:
             return imports.run(client, output, options.file)
         if options.action == "delete":
             deleted = client.delete_session(options.session)
-            return _tell_deleted(deleted, output)
+            output.outcome(deleted.model_dump(mode="json"), f"{deleted.session_id} is deleted")
+            return ExitCode.OK
         if options.action == "rotate-url":
-            return _tell_urls(client.rotate_url(options.session), output)
+            urls = client.rotate_url(options.session)
+            output.outcome(urls.model_dump(mode="json"), urls.online_url)
+            return ExitCode.OK
         if options.action == "show":
             status = client.session_status(options.session)
         else:
@@ -62,22 +65,6 @@ def run(options: argparse.Namespace) -> ExitCode:
         show(status, output)
     else:
         output.line(f"{status.session_id} is {status.status}")
-    return ExitCode.OK
-
-
-def _tell_deleted(deleted: DeletedSession, output: Output) -> ExitCode:
-    if output.as_json:
-        output.document(deleted.model_dump(mode="json"))
-    else:
-        output.line(f"{deleted.session_id} is deleted")
-    return ExitCode.OK
-
-
-def _tell_urls(urls: SessionUrls, output: Output) -> ExitCode:
-    if output.as_json:
-        output.document(urls.model_dump(mode="json"))
-    else:
-        output.line(urls.online_url)
     return ExitCode.OK
 
 

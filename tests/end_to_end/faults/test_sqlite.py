@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +16,6 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
-from prefect_mipro.server.store.engine import open_store
 from tests.end_to_end.conftest import messages_of
 from tests.end_to_end.faults.served import Counted, Served, Session, served
 from tests.server.scripted_upstream import ScriptedUpstream
@@ -84,21 +82,9 @@ def upstream() -> Iterator[ScriptedUpstream]:
         yield upstream
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with the newest schema and nothing in it."""
-    file = tmp_path_factory.mktemp("template") / "mipro.db"
-
-    async def make() -> None:
-        await (await open_store(f"sqlite+aiosqlite:///{file}")).close()
-
-    asyncio.run(make())
-    return file
-
-
 @pytest.fixture
-def file(template: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(template, tmp_path / "mipro.db"))
+def file(template_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(template_file, tmp_path / "mipro.db"))
 
 
 @pytest.fixture
@@ -222,11 +208,11 @@ class TestAFileThatIsGone:
         session.goes_on()
 
     def test_is_told_also_when_another_one_is_in_its_place(
-        self, session: Session, file: Path, template: Path
+        self, session: Session, file: Path, template_file: Path
     ) -> None:
         away = file.with_name("away.db")
         file.rename(away)
-        shutil.copy(template, file)
+        shutil.copy(template_file, file)
         require_refused(session.reward("first"), ("deleted, moved or replaced",))
         file.unlink()
         away.rename(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,18 +16,6 @@ from prefect_mipro.server.store.sql import SqlStore
 def database_file(tmp_path: Path) -> Path:
     """Where a database may be made."""
     return tmp_path / "mipro.db"
-
-
-@pytest.fixture(scope="session")
-def template_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with the newest schema and nothing in it, made once."""
-    file = tmp_path_factory.mktemp("template") / "mipro.db"
-
-    async def make() -> None:
-        await (await open_store(f"sqlite+aiosqlite:///{file}")).close()
-
-    asyncio.run(make())
-    return file
 
 
 @pytest.fixture
