@@ -26,7 +26,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,7 @@ class Reply:
     retry_after_seconds: float | None = None
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    keys: Collection[bytes] = ()
 
     async def read(self) -> bytes:
         return b'{"choices": [{"message": {"role": "assistant", "content": "class 1"}}]}'

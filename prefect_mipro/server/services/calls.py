@@ -99,7 +99,7 @@ class Served:
 
         Raises UpstreamUnreachable after a stream that was not over when it ended.
         """
-        events = self._events = Events(usage_hidden=self._usage_hidden)
+        events = self._events = Events(usage_hidden=self._usage_hidden, keys=self._reply.keys)
         async for chunk in self._reply.chunks():
             self.size_bytes += len(chunk)
             whole = events.feed(chunk)

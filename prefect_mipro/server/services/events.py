@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.server.services.completions import Completion, failure_of, parsed
+from prefect_mipro.server.services.tool_calls import ToolCalls
+from prefect_mipro.server.upstream.quoted_keys import without
 
 # What is kept of a stream: of its text so much, and of an event that is under way.
 LONGEST_TEXT = 1_000_000
@@ -25,6 +28,7 @@ _CONTENT = (
 _DATA = b"data:"
 _DONE = b"[DONE]"
 _EMPTY_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_EMPTY_LINE = max(map(len, _EMPTY_LINES))
 # The groups are atomic, or "\r\n" would be two ends of a line.
 _EVENT = re.compile(rb".+?(?:(?>\r\n|\n|\r)(?>\r\n|\n|\r)|\Z)", re.DOTALL)
 
@@ -34,22 +38,23 @@ class Events:
 
     Half an event is kept back until its end is there: a reader can make nothing of it, and would
     stumble over it if the end never came. With `usage_hidden` an event that tells the usage and
-    nothing else is read and not passed on.
+    nothing else is read and not passed on. Of `keys` that an event quotes nobody learns.
 
-    The text is that of all deltas of the first choice. Tool calls stay in the events; a trace needs
-    no more than the text. However long the stream is, what is kept of it is bounded: from an event
-    of more than 4 MB on, it is passed on unread.
+    Text and tool calls are those of all deltas of the first choice. However long the stream is,
+    what is kept of it is bounded: from an event of more than 4 MB on, it is passed on unread.
     """
 
-    def __init__(self, *, usage_hidden: bool = False) -> None:
+    def __init__(self, *, usage_hidden: bool = False, keys: Iterable[bytes] = ()) -> None:
         self.has_content = False
         self._usage_hidden = usage_hidden
-        self._rest = b""
+        self._keys = tuple(keys)
+        self._rest = bytearray()
         self._unread = False
         self._done = False
         self._answered = False
         self._text: list[str] = []
         self._characters = 0
+        self._tool_calls = ToolCalls()
         self._finish_reason: str | None = None
         self._told: JsonObject = {}
         self._failure: Completion | None = None
@@ -57,20 +62,26 @@ class Events:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next piece, cut anywhere. Returns the events that are complete, as they came."""
         if self._unread:
-            return chunk
-        arrived = self._rest + chunk if self._rest else chunk
-        end = _end_of_events(arrived)
-        self._rest = arrived[end:]
-        passed_on = self._read(arrived[:end])
-        if len(self._rest) > LONGEST_EVENT_BYTES:
+            return without(self._keys, chunk)
+        rest = self._rest
+        if not rest and chunk.endswith(_EMPTY_LINES[0]):  # as nearly always
+            return self._read(chunk)
+        # What has waited holds no end, except the beginning of one.
+        searched = max(0, len(rest) - _LONGEST_EMPTY_LINE + 1)
+        rest += chunk
+        end = _end_of_events(rest, searched)
+        passed_on = self._read(bytes(rest[:end]))
+        del rest[:end]
+        if len(rest) > LONGEST_EVENT_BYTES:
             self._unread = True
             return passed_on + self.end()
         return passed_on
 
     def end(self) -> bytes:
         """Take the end of the stream. Returns what had come without an end of its own."""
-        rest, self._rest = self._rest, b""
-        return rest if self._unread else self._read(rest)
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return without(self._keys, rest) if self._unread else self._read(rest)
 
     @property
     def is_complete(self) -> bool:
@@ -82,7 +93,10 @@ class Events:
         """What has come so far, put together."""
         if self._failure is not None:
             return self._failure
-        message = {"role": "assistant", "content": "".join(self._text)}
+        message: JsonObject = {"role": "assistant", "content": "".join(self._text)}
+        if tool_calls := self._tool_calls.whole:
+            # As in an answer that comes whole.
+            message |= {"content": message["content"] or None, "tool_calls": tool_calls}
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
         whole = {**self._told, "choices": [choice]}
         if not self.is_complete:
@@ -92,6 +106,7 @@ class Events:
 
     def _read(self, events: bytes) -> bytes:
         """Read them. Returns those to pass on."""
+        events = without(self._keys, events)
         tells_usage_only = False
         for line in events.splitlines():
             if line.startswith(_DATA):
@@ -126,14 +141,14 @@ class Events:
         if isinstance(text, str) and self._characters < LONGEST_TEXT:
             self._text.append(text)
             self._characters += len(text)
+        if "tool_calls" in delta:
+            self._tool_calls.feed(delta["tool_calls"])
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
 
 
-def _end_of_events(arrived: bytes) -> int:
-    """Where the last event that is complete ends; 0 when none is."""
-    if arrived.endswith(b"\n\n"):
-        return len(arrived)
-    found = [(arrived.rfind(ending), ending) for ending in _EMPTY_LINES]
+def _end_of_events(arrived: bytearray, searched: int) -> int:
+    """Where the last event that is complete ends; 0 when none does behind `searched`."""
+    found = [(arrived.rfind(ending, searched), ending) for ending in _EMPTY_LINES]
     return max(at + len(ending) if at >= 0 else 0 for at, ending in found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -74,12 +74,17 @@ class Reply(Protocol):
         """
         ...
 
+    @property
+    def keys(self) -> Collection[bytes]:
+        """The keys that the request told. Nobody is to learn them from an answer that quotes."""
+        ...
+
     async def read(self) -> bytes:
-        """The whole body."""
+        """The whole body, without the keys."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body in raw pieces as they arrive, cut anywhere.
+        """The body in raw pieces as they arrive, cut anywhere, with the keys if it quotes any.
 
         Server-sent events when the request's body says `"stream": true`.
         """

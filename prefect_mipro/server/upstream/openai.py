@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -254,10 +254,13 @@ class _Call:
             if name.startswith(PASSED_ON) and _can_be_sent(value)
         }
 
+    @property
+    def keys(self) -> Collection[bytes]:
+        return *self._upstream.keys, *keys_in(self._headers)
+
     async def read(self) -> bytes:
         # Into answers, traces and logs: some servers quote the key that they refuse.
-        keys = (*self._upstream.keys, *keys_in(self._headers))
-        return without(keys, await self._read())
+        return without(self.keys, await self._read())
 
     async def _read(self) -> bytes:
         if self._response.content.is_eof():  # it came with the head, as short answers do

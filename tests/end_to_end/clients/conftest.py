@@ -66,6 +66,13 @@ class Place:
         """What the session's status says of its only candidate."""
         return only_candidate(self.session.status())
 
+    def exported(self) -> str:
+        """The session as it is exported, one JSON object a line."""
+        url, _, _ = self.session_url.partition("/api/")
+        path = f"/api/v1/online/sessions/{self.session.session_id}/export"
+        answer = httpx.get(url + path, headers={"authorization": f"Bearer {KEY}"})
+        return answer.raise_for_status().text
+
     def seed_evals(self) -> list[dict[str, Any]]:
         """The session's rewarded rollouts whose example is known."""
         items: list[dict[str, Any]] = self.session.list_seed_evals()["items"]

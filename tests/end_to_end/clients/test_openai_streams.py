@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -73,6 +74,23 @@ def test_the_clients_own_collector_understands_them(client: openai.OpenAI, place
     arguments = [call.function.arguments for call in first.message.tool_calls or ()]
     assert arguments == ['{"place":"Bern"}', "{}"]
     assert second.message.refusal == "."
+
+
+def test_the_trace_holds_the_calls_that_the_clients_own_collector_finds(
+    client: openai.OpenAI, place: Place
+) -> None:
+    streamed(place, WHOLE)
+    request = {name: value for name, value in REQUEST.items() if name != "response_format"}
+    with client.chat.completions.stream(**request) as stream:
+        found = stream.get_final_completion().choices[0].message
+    lines = map(json.loads, place.exported().splitlines())
+    (trace,) = (line for line in lines if line["part"] == "trace")
+    message = trace["response"]["choices"][0]["message"]
+    assert message["content"] == found.content
+    assert [(call["id"], call["function"]) for call in message["tool_calls"]] == [
+        (call.id, {"name": call.function.name, "arguments": call.function.arguments})
+        for call in found.tool_calls or ()
+    ]
 
 
 class TestAtOnce:
@@ -192,6 +210,18 @@ class TestEnds:
         with pytest.raises(openai.APIError, match="too hot"):
             next(stream)
         assert place.candidate()["failed_calls"] == 1
+
+    def test_a_key_that_the_model_quotes_in_mid_stream_stays_secret(
+        self, client: openai.OpenAI, place: Place
+    ) -> None:
+        error = b'data: {"error": {"message": "no such key: sk-of-the-caller", "code": 5}}\n\n'
+        streamed(place, event('{"content":"a"}'), error[:50], error[50:])
+        own = client.with_options(default_headers={"x-provider-key": "sk-of-the-caller"})
+        stream = own.chat.completions.create(**CHAT, stream=True)
+        next(stream)
+        with pytest.raises(openai.APIError, match=r"no such key: \*\*\*"):
+            next(stream)
+        assert "sk-of-the-caller" not in place.exported()
 
     def test_one_without_its_last_line_comes_through(
         self, plain: httpx.Client, place: Place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,7 @@ class Answer:
     retry_after_seconds: float | None = None
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    keys: Collection[bytes] = ()
 
     async def read(self) -> bytes:
         return self.body

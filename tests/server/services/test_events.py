@@ -162,3 +162,41 @@ def test_a_larger_one_passes_unread_and_with_all_that_follows() -> None:
     ]
     assert stream.is_complete
     assert stream.completion.error == ""
+
+
+def test_a_large_event_in_small_pieces_is_read_once() -> None:
+    # To search again what has waited, at each piece, would take minutes.
+    whole = event("x" * (events.LONGEST_EVENT_BYTES - 1_000))
+    stream = Events()
+    pieces = passed_on(stream, *(whole[at : at + 200] for at in range(0, len(whole), 200)))
+    assert b"".join(pieces) == whole
+    assert stream.has_content
+
+
+def test_tool_calls_are_put_together() -> None:
+    call = {"id": "call_1", "type": "function"}
+    begin = {**call, "index": 0, "function": {"name": "weather"}}
+    more = {"index": 0, "function": {"arguments": "{}"}}
+    stream = Events()
+    passed_on(
+        stream,
+        event(delta={"content": None, "tool_calls": [begin]}),
+        event(delta={"tool_calls": [more]}),
+        event(index=1, delta={"tool_calls": [{**begin, "id": "of another choice"}]}),
+        event(delta={}, finish_reason="tool_calls"),
+    )
+    assert stream.completion.response is not None
+    assert stream.completion.response["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{}"}}],
+    }
+
+
+@pytest.mark.parametrize("size", [3, 1_000])
+def test_a_key_that_an_event_quotes_is_taken_out_of_it(size: int) -> None:
+    said = b'data: {"error": {"message": "no such key: Bearer sk-provider"}}\n\n'
+    stream = Events(keys=[b"sk-provider"])
+    pieces = passed_on(stream, *(said[at : at + size] for at in range(0, len(said), size)))
+    assert b"".join(pieces) == said.replace(b"sk-provider", b"***")
+    assert "sk-provider" not in str(stream.completion)
