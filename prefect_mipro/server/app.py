@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from prefect_mipro import __version__
 from prefect_mipro.errors import MiproError
 from prefect_mipro.server.garbage import rarely_collected
+from prefect_mipro.server.request_ids import named
 from prefect_mipro.server.routes import (
     candidates,
     errors,
@@ -65,7 +66,8 @@ The proxy is not in the list below: it takes the chat completions of any OpenAI 
 * `POST {online_url}/{rollout_id}/chat/completions` serves the rollout with its candidate. The
   rollout id may also come as header `x-mipro-rollout-id` or query `cid`; without one the backend
   makes one.
-* Answers carry the headers `x-mipro-candidate-id` and `x-mipro-rollout-id`.
+* Answers carry the headers `x-mipro-candidate-id` and `x-mipro-rollout-id`, and as
+  `x-mipro-request-id` the id under which the log has them.
 * `x-mipro-candidate-id` in a request asks for that candidate outside of learning.
 * `x-correlation-id` (or query `correlation_id`) and `x-mipro-example-id` (or query `example_id`)
   are kept with the rollout.
@@ -138,6 +140,8 @@ class _Server(FastAPI):
     """The API, and before its middleware and routes the proxy: nearly all calls are its."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            send = named(scope, send)
         if Proxy.serves(scope):
             await self._proxy(scope, receive, send)
         else:

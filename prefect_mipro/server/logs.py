@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
-REQUEST_ID_HEADER = "x-request-id"
 LONGEST_REQUEST_ID = 128
 
 _OWN_ATTRIBUTES = frozenset(
@@ -37,12 +36,12 @@ def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
     logging.getLogger("prefect_mipro").setLevel(level.upper())
 
 
-def begin_request(told: str | None) -> str:
+def begin_request(told: str) -> str:
     """The request's id, which all lines that are logged on its behalf carry from now on.
 
-    It is what the caller's `x-request-id` has told where that is short and plain, else a new one.
+    It is what the caller has told where that is short and plain, else a new one.
     """
-    request_id = told or ""
+    request_id = told
     if not (0 < len(request_id) <= LONGEST_REQUEST_ID and _PLAIN.issuperset(request_id)):
         request_id = f"{_process}-{next(_numbers)}"
     _request_id.set(request_id)

@@ -81,8 +81,8 @@ def test_what_a_request_logs_carries_the_callers_request_id() -> None:
     assert "request_id" not in line()
 
 
-@pytest.mark.parametrize("told", [None, "", "x" * 200, "two\nlines", "two words", "größer"])
-def test_a_request_id_that_is_not_short_and_plain_is_replaced(told: str | None) -> None:
+@pytest.mark.parametrize("told", ["", "x" * 200, "two\nlines", "two words", "größer"])
+def test_a_request_id_that_is_not_short_and_plain_is_replaced(told: str) -> None:
     def two_requests() -> set[str]:
         return {begin_request(told) for _ in range(2)}
 

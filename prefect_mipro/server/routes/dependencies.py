@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from prefect_mipro.models.base import ID_CHARACTERS, JsonObject, Record, SessionId
 from prefect_mipro.models.names import is_identifier
-from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.bodies import parse_json, read_body, require_json_type
 from prefect_mipro.server.routes.errors import REFUSALS
 from prefect_mipro.server.services.exports import Exports
@@ -180,7 +179,6 @@ class ApiRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             backend = backend_of(request)
-            begin_request(request.headers.get(REQUEST_ID_HEADER))
             workspace = request.state.workspace = await callers_workspace(request)
             if not self.makes_session:
                 await _check_path(backend.workspaces, request.path_params, workspace)

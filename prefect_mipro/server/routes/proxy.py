@@ -25,7 +25,6 @@ from prefect_mipro.errors import InputInvalid, MiproError, NotFound
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.logs import REQUEST_ID_HEADER, begin_request
 from prefect_mipro.server.routes.bodies import parse_json, read_body
 from prefect_mipro.server.routes.dependencies import (
     Backend,
@@ -54,7 +53,6 @@ _DIGITS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in rang
 _NINETEEN_DIGITS = b"0" * 19
 
 _CANDIDATE = CANDIDATE_HEADER.encode()
-_REQUEST_ID = REQUEST_ID_HEADER.encode()
 _ROLLOUT = ROLLOUT_HEADER.encode()
 
 
@@ -102,7 +100,6 @@ class Proxy:
     ) -> None:
         backend = self._backend()
         given = _Given(scope)
-        begin_request(given.header(_REQUEST_ID))
         metered = backend.telemetry.call(scope["headers"])
         answer = _Answer(send, metered)
         try:
