@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from prefect_mipro.errors import ConfigInvalid, Overloaded
 from prefect_mipro.server.upstream.addresses import AllowedHost, is_public
-from prefect_mipro.server.upstream.interface import Upstream
+from prefect_mipro.server.upstream.interface import Upstream, UpstreamCounts
 from prefect_mipro.server.upstream.openai import CHAT_PATH, OpenAIUpstream
 
 OPTION = "--allowed-inference-hosts"
@@ -50,7 +50,18 @@ class InferenceUrls:
         self._allowed = tuple(allowed)
         self._make = make
         self._upstreams: OrderedDict[str, OpenAIUpstream] = OrderedDict()
+        self._before = UpstreamCounts()
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def allows_any(self) -> bool:
+        """Whether there is any host that may be called."""
+        return bool(self._allowed)
+
+    @property
+    def counts(self) -> UpstreamCounts:
+        """The calls to all URLs so far, those that have made way included."""
+        return sum((upstream.counts for upstream in self._upstreams.values()), self._before)
 
     async def check(self, url: str) -> None:
         """Raise ConfigInvalid unless calls to that URL are allowed and its host has an address."""
@@ -102,7 +113,9 @@ class InferenceUrls:
                 f"{MOST_UPSTREAMS} inference URLs have calls under way; try again later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        closing = asyncio.ensure_future(self._upstreams.pop(idle).close())
+        leaving = self._upstreams.pop(idle)
+        self._before += leaving.counts
+        closing = asyncio.ensure_future(leaving.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

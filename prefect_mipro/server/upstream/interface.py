@@ -36,6 +36,15 @@ class UpstreamCounts:
         """Calls that the provider is busy with."""
         return self.calls - self.waiting
 
+    def __add__(self, other: UpstreamCounts) -> UpstreamCounts:
+        return UpstreamCounts(
+            calls=self.calls + other.calls,
+            waiting=self.waiting + other.waiting,
+            refused=self.refused + other.refused,
+            fallbacks=self.fallbacks + other.fallbacks,
+            repeats=self.repeats + other.repeats,
+        )
+
 
 @runtime_checkable
 class Counted(Protocol):

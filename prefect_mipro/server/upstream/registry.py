@@ -16,6 +16,8 @@ from prefect_mipro.server.upstream.openai import OpenAIUpstream
 EMBEDDED = "embedded"
 # The program calls its model itself: it leases prompts and posts its traces.
 NONE = "none"
+# The name under which calls to the URLs of session configs are counted.
+INFERENCE_URLS = "inference_url"
 
 
 class Upstreams:
@@ -88,8 +90,9 @@ class Upstreams:
         return provider in self._caller_keyed
 
     def counts(self) -> Mapping[str, UpstreamCounts]:
-        """The calls to each provider so far."""
-        return {
+        """The calls to each provider so far, and to all inference URLs together."""
+        inference = {INFERENCE_URLS: self._inference.counts} if self._inference.allows_any else {}
+        return inference | {
             name: upstream.counts
             for name, upstream in self._table.items()
             if isinstance(upstream, Counted)

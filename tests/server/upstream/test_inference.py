@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,11 +14,12 @@ from aiohttp.abc import AbstractResolver
 from prefect_mipro.errors import ConfigInvalid, Overloaded, UpstreamUnreachable
 from prefect_mipro.server.upstream.addresses import AllowedHost, is_public
 from prefect_mipro.server.upstream.inference import MOST_UPSTREAMS, InferenceUrls
+from prefect_mipro.server.upstream.interface import UpstreamCounts
 from prefect_mipro.server.upstream.openai import OpenAIUpstream
 from prefect_mipro.server.upstream.patience import BackOff
-from prefect_mipro.server.upstream.registry import Upstreams
-from tests.server.scripted_upstream import ScriptedUpstream
-from tests.server.upstream.calls import BODY
+from prefect_mipro.server.upstream.registry import INFERENCE_URLS, Upstreams
+from tests.server.scripted_upstream import ScriptedUpstream, answers
+from tests.server.upstream.calls import AT_ONCE, BODY
 
 PUBLIC = "93.184.215.14"
 
@@ -195,6 +197,27 @@ async def test_the_upstream_that_was_idle_longest_makes_way(urls: InferenceUrls)
     urls.at("http://127.0.0.1:1/another")
     assert urls.at("http://127.0.0.1:1/0") is first
     assert urls.at("http://127.0.0.1:1/1") is not second
+
+
+async def test_calls_to_all_urls_are_counted_together_also_of_those_that_made_way() -> None:
+    with ScriptedUpstream() as server:
+        urls = InferenceUrls(
+            [AllowedHost.parse("127.0.0.1")], lambda url, _: OpenAIUpstream(url, back_off=AT_ONCE)
+        )
+        upstreams = Upstreams({"openai": OpenAIUpstream(server.url)}, inference=urls)
+        for place in ("first", "second"):
+            server.script.append(answers(503))
+            async with urls.at(f"{server.url}/{place}").chat(BODY):
+                assert upstreams.counts()[INFERENCE_URLS].calls == 1
+        for number in range(MOST_UPSTREAMS):
+            urls.at(f"http://127.0.0.1:1/{number}")
+        assert upstreams.counts()[INFERENCE_URLS] == UpstreamCounts(repeats=Counter({"5xx": 2}))
+        await upstreams.close()
+
+
+def test_where_no_url_is_allowed_none_is_counted() -> None:
+    upstreams = Upstreams({"openai": OpenAIUpstream("https://api.openai.com/v1")})
+    assert upstreams.counts().keys() == {"openai"}
 
 
 async def test_busy_upstreams_do_not_make_way(urls: InferenceUrls) -> None:
