@@ -27,11 +27,11 @@ class TraceArguments(TypedDict, total=False):
     """
 
     messages: Required[Sequence[ChatMessage]]
-    latency_seconds: Required[float]
     output: str | None
     response: JsonObject | None
     error: str | None
     usage: Mapping[str, Any] | None
+    latency_seconds: float | None
     first_byte_seconds: float | None
     model: str | None
     trace_id: str | None

@@ -244,8 +244,8 @@ class MiproOnlineSession:
     def _post_trace(self, rollout_id: str, **trace: Unpack[TraceArguments]) -> Steps[TraceReceipt]:
         """Tell of a call that a leased rollout made itself: it counts as one through the proxy.
 
-        It takes `messages` and `latency_seconds`, the answer as `output`, `response` or `error`,
-        and where they are known `usage`, `first_byte_seconds`, `model`, `trace_id` and
+        It takes `messages`, the answer as `output`, `response` or `error`, and where they are known
+        `usage`, `latency_seconds`, `first_byte_seconds`, `model`, `trace_id` and
         `unapplied_reason`: see `TraceArguments`.
         """
         request = record_of(TraceRequest, **trace)

@@ -14,7 +14,8 @@ class Statistics(Record):
     """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1].
 
     `missing` counts the rollouts that were given up and have no reward still, `first_byte_calls`
-    the calls that `first_byte_seconds_sum` is the sum of.
+    the calls that `first_byte_seconds_sum` is the sum of, and `untimed_calls` those that
+    `latency_seconds_sum` leaves out, because nobody knows how long they took.
     """
 
     rollouts: int = 0
@@ -28,6 +29,7 @@ class Statistics(Record):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_seconds_sum: float = 0.0
+    untimed_calls: int = 0
     first_byte_seconds_sum: float = 0.0
     first_byte_calls: int = 0
     cost_usd_sum: float = 0.0

@@ -304,7 +304,7 @@ class TraceRequest(Record):
     output: str | None = None
     error: str | None = None
     usage: TraceUsage | None = None
-    latency_seconds: Seconds
+    latency_seconds: Seconds | None = None
     first_byte_seconds: Seconds | None = None
     model: Word | None = None
     trace_id: TraceId | None = None
@@ -320,7 +320,8 @@ class TraceRequest(Record):
 
     @model_validator(mode="after")
     def _first_byte_is_in_time(self) -> Self:
-        if self.first_byte_seconds is not None and self.first_byte_seconds > self.latency_seconds:
+        whole, first = self.latency_seconds, self.first_byte_seconds
+        if whole is not None and first is not None and first > whole:
             raise _fault("first_byte_seconds is longer than latency_seconds")
         return self
 

@@ -37,13 +37,14 @@ class Rollout(Record):
 
 
 class Trace(Record):
-    """Request and response of one proxied call.
+    """Request and response of one call, proxied or made elsewhere.
 
     `messages` are those sent upstream, after the candidate was put in. `input` is the text of the
     last user message and `output` the text of the answer; both are empty when there is none.
     `unapplied_reason` is empty when the candidate's prompt took the baseline's place, else the
     reason why it could not. `model` is the one that the answer names. `first_byte_seconds` is the
-    time to the first token of a stream, else to the first byte.
+    time to the first token of a stream, else to the first byte. `latency_seconds` is `None` where
+    a program that called its model itself does not know it.
     """
 
     trace_id: str
@@ -57,7 +58,7 @@ class Trace(Record):
     unapplied_reason: str = ""
     status: int
     error: str = ""
-    latency_seconds: float
+    latency_seconds: float | None
     first_byte_seconds: float | None = None
     usage: Usage = Usage()
     cost_usd: float | None = None

@@ -151,12 +151,13 @@ def _sensors(trace: Trace, *, estimated: bool) -> list[JsonObject]:
     why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else none
     error = {"error": trace.error} if trace.error else none
     sensors = [
-        _sensor("latency", _TIMING, trace.latency_seconds, "seconds", none),
         _sensor("prompt_tokens", _RESOURCE, usage.prompt_tokens, "tokens", counted),
         _sensor("completion_tokens", _RESOURCE, usage.completion_tokens, "tokens", counted),
         _sensor("prompt_applied", _CONTEXT_APPLY, not why, None, why),
         _sensor("status", _TRACE, trace.status, None, error),
     ]
+    if trace.latency_seconds is not None:
+        sensors.insert(0, _sensor("latency", _TIMING, trace.latency_seconds, "seconds", none))
     if trace.first_byte_seconds is not None:
         waited = trace.first_byte_seconds
         sensors.append(_sensor("time_to_first_token", _TIMING, waited, "seconds", none))

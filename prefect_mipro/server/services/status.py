@@ -293,7 +293,7 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
         cost_usd=counted.cost_usd_sum if facts.config.has_prices else None,
-        latency_seconds=_mean(counted.latency_seconds_sum, counted.calls),
+        latency_seconds=_mean(counted.latency_seconds_sum, counted.calls - counted.untimed_calls),
         first_byte_seconds=_mean(counted.first_byte_seconds_sum, counted.first_byte_calls),
         instruction=instruction.text,
         demonstrations=shown,

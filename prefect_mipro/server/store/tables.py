@@ -142,6 +142,7 @@ candidates = Table(
     late_total("first_byte_seconds_sum"),
     late_counter("first_byte_calls"),
     late_total("cost_usd_sum"),
+    late_counter("untimed_calls"),
     UniqueConstraint("session_id", "number"),
 )
 
@@ -297,7 +298,7 @@ traces = Table(
     Column("unapplied_reason", Words, nullable=False),
     Column("status", BigInteger, nullable=False),
     Column("error", Words, nullable=False),
-    Column("latency_seconds", Double, nullable=False),
+    Column("latency_seconds", Double),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("created_at", UtcTime, nullable=False),

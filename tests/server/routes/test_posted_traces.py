@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,6 +62,11 @@ def status(caller: Caller, session: Json) -> Json:
     return answer
 
 
+def exported(caller: Caller, session: Json) -> list[Json]:
+    answer = caller.http.get(f"{SESSIONS}/{session['session_id']}/export")
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
 def baseline(caller: Caller, session: Json) -> Json:
     """The baseline in the status map."""
     told = status(caller, session)
@@ -96,6 +102,18 @@ class TestCounting:
             theirs[name] for name in counts + tokens
         ]
         assert ours["latency_seconds"] == 0.5
+
+    def test_a_latency_that_nobody_knows_is_no_latency(self, caller: Caller) -> None:
+        session = caller.session()
+        lease(caller, session, "r1")
+        assert post(caller, session, latency_seconds=None).status_code == 201
+        assert baseline(caller, session)["latency_seconds"] is None
+        (frame,) = status(caller, session)["sensor_frames"]
+        assert "timing" not in frame["sensor_kinds"]
+        post(caller, session, latency_seconds=0.5)
+        assert baseline(caller, session)["latency_seconds"] == 0.5
+        traces = [line for line in exported(caller, session) if line["part"] == "trace"]
+        assert [trace["latency_seconds"] for trace in traces] == [None, 0.5]
 
     def test_its_sensors_are_those_of_a_call(self, caller: Caller, session: Json) -> None:
         post(caller, session, trace_id="sensed")
@@ -260,7 +278,6 @@ class TestRefusals:
             ({"messages": [{"role": 1, "content": "x"}]}, "message 0 has no role"),
             ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "say their type"),
             ({"messages": "x"}, "messages is 'x'"),
-            ({"latency_seconds": None}, "latency_seconds is missing"),
             ({"latency_seconds": -0.1}, "latency_seconds is -0.1"),
             ({"latency_seconds": 1e9}, "latency_seconds is 1000000000.0"),
             ({"first_byte_seconds": 0.6}, "first_byte_seconds is longer than latency_seconds"),

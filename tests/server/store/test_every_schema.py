@@ -36,6 +36,10 @@ OBSTACLES = {
         "ALTER TABLE mipro_sessions ADD COLUMN digest_key TEXT",
         "ALTER TABLE mipro_sessions DROP COLUMN digest_key",
     ),
+    "0007": (
+        "ALTER TABLE mipro_candidates ADD COLUMN untimed_calls BIGINT",
+        "ALTER TABLE mipro_candidates DROP COLUMN untimed_calls",
+    ),
 }
 
 
@@ -98,7 +102,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     await (await open_store(url)).close()
 
 
-@pytest.mark.parametrize("revision", ["0002", "0006"])
+@pytest.mark.parametrize("revision", ["0002", "0006", "0007"])
 async def test_a_migration_that_fails_leaves_a_postgresql_as_it_was(
     old_file: Path, empty_postgres_url: str, revision: str
 ) -> None:

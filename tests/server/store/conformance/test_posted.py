@@ -40,6 +40,17 @@ async def test_it_is_counted_and_kept_as_a_proxied_call_is(store: Store) -> None
     assert (example.trace_id, example.output) == ("trace_1", "That.")
 
 
+async def test_a_latency_that_nobody_knows_stays_unknown(store: Store) -> None:
+    await create(store)
+    await pin(store, rollout())
+    unknown = trace("trace_2", latency_seconds=None)
+    for posted in (trace("trace_1"), unknown):
+        assert await post(store, posted) == posted
+    assert await post(store, unknown) == unknown
+    counted = (await store.candidate(BASELINE)).statistics
+    assert (counted.calls, counted.untimed_calls, counted.latency_seconds_sum) == (2, 1, 0.25)
+
+
 async def test_the_same_again_changes_nothing_and_is_answered_as_it_was(store: Store) -> None:
     await create(store)
     await pin(store, rollout())

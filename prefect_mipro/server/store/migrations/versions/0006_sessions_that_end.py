@@ -8,9 +8,12 @@ what they ensured is ensured by the counters, which are found and added to in th
 from __future__ import annotations
 
 import secrets
+from functools import partial
 
 import sqlalchemy as sa
 from alembic import op
+
+from prefect_mipro.server.store.migrations.definitions import rewrite_definition
 
 revision = "0006"
 down_revision = "0005"
@@ -30,7 +33,8 @@ def upgrade() -> None:
         for table, reference in REFERENCES.items():
             op.drop_constraint(reference, table, type_="foreignkey")
     else:
-        _drop_references_of_sqlite()
+        for table, reference in REFERENCES.items():
+            rewrite_definition(table, partial(_without, reference))
 
 
 def _make_keys() -> None:
@@ -44,19 +48,6 @@ def _make_keys() -> None:
         )
 
 
-def _drop_references_of_sqlite() -> None:
-    """By the procedure that SQLite describes for changes that concern no stored row.
-
-    The usual one copies the whole table: https://www.sqlite.org/lang_altertable.html, section 7.
-    """
-    connection = op.get_bind()
-    version = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
-    connection.exec_driver_sql("PRAGMA writable_schema = ON")
-    for table, reference in REFERENCES.items():
-        found = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
-        definition = connection.exec_driver_sql(found, (table,)).scalar_one()
-        lines = [line for line in definition.split("\n") if f"CONSTRAINT {reference} " not in line]
-        changed = "UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = ?"
-        connection.exec_driver_sql(changed, ("\n".join(lines), table))
-    connection.exec_driver_sql(f"PRAGMA schema_version = {version + 1}")
-    connection.exec_driver_sql("PRAGMA writable_schema = OFF")
+def _without(reference: str, definition: str) -> str:
+    lines = definition.split("\n")
+    return "\n".join(line for line in lines if f"CONSTRAINT {reference} " not in line)
