@@ -8,7 +8,6 @@ requests and their intents are in `data/everyday_intents.jsonl`.
 
 import argparse
 import json
-import logging
 import os
 import re
 import sys
@@ -107,8 +106,6 @@ BASELINE: str = read_toml(CONFIG)["prompt_learning"]["initial_prompt"]["messages
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the flow once, on a Prefect server of its own where none is configured."""
     options = _parser().parse_args(arguments)
-    # One line for each rollout would bury those that tell how it goes.
-    logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)
     with temporary_server_settings():
         summary = optimize_everyday_intents(
             session_id=options.session_id,

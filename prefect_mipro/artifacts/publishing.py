@@ -11,6 +11,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_UI_URL
 
 from prefect_mipro.artifacts import reports
 from prefect_mipro.models.sessions import SessionStatus
@@ -21,7 +22,8 @@ class SessionArtifacts:
     """The artifacts that one run publishes for its session.
 
     Keys carry the session: the same key again is a new version, so the page of a key is its
-    history over all runs. Progress belongs to a run and is updated in place.
+    history over all runs. Progress belongs to a run and is updated in place. `champion_url` is the
+    page of the champion published last, where there are pages.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -29,6 +31,7 @@ class SessionArtifacts:
         self.leaderboard_key = reports.artifact_key(session_id, "leaderboard")
         self.champion_key = reports.artifact_key(session_id, "champion")
         self.sensors_key = reports.artifact_key(session_id, "sensors")
+        self.champion_url: str | None = None
         self._progress_id: UUID | None = None
 
     @property
@@ -54,13 +57,24 @@ class SessionArtifacts:
         create_table_artifact(
             reports.leaderboard(status), key=self.leaderboard_key, description=headline
         )
-        create_markdown_artifact(
+        champion = create_markdown_artifact(
             reports.champion_page(status, evaluations=evaluations),
             key=self.champion_key,
             description=headline,
         )
+        self.champion_url = page_url(champion) if isinstance(champion, UUID) else None
         create_table_artifact(
             reports.sensor_frames(status),
             key=self.sensors_key,
             description=f"The {len(status.sensor_frames)} newest sensor frames of the session.",
         )
+
+
+def page_url(artifact_id: UUID) -> str | None:
+    """The artifact's page; none where the run has a temporary server, whose pages end with it."""
+    base = PREFECT_UI_URL.value()
+    if not base:
+        return None
+    # Prefect Cloud has no second generation of pages beside the first.
+    generation = "" if "/account/" in base else "/v2"
+    return f"{base.rstrip('/')}{generation}/artifacts/artifact/{artifact_id}"

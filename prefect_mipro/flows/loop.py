@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,7 @@ from prefect_mipro.tasks import (
     run_rollout,
     run_rollouts,
 )
-from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.logs import quiet_rollouts, run_logger
 from prefect_mipro.tasks.ownership import first_rollout
 from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import Example, OnError
@@ -48,6 +49,8 @@ from prefect_mipro.tasks.repeats import over_a_restart
 SHORTEST_PAUSE_SECONDS = 1.0
 PUBLICATIONS = 4
 BROKEN_AFTER_ROLLOUTS = 8
+# Prefect's runner kills a cancelled run after 30 seconds.
+LONGEST_FAREWELL_SECONDS = 15.0
 
 
 class Loop:
@@ -77,6 +80,8 @@ class Loop:
         self._asynchronous = is_coroutine_function(program)
         self._log = run_logger()
         self._first = status()
+        self._done: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+        self._running = 0
         self._shown_rollouts = 0
         self._shown_at = time.monotonic()
 
@@ -161,47 +166,69 @@ class Loop:
         self.artifacts.publish(status, evaluations=evaluations)
         self.artifacts.show_progress(status, done=len(self.results), planned=len(self.results) or 1)
         tell_changes(self._first, status)
+        if self.artifacts.champion_url:
+            self._log.info("The champion and its evidence: %s", self.artifacts.champion_url)
         return status
 
     def _run(self, jobs: Iterator[RolloutJob]) -> None:
         """Keep the budget's number of tasks running until the jobs or the session end."""
-        done: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-        running, goes_on = 0, True
-        look: Future[bool] | None = None
         # Aside, because nothing new would start while Prefect and the backend are asked.
-        with ThreadPoolExecutor(1, thread_name_prefix="mipro-look") as aside:
-            while True:
-                pause_seconds = None
-                while goes_on and running < self._budget.tasks:
-                    if pause_seconds := self._pace.away():
-                        break
-                    batch = list(islice(jobs, self._budget.rollouts_per_task))
-                    if not batch:
-                        goes_on = False
-                        break
-                    self._pace.take()
-                    self._submit(batch).add_done_callback(done.put)
-                    running += 1
-                if not running and not pause_seconds:
+        with (
+            quiet_rollouts(flow_run.get_id()),
+            ThreadPoolExecutor(1, thread_name_prefix="mipro-look") as aside,
+        ):
+            try:
+                self._keep_running(jobs, aside)
+            except BaseException:
+                self._see_off()
+                raise
+
+    def _keep_running(self, jobs: Iterator[RolloutJob], aside: ThreadPoolExecutor) -> None:
+        goes_on = True
+        look: Future[bool] | None = None
+        while True:
+            pause_seconds = None
+            while goes_on and self._running < self._budget.tasks:
+                if pause_seconds := self._pace.away():
                     break
-                try:
-                    ended = done.get(timeout=pause_seconds).result()
-                except Empty:
-                    continue
-                running -= 1
-                before = len(self.results)
-                self.results += ended if isinstance(ended, list) else [ended]
-                if any(r.outcome is RolloutOutcome.FAILED for r in self.results[before:]):
-                    # While the backend is away, all others would fail as well.
-                    self._reach()
-                self._refuse_a_broken_program()
-                if look and look.done():
-                    goes_on, look = goes_on and look.result(), None
-                stepped = len(self.results) // self._budget.step > before // self._budget.step
-                if stepped and look is None:
-                    look = aside.submit(copy_context().run, self._look)
-            if look:
-                look.result()
+                batch = list(islice(jobs, self._budget.rollouts_per_task))
+                if not batch:
+                    goes_on = False
+                    break
+                self._pace.take()
+                self._submit(batch).add_done_callback(self._done.put)
+                self._running += 1
+            if not self._running and not pause_seconds:
+                break
+            try:
+                future = self._done.get(timeout=pause_seconds)
+            except Empty:
+                continue
+            self._running -= 1
+            ended = future.result()
+            before = len(self.results)
+            self.results += ended if isinstance(ended, list) else [ended]
+            if any(r.outcome is RolloutOutcome.FAILED for r in self.results[before:]):
+                # While the backend is away, all others would fail as well.
+                self._reach()
+            self._refuse_a_broken_program()
+            if look and look.done():
+                goes_on, look = goes_on and look.result(), None
+            stepped = len(self.results) // self._budget.step > before // self._budget.step
+            if stepped and look is None:
+                look = aside.submit(copy_context().run, self._look)
+        if look:
+            look.result()
+
+    def _see_off(self) -> None:
+        """Let the tasks under way end: their rewards would be lost with a backend of the run's."""
+        if self._running:
+            self._log.info("Waiting for %d tasks under way", self._running)
+        end = time.monotonic() + LONGEST_FAREWELL_SECONDS
+        with suppress(Empty):
+            while self._running:
+                self._done.get(timeout=max(0.0, end - time.monotonic()))
+                self._running -= 1
 
     def _look(self) -> bool:
         """Show how the session stands; whether it goes on."""

@@ -1,12 +1,17 @@
-"""Where tasks write their log lines."""
+"""Where tasks write their log lines, and which of Prefect's own lines a run does without."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
+
+ROLLOUT_TASKS = frozenset({"run-rollout", "run-rollouts"})
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
@@ -15,3 +20,30 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
         return get_run_logger()
     except MissingContextError:
         return get_logger("prefect_mipro")
+
+
+@contextmanager
+def quiet_rollouts(flow_run_id: UUID | str | None) -> Iterator[None]:
+    """Leave out that a rollout's task has completed: hundreds of such lines bury all others.
+
+    What fails is told, and so is what a program itself logs. At the level DEBUG nothing is left
+    out.
+    """
+    logger = get_logger("task_runs")
+
+    def tells(record: logging.LogRecord) -> bool:
+        return (
+            record.levelno != logging.INFO
+            or getattr(record, "task_name", None) not in ROLLOUT_TASKS
+            or getattr(record, "flow_run_id", None) != str(flow_run_id)
+            or not record.getMessage().startswith("Finished in state ")
+        )
+
+    if logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    logger.addFilter(tells)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells)
