@@ -28,6 +28,7 @@ from prefect_mipro.errors import InputInvalid
 from prefect_mipro.flows import some_session, temporary_server_settings
 from prefect_mipro.models.summaries import RolloutResult
 from prefect_mipro.tasks import Judgement, report_rewards, rollout_step
+from prefect_mipro.tasks.logs import run_logger
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "everyday_intents.toml"
@@ -103,8 +104,9 @@ def report_labels(
 
     Args:
         database: The SQLite file with the labels.
-        corrections: A CSV file with the columns `message_id` and `intent`; without one, only the
-            table `corrections`. It may grow from day to day: what was reported stays so.
+        corrections: A CSV file with the columns `message_id` and `intent`; without one, or before
+            it is there, only the table `corrections`. It may grow from day to day: what was
+            reported stays so.
         session: As for `label_messages`.
         session_id: As for `label_messages`.
         credentials: As for `label_messages`.
@@ -150,6 +152,10 @@ def write_labels(database: Path, answers: Sequence[RolloutResult]) -> None:
 @task
 def load_corrections(database: Path, path: Path) -> None:
     """Take over corrections of messages that have a label; the first of a message counts."""
+    if not path.exists():
+        log = run_logger()
+        log.warning("Nobody has corrected anything yet: there is no file %s", path.absolute())
+        return
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if not {*COLUMNS} <= {*(reader.fieldnames or ())}:

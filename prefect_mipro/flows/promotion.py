@@ -19,7 +19,7 @@ from pydantic import Field
 
 from prefect_mipro.artifacts.reports import artifact_key
 from prefect_mipro.blocks import MiproCredentials, PromptChampion, load
-from prefect_mipro.errors import CandidateNotFound, InputInvalid, MiproError
+from prefect_mipro.errors import CandidateNotFound, InputInvalid, MiproError, SessionNotFound
 from prefect_mipro.events import Cause, SessionEvent, tell
 from prefect_mipro.flows import promotion_page as page
 from prefect_mipro.flows.approval import Wait, answered, ask
@@ -61,6 +61,7 @@ def promote_champion(
     """Put the session's best prompt to use, if there is a better one than that in use.
 
     The first run stores the prompt that the session began with, so that programs have one to load.
+    A run that comes before the session's first one changes nothing and says so.
 
     Args:
         session: The name of a saved `MiproSessionConfig` block, or the session's handle.
@@ -78,7 +79,9 @@ def promote_champion(
     """
     name = champion or champion_name(session)
     with reached(session, backend_url=backend_url) as handle:
-        status = session_status(handle)
+        status = status_if_any(handle) if candidate_id is None else session_status(handle)
+        if status is None:
+            return _without_session(name, handle)
         present = champion_in_use(handle, status, name)
         answer = answered() if policy is Policy.APPROVAL else None
         chosen = (
@@ -138,7 +141,13 @@ def roll_back_champion(
         backend_url: The backend, where neither block nor environment names one.
     """
     name = champion or champion_name(session)
-    target = load(PromptChampion, name).roll_back(candidate_id).version
+    present = saved_champion(name)
+    if present is None:
+        raise InputInvalid(
+            f"no PromptChampion block is saved as {name!r}; promote_champion makes the first, and "
+            "`champion` names another one"
+        )
+    target = present.roll_back(candidate_id).version
     summary = _put_to_use(name, target, Cause.ROLL_BACK, PromotionOutcome.ROLLED_BACK)
     try:
         with reached(session, backend_url=backend_url) as handle:
@@ -176,6 +185,15 @@ def reached(session: str | SessionHandle, *, backend_url: str | None) -> Iterato
             backend_url=url or load(MiproCredentials, plan.credentials or "").backend_url,
             credentials=plan.credentials,
         )
+
+
+@task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
+def status_if_any(session: SessionHandle) -> SessionStatus | None:
+    """How the session stands; `None` before anybody has opened it."""
+    try:
+        return session_status.fn(session)
+    except SessionNotFound:
+        return None
 
 
 @task(name="champion-in-use", task_run_name="champion {name}", **REPEATABLE)
@@ -278,6 +296,20 @@ def _put_to_use(
         champion=name,
     )
     return _summary(name, version, outcome, previous=previous, artifact_key=key)
+
+
+def _without_session(name: str, session: SessionHandle) -> PromotionSummary:
+    reason = (
+        f"there is no session {session.session_id} at {session.backend_url} yet: the first run "
+        "that opens it makes it, and the next promotion looks again"
+    )
+    run_logger().warning("Nothing to promote: %s", reason)
+    return PromotionSummary(
+        session_id=session.session_id,
+        champion=name,
+        outcome=PromotionOutcome.NO_SESSION,
+        reason=reason,
+    )
 
 
 def _declined(

@@ -177,24 +177,28 @@ class ChampionVersion(Record):
 class PromotionOutcome(StrEnum):
     """What came of a look at the champion.
 
-    Another prompt is in use, the one in use stays, a person did not want the other one, or an
-    earlier one is in use again.
+    Another prompt is in use, the one in use stays, a person did not want the other one, an earlier
+    one is in use again, or there is no session yet to take one from.
     """
 
     PROMOTED = "promoted"
     UNCHANGED = "unchanged"
     DECLINED = "declined"
     ROLLED_BACK = "rolled back"
+    NO_SESSION = "no session"
 
 
 class PromotionSummary(Record):
-    """What a promotion flow did. `champion` is the name of the block that programs load."""
+    """What a promotion flow did. `champion` is the name of the block that programs load.
+
+    Without a session there is neither candidate nor number, and `reason` says so.
+    """
 
     session_id: str
     champion: str
     outcome: PromotionOutcome
-    candidate_id: str
-    number: int
+    candidate_id: str | None = None
+    number: int | None = None
     previous_candidate_id: str | None = None
     reason: str = ""
     artifact_key: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -146,6 +147,23 @@ def test_a_file_of_corrections_without_its_columns_is_named(tmp_path: Path) -> N
     path.write_text("id,label\n1,music\n")
     with pytest.raises(InputInvalid, match=r"has the columns id, label; corrections have message"):
         load_corrections.fn(tmp_path / "messages.db", path)
+
+
+def test_an_evening_before_anybody_has_corrected_anything_reports_nothing(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.label(3)
+    assert not pipeline.corrections.exists()
+    assert set(pipeline.report().values()) == {0}
+
+
+def test_a_file_of_corrections_that_is_not_there_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_corrections.fn(tmp_path / "messages.db", tmp_path / "corrections.csv")
+    (record,) = caplog.records
+    assert f"there is no file {tmp_path / 'corrections.csv'}" in record.getMessage()
 
 
 def test_the_intents_are_those_of_the_data() -> None:

@@ -18,13 +18,14 @@ from prefect.flow_runs import resume_flow_run
 
 from prefect_mipro.blocks import PromptChampion, load
 from prefect_mipro.embedded import EmbeddedBackend
-from prefect_mipro.errors import CandidateNotFound, InputInvalid
+from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionNotFound
 from prefect_mipro.flows.promotion import (
     Policy,
     champion_name,
     choice,
     promote_champion,
     roll_back_champion,
+    saved_champion,
 )
 from prefect_mipro.flows.promotion_page import question
 from prefect_mipro.models.champions import PromotionOutcome
@@ -159,6 +160,37 @@ def test_without_an_answer_the_run_fails_and_nothing_changes(rivals: Rivals) -> 
         promote_champion(session, candidate_id=better, timeout_seconds=1)
     in_use = load(PromptChampion, champion_name(session))
     assert (in_use.candidate_id, in_use.declined) == (baseline, ())
+
+
+@served
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_session_that_nobody_has_opened_yet_is_no_failure(
+    backend: EmbeddedBackend, policy: Policy
+) -> None:
+    session = SessionHandle(session_id=new_id("unopened"), backend_url=backend.url)
+    summary = promote_champion(session, policy=policy)
+    assert (summary.outcome, summary.candidate_id) == (PromotionOutcome.NO_SESSION, None)
+    assert summary.reason == (
+        f"there is no session {session.session_id} at {backend.url} yet: the first run that opens "
+        "it makes it, and the next promotion looks again"
+    )
+    assert saved_champion(champion_name(session)) is None
+
+
+@served
+@pytest.mark.timeout(400)
+def test_a_candidate_that_is_named_must_be_of_a_session(backend: EmbeddedBackend) -> None:
+    session = SessionHandle(session_id=new_id("unopened"), backend_url=backend.url)
+    with pytest.raises(SessionNotFound, match=session.session_id):
+        promote_champion(session, candidate_id="cand_one")
+
+
+@served
+@pytest.mark.timeout(400)
+def test_what_was_never_promoted_cannot_be_rolled_back() -> None:
+    with pytest.raises(InputInvalid, match=r"'nobodys'; promote_champion makes the first"):
+        roll_back_champion("nobodys")
 
 
 @contextmanager
