@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     with temporary_server_settings():
         summary = optimize_everyday_intents(
-            session_id=options.session_id,
+            session_id=options.session_id or f"everyday-intents-{datetime.now(UTC):%Y%m%d-%H%M%S}",
             rollouts=options.rollouts,
             held_out=options.held_out,
             max_workers=options.workers,
@@ -158,23 +158,28 @@ def report(summary: OptimizationSummary, *, api_url: str | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Optimize the prompt of a small model that names the intent of a request.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rollouts", type=int, default=400, help="how many rollouts to run")
     parser.add_argument(
-        "--held-out", type=int, default=210, help="how many requests to compare prompts on"
+        "--rollouts", type=int, default=400, help="how many rollouts to run (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=4, help="how many rollouts at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the requests")
     parser.add_argument(
-        "--session-id",
-        default=f"everyday-intents-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-        help="the session to start or to go on with; by default a new one",
+        "--held-out",
+        type=int,
+        default=210,
+        help="how many requests to compare prompts on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=4, help="how many rollouts at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the order of the requests (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--session-id", help="the session to start or to go on with (default: a new one)"
     )
     parser.add_argument(
         "--backend-url",
-        default=os.environ.get("MIPRO_BACKEND_URL"),
-        help="a running backend; without one, an embedded one is started",
+        help="a running backend; environment: MIPRO_BACKEND_URL (default: an embedded one)",
     )
     return parser
 

@@ -17,6 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     if rest and not options.passed_on:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command is None or getattr(options, "action", "") is None:
+        options.parser.print_help(sys.stderr)
+        return ExitCode.USAGE
     try:
         code = _run(options, rest)
         sys.stdout.flush()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect_mipro import __version__
-from prefect_mipro.cli.exits import PROGRAM
+from prefect_mipro.cli.exits import PROGRAM, ExitCode
 
 DEFAULT_BACKEND_URL = "http://127.0.0.1:8765"
 # That of the keys in the server's settings.
@@ -150,8 +150,9 @@ def parser() -> argparse.ArgumentParser:
         description="Online prompt optimization with MIPRO, on Prefect.",
         epilog=_OVERVIEW,
     )
+    root.set_defaults(parser=root, passed_on=False)
     root.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = root.add_subparsers(dest="command", metavar="command [options]", required=True)
+    commands = root.add_subparsers(dest="command", metavar="command [options]")
     # Their options belong to the server's settings and to the flow, which also write their help.
     for name, text in (
         ("serve", "run the backend server (serve --help)"),
@@ -178,14 +179,14 @@ def parser() -> argparse.ArgumentParser:
     _add_json(doctor)
     _add_keys(_command(commands, "keys", "let callers in, and keep them out again", _KEYS))
     model = _command(commands, "model", "the embedded model: a small one that needs no key", _MODEL)
-    actions = model.add_subparsers(dest="action", metavar="action [options]", required=True)
+    actions = model.add_subparsers(dest="action", metavar="action [options]")
     _add_json(_command(actions, "install", "fetch the model's file, once"))
     _add_json(_command(actions, "path", "print where the file is"))
     return root
 
 
 def _add_sessions(sessions: _Parser) -> None:
-    actions = sessions.add_subparsers(dest="action", metavar="action [options]", required=True)
+    actions = sessions.add_subparsers(dest="action", metavar="action [options]")
     listed = _command(actions, "list", "the sessions, newest first", _LIST)
     listed.add_argument("--state", choices=STATES, help="only those in this state")
     listed.add_argument(
@@ -225,7 +226,7 @@ def _add_sessions(sessions: _Parser) -> None:
 
 
 def _add_keys(keys: _Parser) -> None:
-    actions = keys.add_subparsers(dest="action", metavar="action [options]", required=True)
+    actions = keys.add_subparsers(dest="action", metavar="action [options]")
     created = _command(actions, "create", "make a key, and print it this once")
     created.add_argument("name", metavar="NAME", help="whose it is, or what it is for")
     created.add_argument(
@@ -242,7 +243,7 @@ def _add_keys(keys: _Parser) -> None:
 
 
 def _add_db(database: _Parser) -> None:
-    actions = database.add_subparsers(dest="action", metavar="action [options]", required=True)
+    actions = database.add_subparsers(dest="action", metavar="action [options]")
     _add_database(_command(actions, "upgrade", "make its schema that of this release"))
     backup = _command(actions, "backup", "copy it into a file, while a server runs or not")
     backup.add_argument("target", metavar="TARGET", help="the file to write; it must not be there")
@@ -311,10 +312,9 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return count
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -322,6 +322,13 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was not understood, without a usage of many lines above it."""
+        self.exit(
+            ExitCode.USAGE,
+            f"{self.prog}: {message}\n{PROGRAM}: {self.prog} --help shows what there is\n",
+        )
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -314,7 +314,7 @@ def backend_root(backend_url: str) -> str:
     reachable = url.scheme in ("http", "https") and url.host and (url.port or 1) < 2**16
     if not reachable or url.query or url.fragment:
         raise InputInvalid(
-            f"backend_url is {text!r}; give the backend's root, such as http://localhost:8000"
+            f"backend_url is {text!r}; give the backend's root, such as http://127.0.0.1:8765"
         )
     path = url.path.rstrip("/").removesuffix("/v1").rstrip("/").removesuffix("/api").rstrip("/")
     return str(url.copy_with(path=path))

@@ -44,14 +44,36 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "model" in out
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["model"], ["model", "path", "--deep"]])
-def test_words_that_are_no_command_exit_with_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "prefect-mipro: argument command [options]: invalid choice: 'fly'"),
+        (["model", "path", "--deep"], "prefect-mipro model path: unrecognized arguments: --deep"),
+        (["sessions", "show"], "prefect-mipro sessions show: the following arguments are required"),
+        (["sessions", "list", "--limit", "x"], "argument --limit: 'x' is not a number from 1 on"),
+        (["sessions", "list", "--limit", "0"], "argument --limit: '0' is not a number from 1 on"),
+    ],
+)
+def test_words_that_are_no_command_exit_with_2_and_lead_to_the_help(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: prefect-mipro")
+    (what, way_out) = capsys.readouterr().err.splitlines()
+    assert said in what
+    assert way_out.endswith(" --help shows what there is")
+
+
+@pytest.mark.parametrize("arguments", [[], ["sessions"], ["model"], ["keys"], ["db"]])
+def test_a_command_that_is_not_finished_shows_how_to_go_on(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: " + " ".join(["prefect-mipro", *arguments]))
+    assert "positional arguments:" in captured.err
 
 
 def test_serve_has_the_servers_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,10 +89,22 @@ def test_all_is_told_as_json_too(keys: Keys) -> None:
     assert "key" not in revoked
 
 
-def test_an_empty_list_says_how_to_fill_it(keys: Keys) -> None:
+def test_an_empty_list_says_how_to_fill_it(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["db", "upgrade"])
+    capsys.readouterr()
     result = keys("list")
     assert (result.code, result.out) == (ExitCode.OK, "")
     assert "prefect-mipro keys create NAME" in result.err
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "ci"]])
+def test_a_database_that_is_not_there_is_named_and_not_made(
+    keys: Keys, database: Path, arguments: list[str]
+) -> None:
+    asked = keys(*arguments)
+    assert asked.code == ExitCode.FAILED
+    assert f"there is no database {database}" in asked.err
+    assert not database.exists()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +115,11 @@ def test_an_empty_list_says_how_to_fill_it(keys: Keys) -> None:
         (["create", "x", "--workspace", "../y"], ExitCode.USAGE, "the workspace is '../y'"),
         (["revoke", "nobody"], ExitCode.NOT_FOUND, "no key has the name 'nobody'"),
         (["list", "--database-url", "mysql://host/name"], ExitCode.FAILED, "unknown driver"),
-        (["list", "--database-url", "sqlite:////none/such.db"], ExitCode.FAILED, "is missing"),
+        (
+            ["create", "x", "--database-url", "sqlite:////none/such.db"],
+            ExitCode.FAILED,
+            "is missing",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_way_out(
