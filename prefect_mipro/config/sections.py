@@ -48,7 +48,10 @@ class TraceContent(StrEnum):
 
     def strictness(self) -> int:
         """Of two, the one with the larger number keeps less."""
-        return [*TraceContent].index(self)
+        return _STRICTNESS[self]
+
+
+_STRICTNESS = {content: number for number, content in enumerate(TraceContent)}
 
 
 def _seed_list(value: Any) -> Any:

@@ -49,12 +49,12 @@ class Knowledge:
 
     async def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
         """The candidate's instruction and demonstrations."""
-        wanted = (
-            (LeverName.INSTRUCTION, candidate.instruction_version),
-            (LeverName.DEMONSTRATIONS, candidate.demonstrations_version),
-        )
         known = self._levers.get(candidate.candidate_id, dict)
         if not known:
+            wanted = (
+                (LeverName.INSTRUCTION, candidate.instruction_version),
+                (LeverName.DEMONSTRATIONS, candidate.demonstrations_version),
+            )
             for version in await self._store.levers(candidate.session_id):
                 if (version.lever, version.version) in wanted:
                     known[version.lever] = version
