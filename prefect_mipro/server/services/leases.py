@@ -37,6 +37,7 @@ from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.recording import Recorder, lever_versions
+from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -166,9 +167,17 @@ class Leases:
         rollout = await self._rollouts.find(session_id, rollout_id)
         session = await self._store.session(session_id)
         candidate = await self._store.candidate(rollout.candidate_id)
-        trace = self._trace(session, rollout, posted, request_key)
+        response = _response(posted)
+        usage = _told_usage(posted, response)
+        # As of a proxied call whose answer does not tell it.
+        estimated = usage == Usage() and response is not None and posted.usage is None
+        if estimated:
+            usage = likely_usage(posted.messages, answer_text(response))
+        trace = self._trace(session, rollout, posted, response, usage, request_key)
         config = self._knowledge.config(session)
-        duplicate = await self._recorder.post(trace, session, config, candidate=candidate)
+        duplicate = await self._recorder.post(
+            trace, session, config, candidate=candidate, estimated=estimated
+        )
         return TraceReceipt(
             status="accepted",
             session_id=session_id,
@@ -215,12 +224,14 @@ class Leases:
         )
 
     def _trace(
-        self, session: Session, rollout: Rollout, posted: TraceRequest, request_key: str | None
+        self,
+        session: Session,
+        rollout: Rollout,
+        posted: TraceRequest,
+        response: JsonObject | None,
+        usage: Usage,
+        request_key: str | None,
     ) -> Trace:
-        response = posted.response
-        if response is None and posted.output is not None:
-            response = _completion_of(posted.output, whole=not posted.error)
-        told = Usage(**dict(posted.usage)) if posted.usage else Completion(response).usage
         named = (response or {}).get("model")
         model = posted.model or (named if isinstance(named, str) else None)
         return Trace(
@@ -237,8 +248,8 @@ class Leases:
             error=_said(posted.error or ""),
             latency_seconds=posted.latency_seconds,
             first_byte_seconds=posted.first_byte_seconds,
-            usage=told,
-            cost_usd=self._knowledge.config(session).call_cost_usd(model, told),
+            usage=usage,
+            cost_usd=self._knowledge.config(session).call_cost_usd(model, usage),
             model=model,
             created_at=self._clock(),
         )
@@ -301,6 +312,16 @@ def _filled(prompt: InitialPrompt | None, texts: Mapping[str, str], leased: _Lea
         demonstrations=leased.demonstrations.demonstrations,
         example_id=leased.example_id,
     )
+
+
+def _response(posted: TraceRequest) -> JsonObject | None:
+    if posted.response is None and posted.output is not None:
+        return _completion_of(posted.output, whole=not posted.error)
+    return posted.response
+
+
+def _told_usage(posted: TraceRequest, response: JsonObject | None) -> Usage:
+    return Usage(**dict(posted.usage)) if posted.usage else Completion(response).usage
 
 
 def _completion_of(output: str, *, whole: bool) -> JsonObject:

@@ -105,14 +105,20 @@ class Recorder:
         return trace
 
     async def post(
-        self, trace: Trace, session: Session, config: MiproConfig, *, candidate: Candidate
+        self,
+        trace: Trace,
+        session: Session,
+        config: MiproConfig,
+        *,
+        candidate: Candidate,
+        estimated: bool,
     ) -> bool:
         """Write the trace of a call made elsewhere, once; whether its id was there already.
 
         Raises Conflict where it stands for another trace.
         """
         kept = self._redaction.trace(trace, session, config)
-        stored = await self._store.post_trace(self._call(kept, candidate))
+        stored = await self._store.post_trace(self._call(kept, candidate, estimated=estimated))
         if _content(stored) != _content(kept):
             raise Conflict(
                 f"the trace id {trace.trace_id!r} stands for another trace already, which was not "
@@ -120,7 +126,7 @@ class Recorder:
             )
         return stored is not kept
 
-    def _call(self, trace: Trace, candidate: Candidate, *, estimated: bool = False) -> CallRecord:
+    def _call(self, trace: Trace, candidate: Candidate, *, estimated: bool) -> CallRecord:
         return CallRecord(
             trace,
             frame_id=f"frame_{trace.trace_id.removeprefix('trace_')}",

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.server.routes.conftest import CONFIG, LARGEST_BODY, SESSIONS, Caller
-from tests.server.scripted_upstream import COMPLETION
+from tests.server.scripted_upstream import COMPLETION, answers
 
 OLDER = "/api/prompt-learning/online/mipro/sessions"
 Json = dict[str, Any]
@@ -114,6 +114,39 @@ class TestCounting:
         assert baseline(caller, session)["latency_seconds"] == 0.5
         traces = [line for line in exported(caller, session) if line["part"] == "trace"]
         assert [trace["latency_seconds"] for trace in traces] == [None, 0.5]
+
+    def test_tokens_that_nobody_told_are_estimated_as_they_are_of_a_proxied_call(
+        self, caller: Caller
+    ) -> None:
+        proxied, posted = caller.session(), caller.session()
+        untold = {"choices": [{"message": {"role": "assistant", "content": "card_arrival"}}]}
+        caller.upstream.script.append(answers(200, json.dumps(untold).encode()))
+        caller.chat(proxied, "r1")
+        lease(caller, posted, "r1")
+        post(caller, posted, messages=MESSAGES, output="card_arrival", usage=None)
+        tokens = [
+            (told["prompt_tokens"], told["completion_tokens"])
+            for told in (baseline(caller, proxied), baseline(caller, posted))
+        ]
+        assert tokens[0] == tokens[1]
+        assert min(tokens[1]) > 0
+        (trace,) = (line for line in exported(caller, posted) if line["part"] == "trace")
+        sensors = {sensor["name"]: sensor for sensor in trace["frame"]["sensors"]}
+        assert sensors["completion_tokens"]["metadata"] == {"estimated": True}
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"usage": {"prompt_tokens": 0, "completion_tokens": 0}},
+            {"usage": None, "output": None, "error": "it did not answer"},
+        ],
+    )
+    def test_a_call_that_used_none_is_not_estimated(
+        self, caller: Caller, session: Json, told: Json
+    ) -> None:
+        post(caller, session, **told)
+        report = baseline(caller, session)
+        assert (report["prompt_tokens"], report["completion_tokens"]) == (0, 0)
 
     def test_its_sensors_are_those_of_a_call(self, caller: Caller, session: Json) -> None:
         post(caller, session, trace_id="sensed")
