@@ -22,10 +22,12 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
-from prefect_mipro.errors import BackendFailed
+from prefect_mipro.errors import BackendFailed, Conflict, MiproError
 
 LARGEST_LOG_BYTES = 5_000_000
 TAIL_LINES = 20
+# What the server says when it finds its SQLite file in use.
+TAKEN = "another server has the database"
 
 _running: dict[str, EmbeddedBackend] = {}
 
@@ -51,7 +53,8 @@ class EmbeddedBackend:
 
     `environment` adds to the child's environment, for example `MIPRO_SERVER_UPSTREAM_URL`. The key
     is `MIPRO_API_KEY` where that is set, so that processes started by this one can send it too;
-    else it is made at random. A start that fails raises BackendFailed with the end of the log.
+    else it is made at random. A start that fails raises BackendFailed with the end of the log, or
+    Conflict while another process has the database.
     """
 
     def __init__(
@@ -196,8 +199,15 @@ class EmbeddedBackend:
                 time.sleep(0.05)
         raise self._failure("did not become healthy in time")
 
-    def _failure(self, what: str) -> BackendFailed:
+    def _failure(self, what: str) -> MiproError:
         tail = self._log_tail()
+        if TAKEN in tail:
+            (folder,) = _sqlite_folder(self.database_url)
+            return Conflict(
+                f"another run or server has the database in {folder} open, and SQLite serves one; "
+                "wait until it ends, or start a backend for both (prefect-mipro serve) and set "
+                "MIPRO_BACKEND_URL"
+            )
         hint = (
             '; install its parts with: pip install "prefect-mipro[embedded]"'
             if "ModuleNotFoundError" in tail

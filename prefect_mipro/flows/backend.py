@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.errors import Conflict
 from prefect_mipro.tasks.connections import configured_backend_url
 from prefect_mipro.tasks.logs import run_logger
+
+LONGEST_WAIT_SECONDS = 1_800.0
+LOOK_AGAIN_SECONDS = 5.0
 
 
 @contextmanager
@@ -17,16 +22,42 @@ def some_backend(
     """The URL for `create_session`; `None` where a credentials block says it.
 
     Else the one given, else `MIPRO_BACKEND_URL`, else that of an embedded backend, which ends with
-    the context.
+    the context. Runs that come at once take turns with it.
     """
     url = backend_url or configured_backend_url()
     if credentials or url:
         yield None if credentials else url
         return
-    with EmbeddedBackend() as backend:
+    backend = in_turn()
+    try:
         run_logger().info(
             "Started the embedded backend; its log is %s. Name a credentials block or set "
             "MIPRO_BACKEND_URL to use another",
             backend.log_path,
         )
         yield backend.url
+    finally:
+        backend.stop()
+
+
+def in_turn(
+    *,
+    longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
+    look_again_seconds: float = LOOK_AGAIN_SECONDS,
+) -> EmbeddedBackend:
+    """An embedded backend that runs, as soon as no other run has its sessions."""
+    end = time.monotonic() + longest_wait_seconds
+    told = False
+    while True:
+        backend = EmbeddedBackend()
+        try:
+            backend.start()
+        except Conflict as error:
+            if time.monotonic() >= end:
+                raise
+            if not told:
+                run_logger().warning("Waiting: %s", error)
+            told = True
+        else:
+            return backend
+        time.sleep(look_again_seconds)
