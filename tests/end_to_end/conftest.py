@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,30 +14,30 @@ from typing import Any, Self
 import httpx
 import pytest
 
+from tests.end_to_end.forked_server import forked
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
 
 KEY = "key-for-tests-0123456789"
 
 
 class BackendProcess:
-    """`python -m prefect_mipro.server` on a free port; its first line of stdout is its URL."""
+    """A server on a free port; its first line of stdout is its URL."""
 
     def __init__(self, *options: str, **environment: str) -> None:
-        self._options = options
-        self._environment = environment
+        self._options = ("--port", "0", *options)
+        self._environment = {**os.environ, **environment}
         self.url = ""
 
     def __enter__(self) -> Self:
-        self._log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "prefect_mipro.server", "--port", "0", *self._options],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, **self._environment},
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
+        self._log = tempfile.NamedTemporaryFile("r")
+        reader, writer = Pipe(duplex=False)
+        with reader, writer:
+            self._process = forked(
+                self._options, self._environment, stdout=writer, stderr=self._log.name
+            )
+            writer.close()
+            self._stdout = os.fdopen(os.dup(reader.fileno()))
+        self.url = self._stdout.readline().strip()
         try:
             assert httpx.get(f"{self.url}/health", timeout=30).status_code == 200
         except httpx.HTTPError as error:
@@ -55,8 +54,8 @@ class BackendProcess:
 
     def kill(self) -> None:
         """End it as a crash would."""
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.join()
 
     def __exit__(
         self,
@@ -64,10 +63,10 @@ class BackendProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=20)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._process.terminate()
+        self._process.join(20)
+        self._process.close()
+        self._stdout.close()
         self._log.close()
 
 

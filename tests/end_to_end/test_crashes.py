@@ -8,11 +8,11 @@ import pytest
 
 from tests.end_to_end.crashes import Crashes
 
-KILLS = 30
+KILLS = 15
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_lost_or_counted_twice_by_thirty_kills(tmp_path: Path) -> None:
+def test_nothing_is_lost_or_counted_twice_by_fifteen_kills(tmp_path: Path) -> None:
     crashes = Crashes(tmp_path, seed=0)
     with crashes.upstream():
         for number in range(KILLS):
