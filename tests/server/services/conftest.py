@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -151,8 +152,9 @@ def config_of(**mipro: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
-    store = await open_store(f"sqlite+aiosqlite:///{tmp_path}/mipro.db")
+async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]:
+    file = shutil.copyfile(template_file, tmp_path / "mipro.db")
+    store = await open_store(f"sqlite+aiosqlite:///{file}")
     model = Model()
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     counter = itertools.count(1)
