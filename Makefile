@@ -11,6 +11,8 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet
 # Waits of a slow network, in seconds.
 export UV_HTTP_TIMEOUT ?= 180
+# Bytecode is kept whatever the environment says: without, each process of the tests compiles anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Of each package the locked version, and no other file than those whose hashes are in the lock. uv asks the
 # public index; where only pip is told of another one, pip takes minutes for what takes uv seconds.
@@ -41,7 +43,7 @@ serve: $(VENV)/.embedded  ## Run the optimization server by itself
 
 test: lint  ## Check style, types and import rules, then run the tests
 	$(BIN)/prefect-mipro model install
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST)
 
 lint: $(VENV)/.dev  ## Check style, types and import rules
 	$(BIN)/ruff check .

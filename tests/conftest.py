@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,40 @@ import pytest
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
+
+# One authority, which signs nothing, for the machine's hundred and more: each HTTP client and each
+# process reads all it trusts, which takes longer than most tests. Prefect does at its import.
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+
+# Garbage is looked for less often: there are a million objects of libraries to look through.
+gc.set_threshold(10_000, 20, 20)
+
+# The files that take longest begin first, so that no worker waits for another at the end.
+LONGEST = (
+    "tests/plugin/test_flow.py",
+    "tests/docs/test_pages.py",
+    "tests/server/test_main.py",
+    "tests/plugin/test_deployments.py",
+    "tests/plugin/test_runners.py",
+    "tests/plugin/test_embedded.py",
+    "tests/plugin/test_reference_flow.py",
+    "tests/server/upstream/test_embedded.py",
+    "tests/end_to_end/test_flow_crashes.py",
+    "tests/plugin/test_nightly_flow.py",
+    "tests/plugin/test_promotion_flow.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
