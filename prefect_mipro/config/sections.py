@@ -165,10 +165,10 @@ class SelectionSettings(Section):
 
     strategy: Strategy = Strategy.MIPRO
     temperature: float = Field(default=0.5, gt=0.0)
-    leader_share: float = Field(default=0.8, ge=0.0, le=1.0)
-    uniform_share: float = Field(default=0.02, ge=0.0, le=1.0)
+    leader_share: float = Field(default=0.95, ge=0.0, le=1.0)
+    uniform_share: float = Field(default=0.01, ge=0.0, le=1.0)
     explore_share: float = Field(default=1.0, ge=0.0, le=1.0)
-    new_lever_share: float = Field(default=0.25, gt=0.0, le=1.0)
+    new_lever_share: float = Field(default=0.4, gt=0.0, le=1.0)
     new_lever_rewards: int = Field(default=5, ge=0)
     caution: float | None = Field(default=None, ge=0.0, le=1.0)
     candidate_id: str | None = None

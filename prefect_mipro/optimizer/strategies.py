@@ -60,6 +60,9 @@ def mipro(situation: Situation, rng: np.random.Generator) -> Vector:
     p is the probability of having the highest draw. The leader serves with probability beta, else
     one draws again until another leads: beta p_k + (1 - beta) p_k sum_{j != k} p_j / (1 - p_j)
     (Russo, "Simple Bayesian algorithms for best-arm identification", Operations Research 2020).
+    Its one half for beta finds the best candidate soonest; rollouts are somebody's traffic here, so
+    that the settings' default is near one: against 0.8 it saves some 10 of 98 mean rewards of
+    regret over 2,000 rollouts, and the candidate found is as good.
     """
     if situation.total_rewards < COLD_REWARDS:
         return _limited(_cold_start(situation), situation)
@@ -152,9 +155,10 @@ def _limited(p: Vector, situation: Situation) -> Vector:
 def _limit_new(p: Vector, situation: Situation) -> Vector:
     """Cap the share of each new lever version; what is over goes to those of known levers.
 
-    A candidate of levers that have served elsewhere is no risk, however new it is itself. A quarter
-    until 5 rewards costs nothing measurable; a tenth until 10 costs 18 +- 5 of some 96 mean rewards
-    over 2,000 rollouts where large lifts are to be had, and nothing where they are small.
+    A candidate of levers that have served elsewhere is no risk, however new it is itself. Where
+    large lifts are to be had, four tenths until 5 rewards cost nothing measurable over 2,000
+    rollouts, a quarter costs some 4, and a tenth until 10 costs 18 +- 5, of some 85 mean rewards;
+    where lifts are small none of them does.
     """
     limit = situation.settings.new_lever_share
     levers = np.array([arm.levers for arm in situation.arms])
