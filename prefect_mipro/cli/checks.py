@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LOWEST_PYTHON = (3, 11)
 LOWEST_PREFECT = (3, 8, 1)
 FIRST_UNKNOWN_PREFECT = (4,)
+FIRST_PREFECT_WITH_NEW_SQLALCHEMY = (3, 9, 1)
 PREFECT = "prefect>=3.8.1,<4"
 MODEL_TIMEOUT_SECONDS = 120.0
 LONGEST_ANSWER_TOKENS = 8
@@ -99,7 +100,19 @@ def of_prefect() -> Iterator[Check]:
         yield Check("Prefect", Verdict.BROKEN, found, f"pip install '{PREFECT}'")
         return
     yield Check("Prefect", Verdict.OK, found)
+    yield from of_schedules(found, version("sqlalchemy"))
     yield from _prefect_api()
+
+
+def of_schedules(prefect: str, sqlalchemy: str) -> Iterator[Check]:
+    """A server of Prefect's that plans no run, if this environment's is one: see its log."""
+    if _release(prefect) < FIRST_PREFECT_WITH_NEW_SQLALCHEMY and _release(sqlalchemy) >= (2, 1):
+        yield Check(
+            "schedules",
+            Verdict.NOTE,
+            f"Prefect's server {prefect} plans no scheduled run with SQLAlchemy {sqlalchemy}",
+            "where it runs: pip install 'prefect>=3.9.1', or 'sqlalchemy<2.1'",
+        )
 
 
 def _prefect_api() -> Iterator[Check]:

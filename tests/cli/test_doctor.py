@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_mipro.cli.checks import LOWEST_PYTHON, PREFECT, of_python
+from prefect_mipro.cli.checks import LOWEST_PYTHON, PREFECT, Verdict, of_python, of_schedules
 from prefect_mipro.cli.exits import ExitCode
 from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
@@ -155,3 +155,13 @@ def test_an_old_python_is_broken() -> None:
 def test_its_bounds_are_those_of_the_package() -> None:
     assert PREFECT.replace(">=3.8.1,<4", "<4,>=3.8.1") in (requires("prefect-mipro") or [])
     assert LOWEST_PYTHON == (3, 11)
+
+
+@pytest.mark.parametrize(
+    ("prefect", "sqlalchemy", "notes"),
+    [("3.8.8", "2.1.9", 1), ("3.8.8", "2.0.58", 0), ("3.9.1", "2.1.9", 0)],
+)
+def test_a_server_that_plans_no_run_is_named(prefect: str, sqlalchemy: str, notes: int) -> None:
+    found = list(of_schedules(prefect, sqlalchemy))
+    assert [check.verdict for check in found] == [Verdict.NOTE] * notes
+    assert all("'sqlalchemy<2.1'" in check.way_out for check in found)
