@@ -287,6 +287,8 @@ class _Call:
                 with wait.until(min(silent_until, self._deadline)):
                     chunk = await content.readany()
             except aiohttp.ClientError as error:
+                if arrived := _arrived(content):
+                    yield arrived
                 raise upstream.failure(error, answering=True) from None
             except TimeoutError:
                 raise self._too_slow(_SILENCE) from None
@@ -368,6 +370,12 @@ _TOO_SLOW = {
     _SILENCE: "fell silent in the middle of its answer for",
     _TOTAL: "took longer to answer than",
 }
+
+
+def _arrived(content: aiohttp.StreamReader) -> bytes:
+    """What came before the connection failed, which aiohttp keeps from readers once it knows."""
+    content.set_exception(None)  # type: ignore[arg-type]
+    return content.read_nowait()
 
 
 def _asked_wait_seconds(response: aiohttp.ClientResponse) -> float | None:

@@ -16,11 +16,13 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import Overloaded, UpstreamFailed, UpstreamTimedOut, UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
+from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.limits import Limits
 from prefect_mipro.server.upstream.patience import BackOff, Timeouts
 from tests.server.scripted_upstream import (
     COMPLETION,
     DONE,
+    Connection,
     ScriptedUpstream,
     answers,
     break_off,
@@ -205,6 +207,26 @@ async def test_an_answer_that_breaks_off_is_unreachable(server: ScriptedUpstream
     async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
         with pytest.raises(UpstreamUnreachable, match="broke off"):
             await reply.read()
+
+
+async def test_what_had_come_when_it_broke_off_is_read_first(server: ScriptedUpstream) -> None:
+    def break_off_and_say_so(connection: Connection) -> None:
+        break_off(connection)
+        server.gone.set()
+
+    pieces = []
+
+    async def read_on(reply: Reply) -> None:
+        async for piece in reply.chunks():
+            pieces.append(piece)
+
+    server.script.append(break_off_and_say_so)
+    async with upstream_at(server.url) as upstream, upstream.chat(BODY) as reply:
+        assert await asyncio.to_thread(server.gone.wait, 10)
+        await read(upstream)  # its answer comes after the end of the first
+        with pytest.raises(UpstreamUnreachable, match="broke off"):
+            await read_on(reply)
+    assert b"".join(pieces) == b'{"id": "chatcm'
 
 
 async def test_a_server_that_speaks_no_http_fails(server: ScriptedUpstream) -> None:
