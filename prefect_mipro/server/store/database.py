@@ -73,14 +73,18 @@ class PostgresDatabase:
     shared: ClassVar[bool] = True
 
     def __init__(self, engine: AsyncEngine, *, name: str) -> None:
+        from asyncpg import InterfaceError, PostgresError  # which servers with a file do without
+
         self._engine = engine
         self._name = name
+        # SQLAlchemy 2.0 does not wrap what the driver raises while it connects.
+        self._unwrapped = (InterfaceError, PostgresError)
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.write(work, *args, **kwargs)
 
     async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with translated(self._name):
+        with translated(self._name, *self._unwrapped):
             for _ in range(MOST_DEADLOCKS):
                 try:
                     return await self._run(work, *args, **kwargs)
@@ -107,11 +111,21 @@ def _is_deadlock(error: DBAPIError) -> bool:
 
 
 @contextmanager
-def translated(name: str) -> Iterator[None]:
-    """Turn what a database or its driver raises into errors of ours."""
+def translated(name: str, *unwrapped: type[Exception]) -> Iterator[None]:
+    """Turn what a database or its driver raises into errors of ours.
+
+    `unwrapped` are those of a driver's own that SQLAlchemy lets through.
+    """
+    known: tuple[type[Exception], ...] = (
+        SQLAlchemyError,
+        sqlite3.Error,
+        OSError,
+        OverflowError,
+        UnicodeError,
+    )
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
+    except known + unwrapped as error:
         raise _translation(error, name) from error
 
 
