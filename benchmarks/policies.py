@@ -353,6 +353,10 @@ class Ours:
 POLICIES: Mapping[str, Callable[[np.random.Generator, int], Policy]] = {
     "ours": Ours,
     "ours, cautious": partial(Ours, scales=Scales(caution=0.02)),
+    "ours, exploring more": partial(
+        Ours,
+        settings=SelectionSettings(leader_share=0.8, uniform_share=0.02, new_lever_share=0.25),
+    ),
     "uniform": Tally,
     "UCB1": Ucb1,
     "Beta Thompson": BetaThompson,

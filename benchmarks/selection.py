@@ -137,7 +137,7 @@ def table(results: Results, surface: Scenario, policies: Sequence[str]) -> Itera
     marks = " / ".join(map(str, MARKS))
     seeds = len(results.values(surface, policies[0], "lift"))
     yield f"{surface}, {seeds} seeds, at {marks} rollouts"
-    yield f"{'':16}  {'simple regret, points':32}  {'cumulative regret':34}  lift, points"
+    yield f"{'':20}  {'simple regret, points':32}  {'cumulative regret':34}  lift, points"
     for policy in policies:
         columns = [
             _cells(results.values(surface, policy, measure) * unit)
@@ -147,7 +147,7 @@ def table(results: Results, surface: Scenario, policies: Sequence[str]) -> Itera
                 ("lift", 100.0),
             )
         ]
-        yield f"{policy:16}  {columns[0]:32}  {columns[1]:34}  {columns[2]}"
+        yield f"{policy:20}  {columns[0]:32}  {columns[1]:34}  {columns[2]}"
 
 
 def run(

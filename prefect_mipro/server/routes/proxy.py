@@ -250,6 +250,7 @@ class _Answer:
         await self._start(served, (b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.body", "body": body})
         self._metered.finished()
+        await _leave_the_machine()
 
     async def stream(self, served: Served) -> None:
         """Each piece as it comes. A failure on the way becomes the last event."""
@@ -264,6 +265,7 @@ class _Answer:
             raise
         await self._end()
         self._metered.finished()
+        await _leave_the_machine()
 
     async def _send_piece(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -284,6 +286,12 @@ class _Answer:
         await self._send(
             {"type": "http.response.start", "status": served.status, "headers": headers}
         )
+
+
+async def _leave_the_machine() -> None:
+    """Let the loop write what was sent, before anything else is done for the call: it does so when
+    it turns."""
+    await asyncio.sleep(0)
 
 
 class _WhileConnected:
