@@ -14,8 +14,8 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from tests.end_to_end.forked_server import forked
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
+from tests.forked_server import forked
 
 KEY = "key-for-tests-0123456789"
 

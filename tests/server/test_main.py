@@ -9,11 +9,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import Pipe
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -21,6 +26,7 @@ import pytest
 from prefect_mipro.models.keys import Key
 from prefect_mipro.server.services.keys import digest_of, new_key
 from prefect_mipro.server.store.engine import open_store
+from tests.forked_server import forked
 from tests.server.scripted_upstream import DONE, ScriptedUpstream, event
 
 WAIT_SECONDS = 30
@@ -49,8 +55,51 @@ def process(folder: Path, *options: str, **environment: str) -> Iterator[subproc
             pipe.close()
 
 
-def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
+@dataclass(frozen=True)
+class Fork:
+    """The same after its imports: see `tests/forked_server.py`."""
+
+    process: BaseProcess
+    stdout: IO[str]
+    stderr: IO[str]
+
+    def terminate(self) -> None:
+        """Tell it to stop."""
+        self.process.terminate()
+
+
+@contextmanager
+def fork(folder: Path, *options: str, **environment: str) -> Iterator[Fork]:
+    """As `process`, for what a server does once it runs."""
+    database = ("--database-url", f"sqlite:///{folder}/mipro.db")
+    reader, writer = Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile("r") as stderr, reader:
+        with writer:
+            child = forked(
+                ["--port", "0", *database, *options],
+                {**_without_settings(), **environment},
+                stdout=writer,
+                stderr=stderr.name,
+            )
+        with open(os.dup(reader.fileno())) as stdout:
+            try:
+                yield Fork(child, stdout, stderr)
+            finally:
+                child.kill()
+                child.join()
+                child.close()
+
+
+def refused_fork(folder: Path, *options: str) -> tuple[int, list[str]]:
     """Exit code and lines of standard error of a server that does not start."""
+    with fork(folder, *options) as child:
+        code, out, err = ended(child)
+    assert out == ""
+    return code, err.splitlines()
+
+
+def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """The same of the command itself."""
     result = subprocess.run(
         [*COMMAND, *options],
         cwd=folder,
@@ -64,13 +113,17 @@ def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
     return result.returncode, result.stderr.splitlines()
 
 
-def first_line(child: subprocess.Popen[str]) -> str:
+def first_line(child: subprocess.Popen[str] | Fork) -> str:
     assert child.stdout is not None
     return child.stdout.readline().strip()
 
 
-def ended(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(child: subprocess.Popen[str] | Fork) -> tuple[int, str, str]:
     """Exit code and the rest of both outputs, once it has ended by itself."""
+    if isinstance(child, Fork):
+        child.process.join(WAIT_SECONDS)
+        assert child.process.exitcode is not None
+        return child.process.exitcode, child.stdout.read(), child.stderr.read()
     out, err = child.communicate(timeout=WAIT_SECONDS)
     return child.returncode, out, err
 
@@ -102,7 +155,7 @@ def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> No
 def test_a_call_under_way_is_finished_before_it_stops(tmp_path: Path) -> None:
     with (
         ScriptedUpstream() as upstream,
-        process(tmp_path, "--upstream-url", upstream.url) as child,
+        fork(tmp_path, "--upstream-url", upstream.url) as child,
     ):
         url = first_line(child)
         httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
@@ -138,7 +191,7 @@ def test_while_it_finishes_a_call_it_takes_no_more_and_what_it_took_is_on_disk(
 ) -> None:
     with (
         ScriptedUpstream() as upstream,
-        process(tmp_path, "--upstream-url", upstream.url) as child,
+        fork(tmp_path, "--upstream-url", upstream.url) as child,
         httpx.Client(timeout=WAIT_SECONDS) as http,
     ):
         url = first_line(child)
@@ -176,7 +229,7 @@ def test_a_call_that_takes_too_long_is_ended_and_said_to_be(tmp_path: Path) -> N
     options = ("--longest-stop-seconds", "1")
     with (
         ScriptedUpstream() as upstream,
-        process(tmp_path, "--upstream-url", upstream.url, *options) as child,
+        fork(tmp_path, "--upstream-url", upstream.url, *options) as child,
     ):
         url = first_line(child)
         httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
@@ -246,7 +299,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path) -> None:
-    code, lines = refused(tmp_path, "--host", "192.0.2.1", "--api-keys", "k", "--port", "0")
+    code, lines = refused_fork(tmp_path, "--host", "192.0.2.1", "--api-keys", "k", "--port", "0")
     assert code == 1
     assert len(lines) == 1
     assert "192.0.2.1" in lines[0]
@@ -257,16 +310,16 @@ def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path) -> None
     "database_url", ["sqlite:///missing/folder/mipro.db", "mysql://host/name", "not a url"]
 )
 def test_a_database_that_cannot_be_is_one_clear_line(tmp_path: Path, database_url: str) -> None:
-    code, lines = refused(tmp_path, "--port", "0", "--database-url", database_url)
+    code, lines = refused_fork(tmp_path, "--port", "0", "--database-url", database_url)
     assert code == 1
     assert len(lines) == 1
     assert "database" in lines[0]
 
 
 def test_a_database_in_use_is_one_clear_line(tmp_path: Path) -> None:
-    with process(tmp_path) as child:
+    with fork(tmp_path) as child:
         first_line(child)
-        code, lines = refused(tmp_path, "--port", "0")
+        code, lines = refused_fork(tmp_path, "--port", "0")
     assert code == 1
     assert len(lines) == 1
     assert "another server" in lines[0]
@@ -281,7 +334,7 @@ def test_settings_that_are_refused_exit_with_2(tmp_path: Path) -> None:
 
 def test_beyond_loopback_a_key_is_demanded_that_nobody_has_revoked(tmp_path: Path) -> None:
     make_key(tmp_path, "gone", revoked=True)
-    code, lines = refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
+    code, lines = refused_fork(tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert code == 2
     assert len(lines) == 1
     assert "--host 0.0.0.0 opens the server to other machines" in lines[0]
@@ -291,7 +344,7 @@ def test_beyond_loopback_a_key_is_demanded_that_nobody_has_revoked(tmp_path: Pat
 
 def test_beyond_loopback_a_key_of_the_database_will_do(tmp_path: Path) -> None:
     key = make_key(tmp_path, "ours")
-    with process(tmp_path, "--host", "0.0.0.0") as child:
+    with fork(tmp_path, "--host", "0.0.0.0") as child:
         url = first_line(child)
         assert httpx.get(f"{url}/api/v1/online/sessions").status_code == 401
         answer = httpx.get(f"{url}/api/v1/online/sessions", headers={"X-API-Key": key})
@@ -304,7 +357,7 @@ def test_beyond_loopback_a_key_of_the_database_will_do(tmp_path: Path) -> None:
 
 def test_when_all_keys_are_revoked_nobody_may_call(tmp_path: Path) -> None:
     make_key(tmp_path, "gone", revoked=True)
-    with process(tmp_path) as child:
+    with fork(tmp_path) as child:
         url = first_line(child)
         assert httpx.get(f"{url}/api/v1/online/sessions").status_code == 401
         child.terminate()
@@ -315,7 +368,7 @@ def test_when_all_keys_are_revoked_nobody_may_call(tmp_path: Path) -> None:
 def test_the_log_tells_events_and_no_secrets(tmp_path: Path) -> None:
     with (
         ScriptedUpstream() as upstream,
-        process(
+        fork(
             tmp_path,
             "--upstream-url",
             upstream.url,
@@ -341,7 +394,7 @@ def test_the_log_tells_events_and_no_secrets(tmp_path: Path) -> None:
 
 
 def test_being_open_is_said_at_the_start(tmp_path: Path) -> None:
-    with process(tmp_path) as child:
+    with fork(tmp_path) as child:
         first_line(child)
         child.terminate()
         _, _, err = ended(child)
@@ -349,7 +402,7 @@ def test_being_open_is_said_at_the_start(tmp_path: Path) -> None:
 
 
 def test_beyond_loopback_a_missing_public_url_is_warned_of(tmp_path: Path) -> None:
-    with process(tmp_path, "--host", "0.0.0.0", MIPRO_SERVER_API_KEYS="k") as child:
+    with fork(tmp_path, "--host", "0.0.0.0", MIPRO_SERVER_API_KEYS="k") as child:
         assert first_line(child).startswith("http://127.0.0.1:")
         child.terminate()
         _, _, err = ended(child)

@@ -2,7 +2,7 @@
 
 They are done once, in a process with one thread and nothing open, of which each server is a fork:
 a process with its own arguments, environment, output and end. `tests/server/test_main.py` and
-`tests/plugin/test_embedded.py` start the command itself.
+`tests/plugin/test_embedded.py` start the command itself where the command is what they test.
 """
 
 from __future__ import annotations
