@@ -289,8 +289,7 @@ class _Answer:
 
 
 async def _leave_the_machine() -> None:
-    """Let the loop write what was sent, before anything else is done for the call: it does so when
-    it turns."""
+    """Let what was sent be written, which happens as the loop turns, before more is done."""
     await asyncio.sleep(0)
 
 
