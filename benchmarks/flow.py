@@ -1,7 +1,7 @@
 """What Prefect costs: `optimize_prompt` beside a bare `.map` and beside plain threads.
 
-    python -m benchmarks.flow                  # three rounds, five minutes on two quiet cores
-    python -m benchmarks.flow --rounds 1 --rollouts 200                                 # a minute
+    python -m benchmarks.flow                  # three rounds, ten minutes on two quiet cores
+    python -m benchmarks.flow --rounds 1       # four minutes
     python -m benchmarks.flow --rounds 1 --rollouts 5000 --slow --modes fifty --recommended
 
 A model's server that answers at once, our server and `prefect server start` as it is, each a
