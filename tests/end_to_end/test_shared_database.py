@@ -200,7 +200,8 @@ async def test_calls_and_rewards_at_the_other_server_heed_a_change_within_a_seco
 ) -> None:
     first, second = pair
     added = await create(first, "change")
-    champion = await second.call("change", "r0")
+    await second.call("change", "r0")
+    champion = (await second.api.session_status("change")).champion_candidate_id
     numbers = count(1)
 
     async def ended() -> bool:
