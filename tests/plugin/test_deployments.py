@@ -176,7 +176,8 @@ def worker(folder: Path) -> Iterator[None]:
             pytest.fail(f"the worker says:\n{log.read_text('utf-8')}")
         finally:
             process.terminate()
-            process.wait(60)
+            # Its last requests may have to wait for Prefect's SQLite file: up to a minute each.
+            process.wait(LONGEST_WAIT_SECONDS)
     assert KEY not in log.read_text("utf-8")
 
 

@@ -55,7 +55,7 @@ def started_server(folder: Path) -> Iterator[SyncPrefectClient]:
             yield prefect
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LONGEST_WAIT_SECONDS)
 
 
 def answers(prefect: SyncPrefectClient) -> bool:
