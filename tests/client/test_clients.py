@@ -103,7 +103,7 @@ def test_only_the_path_of_an_address_is_shortened(url: str, root: str) -> None:
     "url", ["", "h:8000", "localhost", "ftp://h", "http://", "http://[::1", "http://h:99999"]
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(InputInvalid, match="http://127.0.0.1:8765"):
+    with pytest.raises(InputInvalid, match=r"http://127\.0\.0\.1:8765"):
         Client(url)
 
 
