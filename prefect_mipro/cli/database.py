@@ -13,7 +13,7 @@ from prefect_mipro.server.store.audit import Check, audit
 from prefect_mipro.server.store.backup import copy_file, dump_command
 from prefect_mipro.server.store.engine import (
     Schema,
-    file_of,
+    existing_file,
     inspected,
     open_store,
     postgres_url,
@@ -59,7 +59,7 @@ def _back_up(url: str, target: Path, output: Output) -> ExitCode:
             say("from PGPASSWORD or ~/.pgpass; pg_restore reads the copy:")
             output.line(command)
         return ExitCode.FAILED
-    size_bytes = copy_file(file_of(url), target)
+    size_bytes = copy_file(existing_file(url), target)
     if output.as_json:
         output.document({"file": str(target), "size_bytes": size_bytes})
     else:

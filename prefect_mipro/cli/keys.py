@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from prefect_mipro.cli.database_url import database_url
 from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
 from prefect_mipro.cli.output import Column, Output, moment
-from prefect_mipro.errors import InputInvalid, StoreFailed
+from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, JsonObject
 from prefect_mipro.models.keys import Key, KeyName
 from prefect_mipro.server.services.identity import new_id
 from prefect_mipro.server.services.keys import digest_of, new_key
 from prefect_mipro.server.store.access import Access
-from prefect_mipro.server.store.engine import file_of, open_beside_server, postgres_url
+from prefect_mipro.server.store.engine import existing_file, open_beside_server, postgres_url
 
 T = TypeVar("T")
 
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> ExitCode:
 
 def _must_be_there(url: str) -> None:
     """Raises StoreFailed where nothing is: a mistyped name would become a new, empty database."""
-    if postgres_url(url) is None and not file_of(url).is_file():
-        raise StoreFailed(f"there is no database {file_of(url)}; name it with --database-url")
+    if postgres_url(url) is None:
+        existing_file(url)
 
 
 def _create(url: str, output: Output, *, name: str, workspace: str) -> None:

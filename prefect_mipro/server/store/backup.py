@@ -21,8 +21,6 @@ def copy_file(source: Path, target: Path) -> int:
     The copy is checked, and stands under its name only when it is whole. It is readable for its
     owner only: sessions have secrets. Raises Conflict where the target is there already.
     """
-    if not source.is_file():
-        raise StoreFailed(f"there is no database {source}; name it with --database-url")
     if target.exists():
         raise Conflict(f"{target} is there already; name another file, or move it away")
     partial = target.with_name(f"{target.name}.partial")

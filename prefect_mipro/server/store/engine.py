@@ -133,10 +133,7 @@ async def inspected(database_url: str) -> AsyncIterator[Database]:
     if url.drivername == POSTGRESQL:
         database: Database = _postgres(url)
     else:
-        path = file_of(database_url)
-        if not path.is_file():
-            raise StoreFailed(f"there is no database {path}; name it with --database-url")
-        database = _sqlite_beside(url, path)
+        database = _sqlite_beside(url, existing_file(database_url))
     try:
         yield database
     finally:
@@ -151,11 +148,13 @@ def schema_of(connection: Connection) -> Schema:
     return Schema(", ".join(context.get_current_heads()), ", ".join(newest))
 
 
-def file_of(database_url: str) -> Path:
-    """The file of a SQLite database. Raises StoreFailed for one in memory."""
+def existing_file(database_url: str) -> Path:
+    """The file of a SQLite database. Raises StoreFailed where there is none, or one in memory."""
     path = _file(_parsed(database_url))
     if path is None:
         raise StoreFailed("a database in memory ends with its server; name one in a file")
+    if not path.is_file():
+        raise StoreFailed(f"there is no database {path}; name it with --database-url")
     return path
 
 
