@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+# What the command imports as it starts.
 import prefect_mipro.server.app
 import prefect_mipro.server.telemetry.tracing  # noqa: F401
 from prefect_mipro.server.__main__ import main

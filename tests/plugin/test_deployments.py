@@ -8,7 +8,7 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from prefect_mipro.client.clients import Client
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.sessions import CreateSession, SessionState
 from tests.fake_upstream import Body, FakeUpstream
+from tests.plugin.prefect_processes import LONGEST_WAIT_SECONDS, running, until
 from tests.prefect_contents import stored_by_prefect, told_by_prefect
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,6 @@ AUTOMATE = ROOT / "deployments" / "automate.py"
 SESSION = "everyday-intents"
 DEPLOY = "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all".split()
 KEY = "key-that-nobody-may-see"
-LONGEST_WAIT_SECONDS = 240
 
 each = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: each["name"])
 
@@ -162,22 +162,10 @@ def session_with_a_better_prompt(mipro: Client) -> str:
 def worker(folder: Path) -> Iterator[None]:
     """A worker of the pool, which knows where Prefect is and no key."""
     log = folder / "worker.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "optimizers"],
-            env={**server_environment(), "PREFECT_WORKER_QUERY_SECONDS": "1"},
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield
-        except TimeoutError:
-            pytest.fail(f"the worker says:\n{log.read_text('utf-8')}")
-        finally:
-            process.terminate()
-            # Its last requests may have to wait for Prefect's SQLite file: up to a minute each.
-            process.wait(LONGEST_WAIT_SECONDS)
+    start = ("worker", "start", "--pool", "optimizers")
+    api_url = str(PREFECT_API_URL.value())
+    with running(*start, log=log, PREFECT_API_URL=api_url, PREFECT_WORKER_QUERY_SECONDS="1"):
+        yield
     assert KEY not in log.read_text("utf-8")
 
 
@@ -213,16 +201,6 @@ def runs_of(prefect: SyncPrefectClient, flow: str) -> list[FlowRun]:
     """Those that an automation has created."""
     found = prefect.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
     return [run for run in found if run.created_by and run.created_by.type == "AUTOMATION"]
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives once it is no longer nothing."""
-    pause = threading.Event()
-    for _ in range(LONGEST_WAIT_SECONDS * 4):
-        if found := condition():
-            return found
-        pause.wait(0.25)
-    raise TimeoutError
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
