@@ -70,6 +70,11 @@ def test_it_is_the_callers_where_he_tells_one(http: httpx.Client, method: str, p
     assert ids(answer) == ("req-7", "req-7")
 
 
+def test_of_several_the_first_counts(http: httpx.Client) -> None:
+    headers = [("x-request-id", "req-7"), ("x-request-id", "req-8")]
+    assert ids(http.get("/health", headers=headers)) == ("req-7", "req-7")
+
+
 @pytest.mark.parametrize("told", ["", "two words", "x" * 200])
 def test_else_each_request_gets_one_of_its_own(http: httpx.Client, told: str) -> None:
     first, second = (
