@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +16,10 @@ from typing import Any
 import pytest
 
 LONGEST_WAIT_SECONDS = 240
+logger = logging.getLogger(__name__)
+
+# How long a process may take to end before it is ended by force.
+END_SECONDS = 20
 
 
 @contextmanager
@@ -26,15 +32,28 @@ def running(*arguments: str, log: Path, **environment: str) -> Iterator[None]:
             cwd=log.parent,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         yield
     except TimeoutError:
         pytest.fail(f"prefect {' '.join(arguments)} says:\n{log.read_text('utf-8')}")
     finally:
-        process.terminate()
-        # Its last requests may have to wait for Prefect's SQLite file: up to a minute each.
-        process.wait(LONGEST_WAIT_SECONDS)
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes], *, patience_seconds: float = END_SECONDS) -> None:
+    """Terminate Prefect's process; kill it and its children if it takes too long.
+
+    How fast Prefect's own process ends is not ours to test.
+    """
+    process.terminate()
+    try:
+        process.wait(patience_seconds)
+    except subprocess.TimeoutExpired:
+        logger.warning("killing process %s, alive after SIGTERM", process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def until(condition: Callable[[], Any]) -> Any:

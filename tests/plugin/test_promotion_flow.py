@@ -203,8 +203,13 @@ def answering(**answer: Any) -> Iterator[SimpleQueue[str]]:
         with get_client(sync_client=True) as client:
             while not ended.wait(0.3):
                 for run in client.read_flow_runs(flow_run_filter=PAUSED):
-                    form = client.read_flow_run_input(run.id, "paused-champion-description")
-                    asked.put(json.loads(form))
+                    # The form is stored after the state, part by part; the description is last.
+                    parts = client.filter_flow_run_input(
+                        run.id, "paused-champion-description", limit=1, exclude_keys=set()
+                    )
+                    if not parts:
+                        continue
+                    asked.put(json.loads(parts[0].value))
                     resume_flow_run(run.id, run_input=answer)
                     return
 
