@@ -23,10 +23,10 @@ from prefect_mipro.models.placeholders import filled
 from prefect_mipro.models.rollouts import RewardInfo, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, NewEpoch, Promote, StateChange
 from prefect_mipro.server.routes.bodies import parse_json
-from prefect_mipro.server.services.completions import read
-from prefect_mipro.server.services.events import Events
-from prefect_mipro.server.services.refusals import openai_refusal
+from prefect_mipro.server.upstream.completions import read
+from prefect_mipro.server.upstream.events import Events
 from prefect_mipro.server.upstream.patience import retry_after_seconds
+from prefect_mipro.server.upstream.refusals import openai_refusal
 from tests.server.scripted_upstream import DONE, event
 
 some = settings(max_examples=30, deadline=None, derandomize=True)

@@ -10,11 +10,11 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.services.completions import Completion, read, require_completion
-from prefect_mipro.server.services.events import Events
-from prefect_mipro.server.services.refusals import openai_refusal
 from prefect_mipro.server.telemetry.calls import MeteredCall, unread
+from prefect_mipro.server.upstream.completions import Completion, read, require_completion
+from prefect_mipro.server.upstream.events import Events
 from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.refusals import openai_refusal
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"

@@ -33,7 +33,6 @@ from prefect_mipro.optimizer.prompts import (
     user_text,
     wildcards,
 )
-from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.recording import Recorder, lever_versions
@@ -42,6 +41,7 @@ from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.completions import Completion
 
 LONGEST_SAYING = 1_000
 

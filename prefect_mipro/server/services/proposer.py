@@ -19,8 +19,8 @@ from prefect_mipro.optimizer.grounding import Grounding
 from prefect_mipro.optimizer.lint import estimated_tokens
 from prefect_mipro.optimizer.meta_prompts import TEMPLATE_VERSIONS, Operator, parse
 from prefect_mipro.optimizer.prompts import answer_text
-from prefect_mipro.server.services.completions import Completion, read
 from prefect_mipro.server.services.rounds import Draft, Round
+from prefect_mipro.server.upstream.completions import Completion, read
 from prefect_mipro.server.upstream.registry import Upstreams
 
 ATTEMPTS_PER_INSTRUCTION = 2

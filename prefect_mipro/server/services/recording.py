@@ -12,7 +12,6 @@ from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.services.calls import Served
-from prefect_mipro.server.services.completions import Completion
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.live import LiveSession
@@ -20,6 +19,7 @@ from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.upstream.completions import Completion
 
 CALLER_WENT_AWAY = 499
 

@@ -13,7 +13,6 @@ from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.prompts import Applied, apply
-from prefect_mipro.server.services.asking import UsageAsked, leaves_usage_open
 from prefect_mipro.server.services.assignment import Assigned, Assignments
 from prefect_mipro.server.services.calls import Call, Served
 from prefect_mipro.server.services.identity import NewId
@@ -24,6 +23,7 @@ from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.reservations import reserve, text_or_none
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.registry import Upstreams
+from prefect_mipro.server.upstream.stream_usage import UsageAsked, leaves_usage_open
 
 
 class Serving:

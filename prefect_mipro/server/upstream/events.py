@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.server.services.completions import Completion, failure_of, parsed
-from prefect_mipro.server.services.tool_calls import ToolCalls
+from prefect_mipro.server.upstream.completions import Completion, failure_of, parsed
 from prefect_mipro.server.upstream.quoted_keys import without
+from prefect_mipro.server.upstream.tool_calls import ToolCalls
 
 # What is kept of a stream: of its text so much, and of an event that is under way.
 LONGEST_TEXT = 1_000_000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.server.services.asking import UsageAsked, leaves_usage_open
+from prefect_mipro.server.upstream.stream_usage import UsageAsked, leaves_usage_open
 from tests.server.services.conftest import Answer, Model
 
 STREAM: ChatBody = {"stream": True, "messages": [{"role": "user", "content": "hi"}]}

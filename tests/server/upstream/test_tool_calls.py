@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mipro.server.services.tool_calls import LONGEST_TEXT, MOST_CALLS, ToolCalls
+from prefect_mipro.server.upstream.tool_calls import LONGEST_TEXT, MOST_CALLS, ToolCalls
 
 
 def whole(*deltas: Any) -> list[Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefect_mipro.server.services import events
-from prefect_mipro.server.services.events import Events
+from prefect_mipro.server.upstream import events
+from prefect_mipro.server.upstream.events import Events
 
 DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}\n\n'
