@@ -2,8 +2,9 @@
 
 Where the database is this server's alone, a pin is written while the model is asked already, and
 its call waits for it only before it answers: no call is longer for its pin, and no answer goes out
-whose rollout is not pinned. Where others share it, the call waits first: one of them may have
-pinned the rollout, and a model that is asked in vain costs money.
+whose rollout is not pinned. The call waits first where others share the database, because one of
+them may have pinned the rollout, and where the pin may fail: a model that is asked in vain costs
+money.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Assignments:
             assigned = Assigned.while_pinning(
                 candidate, pinning.rollout, find=self._knowledge.candidate
             )
-            if self._store.shared:
+            if self._store.shared or self._journal.pins_first:
                 return Assigned(await assigned.settled())
             return assigned
 
@@ -132,6 +133,7 @@ class Assignments:
         own: Reserved,
     ) -> Pinning:
         """Choose a candidate, and begin to pin it, unless the rollout was pinned before."""
+        self._journal.require_pins()
         chosen = live.choosing[rollout_id] = asyncio.Event()
         try:
             choice = await self._choose(live, rollout_id, example_id, own)

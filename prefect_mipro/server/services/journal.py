@@ -5,6 +5,10 @@ in the store `DELAY_SECONDS` later at most, plus the time of one transaction; un
 memory only. A store that refuses is asked again until it takes what is here. There is room for so
 much and for so many calls, and one that comes when it is used up is refused before anything is
 done for it.
+
+A model may be asked while the pin of its call is being written, as long as the store is known to
+take pins. After a start, and after a write that failed or is slow, each call waits for its pin
+first: a call that cannot be pinned must not cost money.
 """
 
 from __future__ import annotations
@@ -38,6 +42,12 @@ MOST_BYTES = 64 * 2**20
 RETRY_SECONDS = 0.5
 RETRY_AFTER_SECONDS = 1.0
 
+# How long the store must have refused nothing before models are asked beside the pins again.
+TRUSTED_AFTER_SECONDS = 30.0
+# A transaction of pins that takes longer may be about to fail: milliseconds are usual.
+SLOW_PINS_SECONDS = 0.5
+LONGEST_PINS_SECONDS = 10.0
+
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +56,7 @@ class Counts:
     """What the journal has done. `lost` recordings were refused by the store for good.
 
     They were `written` in so many `batches`, besides `failures` in which the store took nothing.
-    `refused` calls came while there was no room.
+    `refused` calls came while there was no room, or while no pin could be written.
     """
 
     written: int = 0
@@ -74,6 +84,9 @@ class Journal:
         most_recordings: int = MOST_RECORDINGS,
         most_bytes: int = MOST_BYTES,
         most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
+        trusted_after_seconds: float = TRUSTED_AFTER_SECONDS,
+        slow_pins_seconds: float = SLOW_PINS_SECONDS,
+        longest_pins_seconds: float = LONGEST_PINS_SECONDS,
     ) -> None:
         self._store = store
         self._delay_seconds = delay_seconds
@@ -82,8 +95,16 @@ class Journal:
         self._most_bytes = most_bytes
         self.most_calls_in_flight = most_calls_in_flight
         self.calls_in_flight = 0
+        self._trusted_after_seconds = trusted_after_seconds
+        self._slow_pins_seconds = slow_pins_seconds
+        self._longest_pins_seconds = longest_pins_seconds
         self._pins: list[tuple[Rollout, asyncio.Future[Rollout]]] = []
         self._pinning: asyncio.Task[None] | None = None
+        self._pinning_since: float | None = None
+        # Why the store took the last pins not; None once it takes some.
+        self._refusal: StoreFailed | None = None
+        self._trusted = False
+        self._doubted_until = float("-inf")
         self._recordings: deque[_Recording] = deque()
         self._size_bytes = 0
         self._due: asyncio.TimerHandle | None = None
@@ -120,6 +141,26 @@ class Journal:
                 f"the database is {len(self._recordings)} calls behind; repeat the call later",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
+
+    def require_pins(self) -> None:
+        """Raise StoreFailed while pins fail, except for one caller, whose pin tries it again."""
+        if self._pinning is None:
+            return
+        if self._refusal is not None:
+            self.counts.refused += 1
+            raise _copy(self._refusal)
+        if self._pinning_seconds() > self._longest_pins_seconds:
+            self.counts.refused += 1
+            raise StoreFailed(
+                f"the database has been busy for more than {self._longest_pins_seconds:g} seconds; "
+                "look whether its disk hangs or another program locks it, then repeat",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+
+    @property
+    def pins_first(self) -> bool:
+        """Whether a call must have its pin before its model is asked."""
+        return not self._trusted or self._pinning_seconds() > self._slow_pins_seconds
 
     def begin_call(self) -> None:
         """One more call is under way, until `end_call`. Raises Overloaded without room for it."""
@@ -187,21 +228,52 @@ class Journal:
             await asyncio.sleep(0)
 
     async def _pin_together(self, pins: Sequence[tuple[Rollout, asyncio.Future[Rollout]]]) -> None:
+        self._pinning_since = asyncio.get_running_loop().time()
         try:
             pinned = await self._store.pin([rollout for rollout, _ in pins])
         except MiproError as error:
+            if isinstance(error, StoreFailed):
+                error = self._refuse_pins(error)
             # One that cannot be pinned is no reason for the others to fail.
-            if len(pins) > 1 and not isinstance(error, StoreFailed):
+            elif len(pins) > 1:
                 for pin in pins:
                     await self._pin_together([pin])
                 return
             for _, future in pins:
                 if not future.done():
-                    future.set_exception(type(error)(error.message))
+                    future.set_exception(_copy(error))
             return
+        finally:
+            self._pinning_since = None
+        self._trust()
         for (_, future), rollout in zip(pins, pinned, strict=True):
             if not future.done():
                 future.set_result(rollout)
+
+    def _pinning_seconds(self) -> float:
+        """How long the transaction of pins that is under way takes already."""
+        if self._pinning_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._pinning_since
+
+    def _refuse_pins(self, error: StoreFailed) -> StoreFailed:
+        if self._refusal is None:
+            log.warning("pins_refused", extra={"reason": error.message})
+        self._refusal = StoreFailed(error.message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        self._doubt()
+        return self._refusal
+
+    def _doubt(self) -> None:
+        """The store has refused something."""
+        self._trusted = False
+        self._doubted_until = asyncio.get_running_loop().time() + self._trusted_after_seconds
+
+    def _trust(self) -> None:
+        """The store has taken pins."""
+        if self._refusal is not None:
+            self._refusal = None
+            log.info("pins_taken_again")
+        self._trusted = asyncio.get_running_loop().time() >= self._doubted_until
 
     # recordings
 
@@ -254,6 +326,7 @@ class Journal:
                 await write()
             except StoreFailed as error:
                 self.counts.failures += 1
+                self._doubt()
                 log.warning(
                     "recordings_refused",
                     extra={"waiting": len(self._recordings), "reason": error.message},
@@ -292,3 +365,8 @@ class Journal:
         if isinstance(error, StoreFailed):  # others quote what could not be stored
             fields["reason"] = error.message
         log.error("recordings_lost", extra=fields)
+
+
+def _copy(error: MiproError) -> MiproError:
+    """The same error for another caller, who may add to it."""
+    return type(error)(error.message, retry_after_seconds=error.retry_after_seconds)

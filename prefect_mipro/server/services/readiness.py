@@ -1,4 +1,4 @@
-"""Whether calls would be answered: the database, and the models' servers.
+"""Whether calls would be answered: the database takes writes, and the models' servers are there.
 
 Probes ask every few seconds and need no key, so an answer serves for a while, takes a short time at
 most, and names no address. Of a model's server it says that a connection is taken, no more: to ask
@@ -72,10 +72,10 @@ class Readiness:
     async def _database(self) -> str:
         try:
             async with asyncio.timeout(self._longest_seconds):
-                await self._store.ping()
+                await self._store.require_writable()
         except TimeoutError:
-            return f"no answer within {self._longest_seconds:g} s"
+            return f"it took no write within {self._longest_seconds:g} s"
         except MiproError as error:
             log.warning("database_not_ready", extra={"reason": error.message})
-            return "it refuses; the server's log says why"
+            return "it takes no writes; the server's log says why"
         return OK

@@ -149,11 +149,6 @@ def _translation(error: Exception, name: str) -> MiproError:
     return StoreFailed(f"the database {name} refused: {reason}; {way}")
 
 
-def ping(connection: Connection) -> None:
-    """Return when it answers."""
-    connection.exec_driver_sql("SELECT 1")
-
-
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless one with its key is there; whether it was inserted."""
     postgres = connection.dialect.name == "postgresql"

@@ -38,11 +38,12 @@ from prefect_mipro.server.store import (
     rewards,
     rollouts,
     sessions,
+    space,
     turns,
     workspaces,
 )
 from prefect_mipro.server.store.changes import read_session
-from prefect_mipro.server.store.database import Database, P, T, Work, ping
+from prefect_mipro.server.store.database import Database, P, T, Work
 from prefect_mipro.server.store.records import (
     Attached,
     CallRecord,
@@ -293,8 +294,8 @@ class SqlStore:
     async def rotate_secret(self, session_id: str, secret: str, *, at: datetime) -> Session:
         return await self._change(session_id, sessions.rotate_secret, secret, at=at)
 
-    async def ping(self) -> None:
-        await self._database.read(ping)
+    async def require_writable(self) -> None:
+        await self._database.write(space.write_and_take_back)
 
     async def thin(self, session_id: str, *, limit: int) -> int:
         return await self._change(session_id, deletion.thin, limit=limit)

@@ -1,4 +1,4 @@
-"""What operators ask of a store: whether it answers, deletions, and texts that are kept no longer.
+"""What operators ask of a store: a check that it takes writes, deletions, retention.
 
 Like those of `interface.py`, each method is one transaction.
 """
@@ -30,8 +30,8 @@ class Swept:
 class Upkeep(Protocol):
     """The part of a store that no call of a program needs."""
 
-    async def ping(self) -> None:
-        """Return when the database answers, else raise StoreFailed."""
+    async def require_writable(self) -> None:
+        """Write something, and take it back. Raises StoreFailed where there is no room for it."""
         ...
 
     async def thin(self, session_id: str, *, limit: int) -> int:

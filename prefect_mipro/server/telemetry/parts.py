@@ -60,7 +60,7 @@ class JournalCollector(Collector):
             ("lost", "Recorded calls that could not be written for good.", counts.lost),
             (
                 "refused",
-                "Calls refused: too many were under way, or waited to be written.",
+                "Calls refused: too many under way, too many to write, or no writes taken.",
                 counts.refused,
             ),
         ):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
+from prefect_mipro.errors import NotReady
 from tests.end_to_end.conftest import messages_of
 from tests.end_to_end.faults.served import Counted, Served, Session, served
 from tests.server.scripted_upstream import ScriptedUpstream
@@ -65,7 +67,8 @@ class Disk:
     def _tell(self, pragmas: tuple[str, ...]) -> None:
         self._pragmas = pragmas
         for connection in self._connections:
-            self._set(connection)
+            with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
+                self._set(connection)
 
     def _made(self, connection: sqlite3.Connection, _record: object) -> None:
         self._connections.append(connection)
@@ -155,6 +158,41 @@ class TestWhatCannotBeWritten:
         receipt = session.reward("answered", feedback=LARGE)
         assert (receipt.status_code, receipt.json()["duplicate"]) == (200, False)
         session.goes_on()
+
+    def test_costs_no_model_call_once_it_is_known_and_the_server_is_not_ready(
+        self,
+        session: Session,
+        fault: tuple[Callable[[], Any], tuple[str, str]],
+        upstream: ScriptedUpstream,
+    ) -> None:
+        begin, words = fault
+        ready = session.served.backend.readiness
+        with begin():
+            until_refused(session)
+            asked = len(upstream.received)
+            for number in range(3):
+                refused = session.call(f"again_{number}")
+                require_refused(refused, words)
+                assert refused.headers["retry-after"] == "1"
+            assert len(upstream.received) == asked
+            with pytest.raises(NotReady, match="database: it takes no writes"):
+                session.served.server.run(ready.check())
+        session.goes_on()
+
+
+def test_a_server_that_starts_on_a_full_disk_asks_no_model_for_what_it_refuses(
+    file: Path, disk: Disk, upstream: ScriptedUpstream
+) -> None:
+    url = f"sqlite:///{file}"
+    with served(upstream.url, database_url=url) as backend:
+        session = backend.session()
+        session.goes_on("first")
+    upstream.reset()
+    with disk.only(Disk.FULL), served(upstream.url, database_url=url) as again:
+        session = replace(session, served=again)
+        answered = until_refused(session)
+        assert session.call("later", messages=messages_of(LARGE)).status_code == 503
+        assert len(upstream.received) == len(answered)
 
 
 def until_refused(session: Session) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,7 @@ async def test_what_was_found_serves_for_a_while_and_is_then_looked_for_again(
     now[0] = next(seconds)
     await store.close()
     told = await failure_of(readiness)
-    assert "database: it refuses" in told
+    assert "database: it takes no writes" in told
     assert "upstream default: Connection refused" in told
     await upstreams.close()
 
@@ -127,6 +128,21 @@ async def failure_of(readiness: Readiness) -> str:
     with pytest.raises(NotReady) as failed:
         await readiness.check()
     return failed.value.message
+
+
+async def test_a_database_that_only_answers_reads_is_not_ready_until_it_takes_writes(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mipro.db"
+    store = await open_store(f"sqlite+aiosqlite:///{file}?timeout=0.01")
+    readiness = Readiness(store, Upstreams({}), kept_seconds=0)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert "database: it takes no writes" in await failure_of(readiness)
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await readiness.check()).parts["database"] == "ok"
+    await store.close()
 
 
 async def test_what_does_not_answer_in_time_is_not_waited_for(tmp_path: Path) -> None:

@@ -89,6 +89,79 @@ async def test_a_pin_that_the_store_refuses_is_its_calls_error(store: SqlStore, 
     await journal.close()
 
 
+async def test_models_are_asked_beside_the_pins_once_the_store_has_taken_some(
+    store: SqlStore, file: Path
+) -> None:
+    journal = Journal(store, trusted_after_seconds=0)
+    assert journal.pins_first
+    await journal.pin(rollout("r1"))
+    assert not journal.pins_first
+    with refusing(file, "mipro_rollouts"), pytest.raises(StoreFailed) as refused:
+        await journal.pin(rollout("r2"))
+    assert refused.value.retry_after_seconds
+    assert journal.pins_first
+    await journal.pin(rollout("r2"))
+    assert not journal.pins_first
+    await journal.close()
+
+
+async def test_a_store_that_refused_something_is_not_trusted_at_once(
+    store: SqlStore, file: Path
+) -> None:
+    journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
+    await journal.pin(rollout("r1"))
+    with refusing(file, "mipro_frames"):
+        journal.record(recorded(1, "r1"), size_bytes=1)
+        await journal.flush()
+    await journal.pin(rollout("r2"))
+    assert journal.pins_first
+    await journal.close()
+
+
+async def test_while_pins_fail_one_tries_and_all_others_are_refused_at_once(
+    store: SqlStore, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(store)
+    with refusing(file, "mipro_rollouts"), caplog.at_level(logging.INFO):
+        with pytest.raises(StoreFailed):
+            await journal.pin(rollout())
+        journal.require_pins()
+        trying = journal.pin(rollout())
+        with pytest.raises(StoreFailed, match="mipro_rollouts") as refused:
+            journal.require_pins()
+        with pytest.raises(StoreFailed):
+            await trying
+    assert refused.value.retry_after_seconds
+    assert journal.counts.refused == 1
+    with caplog.at_level(logging.INFO):
+        await journal.pin(rollout())
+    journal.require_pins()
+    told = [record.message for record in caplog.records]
+    assert told == ["pins_refused", "pins_taken_again"]
+    await journal.close()
+
+
+async def test_pins_that_take_long_are_waited_for_and_then_refused(
+    store: SqlStore, file: Path
+) -> None:
+    journal = Journal(store, slow_pins_seconds=0, longest_pins_seconds=0)
+    await journal.pin(rollout("r1"))
+    assert not journal.pins_first
+    journal.require_pins()
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    slow = journal.pin(rollout("r2"))
+    async with asyncio.timeout(20):
+        while not journal.pins_first:
+            await calls_of(store)
+    with pytest.raises(StoreFailed, match="whether its disk hangs"):
+        journal.require_pins()
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await slow).position == 2
+    await journal.close()
+
+
 async def test_a_recording_is_written_without_being_waited_for(store: SqlStore) -> None:
     journal = Journal(store, delay_seconds=0.001)
     await journal.pin(rollout("r"))

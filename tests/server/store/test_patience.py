@@ -35,7 +35,7 @@ async def test_a_statement_without_end_is_given_up_and_said_to_be(store: SqlStor
     with pytest.raises(StoreFailed, match=r"refused: it did not answer in time; .*then repeat"):
         await store._database.read(sleep)
     assert time.monotonic() - began < 20
-    await store.ping()
+    await store.require_writable()
 
 
 async def test_a_lock_that_is_not_let_go_holds_nobody_for_long_and_changes_nothing(
