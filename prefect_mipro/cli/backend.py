@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefect_mipro.cli.parser import DEFAULT_BACKEND_URL
 from prefect_mipro.client import environment
 from prefect_mipro.client.clients import Client, backend_root
 from prefect_mipro.embedded import EmbeddedBackend
-
-URL_VARIABLE = "MIPRO_BACKEND_URL"
+from prefect_mipro.transport import DEFAULT_BACKEND_URL
 
 
 def named_url(options: argparse.Namespace) -> str | None:
-    """The backend that was named."""
-    return options.backend_url or os.environ.get(URL_VARIABLE, "").strip() or None
+    """The backend that the option or the environment names."""
+    return options.backend_url or environment.named_backend_url()
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from uuid import uuid4
 import httpx
 
 from prefect_mipro import __version__
-from prefect_mipro.cli.backend import URL_VARIABLE, named_url
+from prefect_mipro.cli.backend import named_url
 from prefect_mipro.client import environment
 from prefect_mipro.client.clients import Client
+from prefect_mipro.client.environment import URL_VARIABLE
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import KeyRejected, MiproError
 from prefect_mipro.models.base import JsonObject
@@ -215,7 +216,7 @@ def of_backend(url: str, api_key: str | None) -> Iterator[Check]:
                 "backend",
                 Verdict.BROKEN,
                 f"{url}: {error.message}",
-                f"start it (prefect-mipro serve), or correct {URL_VARIABLE}",
+                f"start it (prefect-mipro serve), or name another with {URL_VARIABLE}",
             )
             return
         yield Check("backend", Verdict.OK, f"{client.backend_url}, {_version_of(health)}")

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from prefect_mipro import __version__
 from prefect_mipro.cli.exits import PROGRAM, ExitCode
+from prefect_mipro.transport import DEFAULT_BACKEND_URL
 
-DEFAULT_BACKEND_URL = "http://127.0.0.1:8765"
 # That of the keys in the server's settings.
 DEFAULT_WORKSPACE = "default"
 STATES = ("running", "paused", "cancelled", "succeeded")

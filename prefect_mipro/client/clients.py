@@ -20,6 +20,7 @@ from prefect_mipro.client import environment, operations
 from prefect_mipro.client.exchange import Reply, Send, Wait, exchange
 from prefect_mipro.client.operations import Operation
 from prefect_mipro.errors import BackendUnreachable, InputInvalid
+from prefect_mipro.transport import CLIENT_IDLE_SECONDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,9 +29,6 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 
 # Enough for operations, which take milliseconds; calls of a model take seconds and want more.
 MOST_CONNECTIONS = 20
-# An idle connection is dropped before uvicorn drops it, after 5 s: a request that crosses with the
-# backend's close would have to be repeated.
-IDLE_SECONDS = 4.0
 
 
 class _Method(Generic[P, T]):
@@ -108,7 +106,7 @@ class _Connection:
             "limits": httpx.Limits(
                 max_connections=self.most_connections,
                 max_keepalive_connections=self.most_connections,
-                keepalive_expiry=IDLE_SECONDS,
+                keepalive_expiry=CLIENT_IDLE_SECONDS,
             ),
             "verify": _tls(),
             "follow_redirects": False,

@@ -1,49 +1,34 @@
-"""The defaults that the environment gives to a session, read when they are asked for.
+"""Session defaults from the environment, read at the time of the call.
 
-The variables are those of the hosted service's SDK; `MIPRO_BACKEND_URL` and `MIPRO_API_KEY` go
-before them.
+`MIPRO_BACKEND_URL` and `MIPRO_API_KEY` come first, then the variables of the hosted service's
+former SDK. No variable, no foreign host: without a URL the backend is on this machine.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address
 
 import httpx
 
+from prefect_mipro import transport
 from prefect_mipro.errors import InputInvalid, KeyMissing
 
+URL_VARIABLE = "MIPRO_BACKEND_URL"
 
-@dataclass(frozen=True)
-class _Place:
-    """A place that backends run at: the words for it, the variables with its URL, its default."""
-
-    words: frozenset[str]
-    variables: tuple[str, ...]
-    default: str
-
-
-_LOCAL = _Place(
-    frozenset({"local", "localhost"}),
-    ("LOCAL_BACKEND_URL",),
-    "http://localhost:8000",
-)
-_DEVELOPMENT = _Place(
-    frozenset({"dev", "development", "staging", "railway"}),
-    ("DEV_SYNTH_BACKEND_URL", "DEV_BACKEND_URL"),
-    "https://api-dev.usesynth.ai",
-)
-_PRODUCTION = _Place(
-    frozenset({"prod", "production", "main"}),
-    ("PROD_SYNTH_BACKEND_URL", "PROD_BACKEND_URL"),
-    "https://api.usesynth.ai",
-)
-
+# A URL, or the name of a place whose URL is in the place's own variables.
 _OVERRIDE = "SYNTH_BACKEND_URL_OVERRIDE"
-_ANYWHERE = ("SYNTH_BACKEND_URL", "SYNTH_API_URL")
-_WHERE_WE_RUN = (
+_LOCAL = ("LOCAL_BACKEND_URL",)
+_DEVELOPMENT = ("DEV_SYNTH_BACKEND_URL", "DEV_BACKEND_URL")
+_PRODUCTION = ("PROD_SYNTH_BACKEND_URL", "PROD_BACKEND_URL")
+_PLACES = {
+    **dict.fromkeys(("local", "localhost"), _LOCAL),
+    **dict.fromkeys(("dev", "development", "staging", "railway"), _DEVELOPMENT),
+    **dict.fromkeys(("prod", "production", "main"), _PRODUCTION),
+}
+_ANY_PLACE = ("SYNTH_BACKEND_URL", "SYNTH_API_URL")
+# Which place the program itself runs in.
+_OWN_PLACE = (
     "ENVIRONMENT",
     "APP_ENVIRONMENT",
     "RAILWAY_ENVIRONMENT",
@@ -58,17 +43,25 @@ _IDENTITY = {
 
 
 def backend_url(environ: Mapping[str, str] = os.environ) -> str:
-    """The backend to use when the caller names none."""
-    if url := _first(environ, "MIPRO_BACKEND_URL"):
+    """The backend for a caller that names none: the environment's, else the server's own default.
+
+    Raises InputInvalid.
+    """
+    return named_backend_url(environ) or transport.DEFAULT_BACKEND_URL
+
+
+def named_backend_url(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The backend that a variable names, ours or one of the former SDK's; None if none does.
+
+    Raises InputInvalid for an override that names neither a URL nor a place with one.
+    """
+    if url := _first(environ, URL_VARIABLE):
         return url
     if override := _first(environ, _OVERRIDE).strip("\"'"):
         return _overriding(override, environ)
-    if _first(environ, *_WHERE_WE_RUN).lower() in _PRODUCTION.words:
-        place, default = _PRODUCTION, _PRODUCTION.default
-    else:
-        place, default = _DEVELOPMENT, _LOCAL.default
-    first, second = place.variables
-    return _first(environ, first, *_ANYWHERE, second, "BACKEND_URL") or default
+    own_place = _PLACES.get(_first(environ, *_OWN_PLACE).lower())
+    first, second = _PRODUCTION if own_place is _PRODUCTION else _DEVELOPMENT
+    return _first(environ, first, *_ANY_PLACE, second, "BACKEND_URL") or None
 
 
 def api_key(backend_url: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -94,19 +87,26 @@ def identity_headers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 def is_loopback(url: str) -> bool:
     """Whether the URL's host is this machine."""
     try:
-        host = httpx.URL(url).host
-        return host == "localhost" or ip_address(host).is_loopback
-    except (httpx.InvalidURL, ValueError):
+        return transport.is_loopback(httpx.URL(url).host)
+    except httpx.InvalidURL:
         return False
 
 
-def _overriding(override: str, environ: Mapping[str, str]) -> str:
-    for place in (_LOCAL, _DEVELOPMENT, _PRODUCTION):
-        if override.lower() in place.words:
-            return _first(environ, *place.variables) or place.default
+def _overriding(override: str, environ: Mapping[str, str]) -> str | None:
     if override.startswith(("http://", "https://")):
         return override
-    raise InputInvalid(f"{_OVERRIDE} is {override!r}; give a URL, or local, dev or prod")
+    variables = _PLACES.get(override.lower())
+    if variables is None:
+        raise InputInvalid(
+            f"{_OVERRIDE} is {override!r}; set {URL_VARIABLE} to the backend's URL instead"
+        )
+    url = _first(environ, *variables)
+    if not url and variables is not _LOCAL:
+        raise InputInvalid(
+            f"{_OVERRIDE} is {override!r}, and no variable says where that is; set {URL_VARIABLE} "
+            f"to the backend's URL, or {variables[0]}"
+        )
+    return url or None
 
 
 def _first(environ: Mapping[str, str], *names: str) -> str:

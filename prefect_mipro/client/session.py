@@ -55,8 +55,9 @@ def _create(
     paths such as `prompt_learning.mipro.rollout.budget` to values.
 
     `backend_url` and `api_key` default to the environment: MIPRO_BACKEND_URL and MIPRO_API_KEY,
-    then the variables of the hosted service's SDK, such as SYNTH_BACKEND_URL and SYNTH_API_KEY. A
-    backend on this machine may do without a key. `timeout` is in seconds.
+    then the variables of the hosted service's SDK, such as SYNTH_BACKEND_URL and SYNTH_API_KEY.
+    Without a URL the backend is http://127.0.0.1:8765, the server's own default. A backend on
+    this machine may do without a key. `timeout` is in seconds.
 
     Raises ConfigInvalid, ConfigNotFound (also a FileNotFoundError), KeyMissing and InputInvalid,
     which are ValueErrors, before any request; then what `prefect_mipro.errors` lists.

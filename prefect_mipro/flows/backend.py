@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect_mipro.client import environment
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import Conflict
-from prefect_mipro.tasks.connections import configured_backend_url
 from prefect_mipro.tasks.logs import run_logger
 
 LONGEST_WAIT_SECONDS = 1_800.0
@@ -24,16 +24,21 @@ def some_backend(
     Else the one given, else `MIPRO_BACKEND_URL`, else that of an embedded backend, which ends with
     the context. Runs that come at once take turns with it.
     """
-    url = backend_url or configured_backend_url()
-    if credentials or url:
-        yield None if credentials else url
+    if credentials:
+        yield None
+        return
+    if url := backend_url or environment.named_backend_url():
+        if not backend_url:
+            run_logger().info("The backend is %s, as the environment says", url)
+        yield url
         return
     backend = in_turn()
     try:
         run_logger().info(
             "Started the embedded backend; its log is %s. Name a credentials block or set "
-            "MIPRO_BACKEND_URL to use another",
+            "%s to use another",
             backend.log_path,
+            environment.URL_VARIABLE,
         )
         yield backend.url
     finally:

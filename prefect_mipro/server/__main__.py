@@ -22,13 +22,12 @@ from prefect_mipro.models.keys import Key
 from prefect_mipro.server.connections import LOOK_SECONDS, Connection, Stragglers
 from prefect_mipro.server.logs import log_to_stderr
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
-from prefect_mipro.server.upstream.addresses import is_loopback
+from prefect_mipro.transport import SERVER_IDLE_SECONDS, is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PROGRAM = "python -m prefect_mipro.server"
-KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2_048
 # uvloop accepts one connection of a socket in a turn of its loop, and under a flood turns are long.
 ACCEPTED_IN_A_TURN = 32
@@ -152,7 +151,7 @@ class _Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=settings.longest_stop_seconds,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=SERVER_IDLE_SECONDS,
             ws="none",
         )
         super().__init__(config)

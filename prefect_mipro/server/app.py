@@ -56,9 +56,9 @@ from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.parts import JournalCollector, UpstreamCollector
 from prefect_mipro.server.telemetry.tracing import Tracing
 from prefect_mipro.server.telemetry.watch import Telemetry
-from prefect_mipro.server.upstream.addresses import is_loopback
 from prefect_mipro.server.upstream.registry import Upstreams
 from prefect_mipro.server.upstreams import upstreams_of
+from prefect_mipro.transport import is_loopback
 
 PROXY_GUIDE = """
 The proxy is not in the list below: it takes the chat completions of any OpenAI client.

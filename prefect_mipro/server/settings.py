@@ -25,6 +25,7 @@ from prefect_mipro.config import TraceContent
 from prefect_mipro.server.providers import CallerKey, HeaderKey, HttpUrl, Provider
 from prefect_mipro.server.upstream.addresses import AllowedHost, environment_proxy
 from prefect_mipro.server.upstream.interface import DEFAULT
+from prefect_mipro.transport import DEFAULT_HOST, DEFAULT_PORT
 
 ENVIRONMENT_PREFIX = "MIPRO_SERVER_"
 DEFAULT_DATABASE_URL = "sqlite:///mipro.db"
@@ -114,12 +115,12 @@ class ServerSettings(BaseSettings):
     )
 
     host: str = Field(
-        default="127.0.0.1",
+        default=DEFAULT_HOST,
         description="Address to listen on. Other than this machine's own it needs keys: "
         "--api-keys, or those of prefect-mipro keys create.",
     )
     port: int = Field(
-        default=8765,
+        default=DEFAULT_PORT,
         ge=0,
         le=65_535,
         description="Port to listen on; 0 takes a free one. "

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from prefect_mipro.tasks.open_rollouts import AsyncReward, RolloutBlock
     from prefect_mipro.tasks.programs import OnError, Reward
 
-URL_VARIABLE = "MIPRO_BACKEND_URL"
-
 # A policy model may think for minutes where the backend itself answers at once.
 MODEL_TIMEOUT_SECONDS = 600.0
 
@@ -244,11 +242,6 @@ async def acredentials_of(session: SessionHandle) -> MiproCredentials:
     if session.credentials is None:
         return _surroundings(session.backend_url)
     return _same_backend(await aload(MiproCredentials, session.credentials), session)
-
-
-def configured_backend_url() -> str | None:
-    """`MIPRO_BACKEND_URL`, if it is set."""
-    return os.environ.get(URL_VARIABLE) or None
 
 
 def _handle(session: Any) -> SessionHandle:

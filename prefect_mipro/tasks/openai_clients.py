@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
 from prefect_mipro.client.environment import is_loopback
+from prefect_mipro.transport import CLIENT_IDLE_SECONDS
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -54,8 +55,7 @@ class OpenAIClient:
             base_url=self._backend_url,
             api_key=usable(self._api_key),
             timeout=self._timeout_seconds,
-            # A proxy of the environment cannot reach this machine's own loopback interface.
-            http_client=DefaultHttpxClient(trust_env=not is_loopback(self._backend_url)),
+            http_client=DefaultHttpxClient(**_http_settings(self._backend_url)),
         )
 
 
@@ -90,10 +90,27 @@ class AsyncOpenAIClient:
             base_url=self._backend_url,
             api_key=usable(self._api_key),
             timeout=self._timeout_seconds,
-            http_client=DefaultAsyncHttpxClient(trust_env=not is_loopback(self._backend_url)),
+            http_client=DefaultAsyncHttpxClient(**_http_settings(self._backend_url)),
         )
 
 
 def usable(api_key: SecretStr | None) -> str:
     """The key in the form that OpenAI's clients accept, who refuse to have none."""
     return (api_key.get_secret_value() if api_key else "") or NO_KEY
+
+
+def _http_settings(backend_url: str) -> dict[str, Any]:
+    from openai import DEFAULT_CONNECTION_LIMITS as LIMITS
+
+    return {
+        # A proxy of the environment cannot reach this machine's own loopback interface.
+        "trust_env": not is_loopback(backend_url),
+        # OpenAI's default would take the prompt to whatever host an answer names.
+        "follow_redirects": False,
+        # In the class of the HTTP library that the installed openai is built on.
+        "limits": type(LIMITS)(
+            max_connections=LIMITS.max_connections,
+            max_keepalive_connections=LIMITS.max_keepalive_connections,
+            keepalive_expiry=CLIENT_IDLE_SECONDS,
+        ),
+    }

@@ -14,19 +14,14 @@ from typing import Any
 from prefect import task
 
 from prefect_mipro.blocks import MiproCredentials, aload, load
+from prefect_mipro.client import environment
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import CandidateNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt, PromptMessage
 from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
-from prefect_mipro.tasks.connections import (
-    URL_VARIABLE,
-    SessionHandle,
-    async_connection_to,
-    configured_backend_url,
-    connection_to,
-)
+from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.ownership import cancel_created, creation_metadata, joined
 from prefect_mipro.tasks.repeats import REPEATABLE
@@ -363,11 +358,12 @@ def _own_prompt(status: SessionStatus, prompt: InitialPrompt | None) -> InitialP
 
 
 def _found(backend_url: str | None) -> str:
-    url = backend_url or configured_backend_url()
+    url = backend_url or environment.named_backend_url()
     if not url:
         raise InputInvalid(
-            f"no backend is named; give a credentials block or backend_url, set {URL_VARIABLE}, or "
-            "use `with EmbeddedBackend() as backend` and pass backend.url"
+            "no backend is named; give a credentials block or backend_url, set "
+            f"{environment.URL_VARIABLE}, or use `with EmbeddedBackend() as backend` and pass "
+            "backend.url"
         )
     return url
 

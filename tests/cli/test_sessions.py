@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from prefect_mipro.cli.exits import ExitCode
+from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.models.sessions import SessionState
 from tests.cli.conftest import Command
 
@@ -246,3 +247,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(command: Command) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == ExitCode.OK
+
+
+def test_the_former_sdks_variable_names_the_backend_too(
+    command: Command, backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MIPRO_BACKEND_URL")
+    monkeypatch.setenv("SYNTH_BACKEND_URL", backend.url)
+    assert command("sessions", "list").code == ExitCode.OK

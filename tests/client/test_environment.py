@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from importlib import import_module
 
@@ -12,8 +13,10 @@ from prefect_mipro.client.environment import (
     backend_url,
     identity_headers,
     is_loopback,
+    named_backend_url,
 )
 from prefect_mipro.errors import InputInvalid, KeyMissing
+from prefect_mipro.server.settings import ServerSettings
 from tests.client.released_sdk import released
 
 PLACES = ("local", "dev", "development", "staging", "railway", "prod", "production", "main")
@@ -42,20 +45,27 @@ def test_our_own_variable_goes_first() -> None:
     assert backend_url(environ) == "http://ours"
 
 
-def test_without_any_variable_the_backend_is_on_this_machine() -> None:
-    assert backend_url({}) == "http://localhost:8000"
+@pytest.mark.parametrize("name", PLACE_VARIABLES[1:])
+@pytest.mark.parametrize("place", ["", *PLACES])
+def test_without_a_url_the_backend_is_where_the_server_listens_by_default(
+    name: str, place: str
+) -> None:
+    environ = {name: place}
+    assert named_backend_url(environ) is None
+    assert backend_url(environ) == ServerSettings().own_url == "http://127.0.0.1:8765"
 
 
 def test_a_blank_variable_counts_as_none() -> None:
     assert backend_url({"MIPRO_BACKEND_URL": " ", "BACKEND_URL": "http://h"}) == "http://h"
 
 
-def test_an_override_that_means_nothing_is_refused() -> None:
-    with pytest.raises(InputInvalid, match="SYNTH_BACKEND_URL_OVERRIDE is 'nonsense'"):
-        backend_url({"SYNTH_BACKEND_URL_OVERRIDE": "nonsense"})
+@pytest.mark.parametrize("override", ["nonsense", "dev", "Production"])
+def test_an_override_that_names_no_url_is_refused(override: str) -> None:
+    with pytest.raises(InputInvalid, match=f"_OVERRIDE is {override!r}.* set MIPRO_BACKEND_URL"):
+        backend_url({"SYNTH_BACKEND_URL_OVERRIDE": override, "SYNTH_BACKEND_URL": "http://h"})
 
 
-def test_the_sdks_variables_mean_what_they_mean_to_the_sdk(
+def test_the_former_sdks_variables_mean_what_they_meant_and_its_own_hosts_are_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released("core")
@@ -68,7 +78,12 @@ def test_the_sdks_variables_mean_what_they_mean_to_the_sdk(
             monkeypatch.setenv(name, f"http://{name.lower()}")
         for name in chance.sample(PLACE_VARIABLES, chance.randint(0, 2)):
             monkeypatch.setenv(name, chance.choice((*PLACES, "http://there")))
-        assert backend_url() == theirs()
+        named = theirs() if theirs() in os.environ.values() else None
+        try:
+            assert named_backend_url() == named
+        except InputInvalid:
+            assert named is None
+            assert os.environ["SYNTH_BACKEND_URL_OVERRIDE"] in PLACES
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,11 @@ def test_no_backend_at_all_is_refused_with_the_ways_out(call: Call) -> None:
         call("create_session", config())
 
 
+@pytest.mark.parametrize("variable", ["MIPRO_BACKEND_URL", "SYNTH_BACKEND_URL"])
 def test_the_environment_names_the_backend(
-    call: Call, backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
+    call: Call, variable: str, backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MIPRO_BACKEND_URL", backend.url)
+    monkeypatch.setenv(variable, backend.url)
     assert call("create_session", config()).backend_url == backend.url
 
 

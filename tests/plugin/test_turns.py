@@ -9,7 +9,7 @@ import pytest
 
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import Conflict
-from prefect_mipro.flows.backend import in_turn
+from prefect_mipro.flows.backend import in_turn, some_backend
 
 
 class AtTheWarning(logging.Handler):
@@ -52,3 +52,12 @@ def test_who_has_waited_long_enough_is_told_the_way_out() -> None:
         pytest.raises(Conflict, match=r"prefect-mipro serve.* MIPRO_BACKEND_URL"),
     ):
         in_turn(longest_wait_seconds=0.0)
+
+
+@pytest.mark.parametrize("variable", ["MIPRO_BACKEND_URL", "SYNTH_BACKEND_URL"])
+def test_no_backend_is_started_where_the_environment_names_one(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://mipro.example")
+    with some_backend() as url:
+        assert url == "http://mipro.example"

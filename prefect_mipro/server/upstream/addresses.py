@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from prefect_mipro.errors import ConfigInvalid
+from prefect_mipro.transport import is_loopback
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,6 @@ class AllowedHost:
         if self.port not in (None, port):
             return False
         return host == self.name if self.literal else host.endswith(self.name[1:])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_public(address: str) -> bool:
