@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,12 @@ from prefect_mipro.cli.backend import named_url
 from prefect_mipro.client import environment
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.environment import URL_VARIABLE
-from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.embedded import EmbeddedBackend, default_database_url
 from prefect_mipro.errors import KeyRejected, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
+from prefect_mipro.server.store.files import exposed, sqlite_file
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -69,6 +71,7 @@ def every_check(options: argparse.Namespace) -> Iterator[Check]:
     """All of them, in the order in which one thing needs another."""
     yield of_python(sys.version_info[:3])
     yield from of_prefect()
+    yield from of_databases()
     url = named_url(options)
     if url is None:
         yield from of_embedded(is_needed=True)
@@ -198,6 +201,28 @@ def _is_registered(client: SyncPrefectClient, slug: str) -> bool:
     except ObjectNotFound:
         return False
     return True
+
+
+def of_databases() -> Iterator[Check]:
+    """Whether others may read the databases that a server, or the embedded one, has here."""
+    try:
+        from prefect_mipro.cli.database_url import database_url
+    except ModuleNotFoundError:  # the server is not installed, which another check says
+        return
+    named = map(sqlite_file, (database_url(), default_database_url()))
+    for file in dict.fromkeys(file for file in named if file is not None and file.is_file()):
+        found = list(exposed(file))
+        if not found:
+            yield Check("database", Verdict.OK, f"{file}, private")
+            continue
+        modes = ", ".join(f"{each.path} {each.mode:03o}" for each in found)
+        paths = shlex.join(str(each.path) for each in found)
+        yield Check(
+            "database",
+            Verdict.NOTE,
+            f"other users of this machine may read it: {modes}",
+            f"chmod 600 {paths}",
+        )
 
 
 def of_backend(url: str, api_key: str | None) -> Iterator[Check]:

@@ -24,7 +24,7 @@ from prefect_mipro.server.store.engine import (
 def run(options: argparse.Namespace) -> ExitCode:
     """One of the actions on the database. Raises what the database refuses."""
     output = Output(as_json=options.json)
-    url = database_url(options)
+    url = database_url(options.database_url)
     match options.action:
         case "upgrade":
             return _upgrade(url, output)

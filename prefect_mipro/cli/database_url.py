@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 from prefect_mipro.server.settings import DEFAULT_DATABASE_URL, environment_variable, with_driver
 
 
-def database_url(options: argparse.Namespace) -> str:
+def database_url(option: str | None = None) -> str:
     """The URL with its driver; it may hold a password."""
     of_environment = os.environ.get(environment_variable("database_url"), "").strip()
-    return with_driver(options.database_url or of_environment or DEFAULT_DATABASE_URL)
+    return with_driver(option or of_environment or DEFAULT_DATABASE_URL)

@@ -60,7 +60,9 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(f"{path.name}.part")
     try:
         with ExitStack() as opened:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            # One that a killed export has left may be of another mode.
+            part.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             file: BinaryIO = opened.enter_context(os.fdopen(os.open(part, flags, 0o600), "wb"))
             if path.suffix == ".gz":
                 packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0)

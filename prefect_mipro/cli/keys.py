@@ -35,7 +35,7 @@ _NAMES: TypeAdapter[str] = TypeAdapter(KeyName)
 def run(options: argparse.Namespace) -> ExitCode:
     """One of the actions on keys. Raises what the database refuses."""
     output = Output(as_json=options.json)
-    url = database_url(options)
+    url = database_url(options.database_url)
     match options.action:
         case "create":
             _create(url, output, name=options.name, workspace=options.workspace)

@@ -22,6 +22,7 @@ from prefect_mipro.models.keys import Key
 from prefect_mipro.server.connections import LOOK_SECONDS, Connection, Stragglers
 from prefect_mipro.server.logs import log_to_stderr
 from prefect_mipro.server.settings import ENVIRONMENT_PREFIX, ServerSettings
+from prefect_mipro.server.store.files import exposed, sqlite_file
 from prefect_mipro.transport import SERVER_IDLE_SECONDS, is_loopback
 
 if TYPE_CHECKING:
@@ -194,6 +195,12 @@ def _log_start(settings: ServerSettings, stored_keys: Sequence[Key]) -> None:
             "api_keys": len(settings.api_keys) + _in_use(stored_keys),
         },
     )
+    database = sqlite_file(settings.database_url)
+    for file in exposed(database) if database else ():
+        logger.warning(
+            "other users of this machine may read the database; set its mode to 600",
+            extra={"file": str(file.path), "mode": f"{file.mode:03o}"},
+        )
     if stored_keys and not settings.api_keys and not _in_use(stored_keys):
         logger.warning("all keys are revoked: nobody may call; prefect-mipro keys create makes one")
     if not settings.api_keys and not stored_keys:

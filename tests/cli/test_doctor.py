@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import requires
@@ -48,6 +49,23 @@ def test_all_is_well_with_a_backend_whose_model_answers(
     assert upstream.requests[-1]["messages"][-1]["content"] == "Are you there?"
     assert command.client.session_status(status.session_id).rollout_count == before
     assert command.key not in result.out + result.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes")
+def test_a_database_that_others_may_read_is_a_note_with_the_way_out(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "mipro.db"
+    monkeypatch.setenv("MIPRO_SERVER_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setenv("MIPRO_DATABASE_URL", "sqlite://")
+    assert "database" not in verdicts(command)
+    file.touch(0o600)
+    assert verdicts(command)["database"][:2] == ("ok", f"{file}, private")
+    file.chmod(0o644)
+    verdict, found, way_out = verdicts(command)["database"]
+    assert verdict == "note"
+    assert f"{file} 644" in found
+    assert way_out == f"chmod 600 {file}"
 
 
 def test_what_is_only_lacking_comes_with_a_way_out_and_breaks_nothing(command: Command) -> None:

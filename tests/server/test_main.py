@@ -393,6 +393,22 @@ def test_the_log_tells_events_and_no_secrets(tmp_path: Path) -> None:
     assert upstream.received[0].headers["authorization"] == "Bearer hidden-upstream-key"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes")
+def test_a_database_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "mipro.db"
+    file.touch()
+    file.chmod(0o644)
+    with fork(tmp_path) as child:
+        first_line(child)
+        child.terminate()
+        _, _, err = ended(child)
+    assert (
+        f"other users of this machine may read the database; set its mode to 600 file={file} "
+        in err
+    )
+    assert "mode=644" in err
+
+
 def test_being_open_is_said_at_the_start(tmp_path: Path) -> None:
     with fork(tmp_path) as child:
         first_line(child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sqlite3
 from contextlib import closing, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from prefect_mipro.errors import Conflict, StoreFailed
+from prefect_mipro.server.store.files import make_private
 
 _QUERY = ("host", "port", "sslmode")
 
@@ -25,7 +25,9 @@ def copy_file(source: Path, target: Path) -> int:
         raise Conflict(f"{target} is there already; name another file, or move it away")
     partial = target.with_name(f"{target.name}.partial")
     try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        # One that a killed backup has left may be of another mode.
+        partial.unlink(missing_ok=True)
+        make_private(partial)
         _copy(source, partial)
         partial.rename(target)
     except (OSError, sqlite3.Error) as error:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from prefect_mipro.errors import StoreFailed
-from prefect_mipro.server.store import lock
+from prefect_mipro.server.store import files, lock
 from prefect_mipro.server.store.bulk import driver_of
 from prefect_mipro.server.store.database import Database, PostgresDatabase, json_text
 from prefect_mipro.server.store.sql import SqlStore
@@ -192,7 +192,8 @@ def _sqlite(url: URL) -> SqliteDatabase:
     engine = _sqlite_engine(url, _FILE if path else _ONE_CONNECTION)
     with ExitStack() as held:
         if path is not None:
-            held.enter_context(_only_server(path))
+            # A URL may say that the file is only to be read, or must be there.
+            held.enter_context(_only_server(path, makes_file="mode" not in url.query))
         return SqliteDatabase(engine, name=_name(url), held=held.pop_all(), path=path)
 
 
@@ -216,8 +217,11 @@ def _file(url: URL) -> Path | None:
 
 
 @contextmanager
-def _only_server(path: Path) -> Iterator[None]:
-    """Hold the database's companion file. Raises StoreFailed when another server has it."""
+def _only_server(path: Path, *, makes_file: bool) -> Iterator[None]:
+    """Hold the database's companion file, and have the database private to its owner.
+
+    Raises StoreFailed when another server has it.
+    """
     if path.is_dir():
         raise StoreFailed(f"the database {path} is a folder; name a file in it")
     if not path.parent.is_dir():
@@ -229,6 +233,8 @@ def _only_server(path: Path) -> Iterator[None]:
         try:
             real = path.resolve()
             stack.enter_context(lock.held(real.with_name(f"{real.name}.lock")))
+            if makes_file:
+                files.make_private(real)
         except BlockingIOError:
             raise StoreFailed(
                 f"another server has the database {path} open, and SQLite serves one; stop it, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from prefect_mipro.errors import Conflict, SessionNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.files import exposed, sqlite_file
 from prefect_mipro.server.store.sql import SqlStore
 from tests.server.store.records import (
     BASELINE,
@@ -31,6 +34,7 @@ REPOSITORY = Path(__file__).parents[3]
 SERVER = """
 import asyncio, sys
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.files import exposed, sqlite_file
 from tests.server.store.records import create, pin, rollout
 
 async def serve():
@@ -48,6 +52,14 @@ def url_of(file: Path, query: str = "") -> str:
     return f"sqlite+aiosqlite:///{file}{query}"
 
 
+def modes_in(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+def set_mode(file: Path, mode: int) -> None:
+    file.chmod(mode)
+
+
 async def test_a_store_opened_again_has_everything(migrated_file: Path) -> None:
     first = await open_store(url_of(migrated_file))
     await create(first)
@@ -59,6 +71,45 @@ async def test_a_store_opened_again_has_everything(migrated_file: Path) -> None:
     assert await second.session("s1") == written
     assert (await second.candidate(BASELINE)).statistics.rewards == 1
     await second.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes")
+async def test_all_files_of_a_new_database_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = await open_store(url_of(tmp_path / "mipro.db"))
+        await create(store)
+        made = modes_in(tmp_path)
+        await store.close()
+    finally:
+        os.umask(before)
+    names = ("mipro.db", "mipro.db-wal", "mipro.db-shm", "mipro.db.lock")
+    assert made == dict.fromkeys(names, 0o600)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes")
+async def test_a_file_with_a_wider_mode_keeps_it_and_is_named(migrated_file: Path) -> None:
+    set_mode(migrated_file, 0o640)
+    store = await open_store(url_of(migrated_file))
+    await create(store)
+    found = {each.path.name: each.mode for each in exposed(migrated_file)}
+    await store.close()
+    assert found == dict.fromkeys(("mipro.db", "mipro.db-wal", "mipro.db-shm"), 0o640)
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///mipro.db", "mipro.db"),
+        ("sqlite+aiosqlite:////var/mipro.db?timeout=1", "/var/mipro.db"),
+        ("sqlite:///file:/var/mipro.db?mode=ro&uri=true", "/var/mipro.db"),
+        ("sqlite://", None),
+        ("sqlite:///:memory:", None),
+        ("postgresql://me@host/db", None),
+    ],
+)
+def test_a_url_names_a_file_or_none(url: str, file: str | None) -> None:
+    assert sqlite_file(url) == (Path(file) if file else None)
 
 
 async def test_a_killed_server_keeps_what_was_committed_and_lets_go_of_the_file(
