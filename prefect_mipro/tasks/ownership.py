@@ -80,14 +80,26 @@ def first_rollout(session: SessionHandle, status: SessionStatus) -> int:
     return status.rollout_count
 
 
-def cancel_created(transaction: Transaction) -> None:
-    """Rollback hook of `create_session`: cancel the session that this run created, no other."""
+def undo_creation(transaction: Transaction) -> None:
+    """Rollback hook of `create_session`: delete the session that this run created, and no other.
+
+    A session with rollouts may have live traffic. It is cancelled, and its champion still served.
+    """
     session = transaction.get(_CREATED, None)
     if session is None:
         return
+    session_id = session.session_id
     with connection_to(session) as connection:
-        connection.client.change_state(session.session_id, SessionState.CANCELLED)
-    tell(SessionEvent.CANCELLED, session.session_id)
+        if connection.client.session_status(session_id).rollout_count:
+            connection.client.change_state(session_id, SessionState.CANCELLED)
+            run_logger().warning(
+                "Session %s is cancelled, because the transaction that created it was rolled back "
+                "after its first rollouts; to use its id again, delete the session",
+                session_id,
+            )
+        else:
+            connection.client.delete_session(session_id)
+    tell(SessionEvent.CANCELLED, session_id)
 
 
 def sessions_of(flow_run_id: UUID) -> tuple[SessionHandle, ...]:

@@ -23,7 +23,7 @@ from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.ownership import cancel_created, creation_metadata, joined
+from prefect_mipro.tasks.ownership import creation_metadata, joined, undo_creation
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
 
@@ -86,8 +86,8 @@ async def acreate_session(
         return session
 
 
-create_session.on_rollback(cancel_created)
-acreate_session.on_rollback(cancel_created)
+create_session.on_rollback(undo_creation)
+acreate_session.on_rollback(undo_creation)
 
 
 @task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)

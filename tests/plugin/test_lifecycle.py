@@ -13,6 +13,7 @@ from prefect.states import Cancelling
 from prefect.transactions import transaction
 
 from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.errors import SessionEnded, SessionNotFound
 from prefect_mipro.events import Cause, SessionEvent, changes
 from prefect_mipro.flows.lifecycle import cancel_sessions, pause_sessions
 from prefect_mipro.models.sessions import SessionState
@@ -43,9 +44,12 @@ def opening_below(session_id: str, backend_url: str) -> None:
 
 
 @flow
-def failing_early(session_id: str, backend_url: str) -> None:
+def failing_early(session_id: str, backend_url: str, rollouts: int = 0) -> None:
     with transaction():
-        create_session(config(), session_id=session_id, backend_url=backend_url)
+        session = create_session(config(), session_id=session_id, backend_url=backend_url)
+        for _ in range(rollouts):
+            with session.rollout() as rollout:
+                rollout.ask({"request": "play jazz #music"})
         raise ZeroDivisionError("the rows cannot be read")
 
 
@@ -94,15 +98,29 @@ def test_a_cancelled_run_may_end_its_session(backend: EmbeddedBackend) -> None:
 
 
 @served
-def test_first_steps_that_fail_cancel_the_session_that_the_run_created(
+def test_first_steps_that_fail_delete_the_session_that_the_run_created(
     backend: EmbeddedBackend,
 ) -> None:
     session_id = new_id()
     with pytest.raises(ZeroDivisionError):
         failing_early(session_id, backend.url)
-    assert state_of(session_id, backend) is SessionState.CANCELLED
+    with pytest.raises(SessionNotFound):
+        state_of(session_id, backend)
     opening(session_id, backend.url)
     assert state_of(session_id, backend) is SessionState.RUNNING, "the id is not lost"
+
+
+@served
+def test_a_session_with_rollouts_is_not_deleted_but_cancelled_for_good(
+    backend: EmbeddedBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id = new_id()
+    with pytest.raises(ZeroDivisionError):
+        failing_early(session_id, backend.url, rollouts=1)
+    assert state_of(session_id, backend) is SessionState.CANCELLED
+    assert f"Session {session_id} is cancelled" in caplog.text
+    with pytest.raises(SessionEnded, match="delete the session first"):
+        opening(session_id, backend.url)
 
 
 @served

@@ -97,7 +97,8 @@ class Sessions:
     ) -> tuple[SessionStatus, bool]:
         """Create the session, or find it by its id. The flag says whether it is new.
 
-        Raises Conflict where the id is that of another workspace's.
+        Raises Conflict where another workspace has the id, and SessionEnded where the session with
+        the id was cancelled.
         """
         if request.kind not in KINDS:
             raise InputInvalid(f"kind is {request.kind!r}; this backend knows 'mipro_online'")
@@ -116,6 +117,11 @@ class Sessions:
             baseline_id=self._new_id("baseline"),
         )
         stored, created = await self._store.create_session(session, levers, baseline)
+        if stored.state is SessionState.CANCELLED:
+            raise SessionEnded(
+                f"session {session_id!r} was cancelled, which is final: it does not run again; "
+                "choose another session_id, or delete the session first, which frees its id"
+            )
         status = await self.status(session_id)
         kept = [] if created else kept_config(stored, session)
         return status.model_copy(update={"warnings": [*kept, *status.warnings]}), created

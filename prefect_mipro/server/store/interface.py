@@ -66,8 +66,7 @@ class Store(Access, Upkeep, Protocol):
     ) -> tuple[Session, bool]:
         """Insert all of them; an existing session with the id is returned with `False`.
 
-        Raises Conflict if that is another workspace's. One that was cancelled before its first
-        rollout runs again: nothing has come to an end.
+        Raises Conflict if that is another workspace's.
         """
         ...
 

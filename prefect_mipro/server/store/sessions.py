@@ -46,7 +46,7 @@ def create(
     values = {**session_values(session), "version": 0}
     if not insert_new(connection, sessions, values):
         check_workspace(connection, session_id, session.workspace)
-        return _found(connection, session_id, at=session.created_at), False
+        return read_session(connection, session_id), False
     connection.execute(
         insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
     )
@@ -59,24 +59,6 @@ def create(
         at=session.created_at,
     )
     return change.written_session(), True
-
-
-def _found(connection: Connection, session_id: str, *, at: datetime) -> Session:
-    """The session that has the id; one that was cancelled before its first rollout runs again."""
-    found = read_session(connection, session_id)
-    if found.state is not SessionState.CANCELLED or found.rollouts:
-        return found
-    with changing(connection, session_id) as change:
-        # Read again, now that it is locked.
-        if change["state"] == SessionState.CANCELLED and not change["rollouts"]:
-            change.set(state=SessionState.RUNNING, stop_reason=None)
-            change.record(
-                f"mipro.session.{SessionState.RUNNING}",
-                "taken back before its first rollout, created again",
-                data={"state": SessionState.RUNNING, "previous": SessionState.CANCELLED},
-                at=at,
-            )
-        return change.written_session()
 
 
 def standing(connection: Connection, session_id: str) -> Standing:

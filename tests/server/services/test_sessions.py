@@ -10,9 +10,11 @@ import pytest
 from prefect_mipro.errors import (
     ConfigInvalid,
     InputInvalid,
+    SessionEnded,
     SessionNotFound,
 )
 from prefect_mipro.models.sessions import CreateSession, SessionState, SystemRequest
+from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.store.records import SeedEvalFilter, SessionFilter
 from tests.server.services.conftest import Backend, config_of
 
@@ -142,6 +144,30 @@ async def test_pause_resume_cancel_follow_each_other_and_repeat_safely(backend: 
         SessionState.CANCELLED,
     ):
         assert (await backend.sessions.change_state("s", state)).status is state
+
+
+@pytest.mark.parametrize("rollouts", [0, 1])
+async def test_a_cancelled_session_never_runs_again(backend: Backend, rollouts: int) -> None:
+    await backend.create()
+    for number in range(rollouts):
+        await backend.call(f"r{number}")
+    before = await backend.sessions.change_state("s", SessionState.CANCELLED)
+    with pytest.raises(SessionEnded, match=r"'s' was cancelled.* another session_id, or delete"):
+        await backend.create()
+    with pytest.raises(SessionEnded, match="cannot become running"):
+        await backend.sessions.change_state("s", SessionState.RUNNING)
+    assert await backend.sessions.status("s") == before
+    await Removal(backend.store, clock=lambda: backend.now[0]).delete("s")
+    assert (await backend.create()).status is SessionState.RUNNING
+
+
+@pytest.mark.parametrize("state", [SessionState.PAUSED, SessionState.SUCCEEDED])
+async def test_creating_leaves_the_state_of_a_session_as_it_is(
+    backend: Backend, state: SessionState
+) -> None:
+    await backend.create()
+    await backend.sessions.change_state("s", state)
+    assert (await backend.create()).status is state
 
 
 async def test_prompts_that_humans_add_at_once_are_all_added(backend: Backend) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from prefect_mipro.errors import Conflict, NotFound, SessionNotFound
 from prefect_mipro.models.keys import Key
-from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SessionFilter
 from tests.server.store.records import at, candidate, create, instruction, session
@@ -79,7 +78,6 @@ async def test_a_list_may_be_of_one_workspace(store: Store) -> None:
 
 async def test_an_id_of_another_workspace_is_taken_and_nothing_else_is_told(store: Store) -> None:
     await create(store)
-    await store.set_state("s1", SessionState.CANCELLED, at=at(1))
     before = await store.session("s1")
     with pytest.raises(Conflict) as raised:
         await store.create_session(
@@ -88,7 +86,6 @@ async def test_an_id_of_another_workspace_is_taken_and_nothing_else_is_told(stor
             candidate(candidate_id="b2"),
         )
     assert raised.value.message == "the session id 's1' is taken; choose another one"
-    # Cancelled before its first rollout, it would run again for its own workspace.
     assert await store.session("s1") == before
 
 

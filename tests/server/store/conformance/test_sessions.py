@@ -60,30 +60,6 @@ async def test_creating_again_returns_the_first_session(store: Store) -> None:
     assert await event_types(store) == ["session.created"]
 
 
-async def test_a_session_cancelled_before_its_first_rollout_can_be_created_again(
-    store: Store,
-) -> None:
-    await create(store)
-    await store.set_state("s1", SessionState.CANCELLED, at=at(1), stop_reason="its flow failed")
-    again, created = await store.create_session(
-        session(created_at=at(2)), [instruction(), demonstrations()], candidate()
-    )
-    assert not created
-    assert (again.state, again.stop_reason) == (SessionState.RUNNING, None)
-    assert again == await store.session("s1")
-    assert await event_types(store) == ["session.created", "session.cancelled", "session.running"]
-
-
-async def test_a_session_cancelled_after_a_rollout_stays_so(store: Store) -> None:
-    await create(store)
-    await pin(store, rollout("r1"))
-    await store.set_state("s1", SessionState.CANCELLED, at=at(1), stop_reason="enough")
-    again, _ = await store.create_session(
-        session(created_at=at(2)), [instruction(), demonstrations()], candidate()
-    )
-    assert (again.state, again.stop_reason) == (SessionState.CANCELLED, "enough")
-
-
 async def test_a_baseline_id_of_another_session_is_a_conflict(store: Store) -> None:
     await create(store)
     with pytest.raises(Conflict):
