@@ -16,6 +16,7 @@ from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.exports import ImportReceipt
+from prefect_mipro.models.judgements import SCORE_KEYS, score_of
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.readiness import Ready
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
@@ -101,11 +102,14 @@ def session_urls(session_id: str, *, correlation_id: str | None = None) -> Opera
 def reward(
     session_id: str, request: RewardRequest, *, request_key: str | None = None
 ) -> Operation[RewardReceipt]:
-    """Reward a rollout. `request_key` names the request; the backend counts its repeats as one."""
+    """Reward a rollout. `request_key` names the request; the backend counts its repeats as one.
+
+    Raises RewardInvalid where the score is no finite number.
+    """
     return Operation(
         method="POST",
         path=f"{_session_path(session_id)}/reward",
-        body=_body(request),
+        body=_body(request) | {"reward_info": _with_plain_scores(request.reward_info)},
         headers={"Idempotency-Key": request_key or uuid4().hex},
         repeatable=True,
         answer=RewardReceipt.model_validate,
@@ -380,6 +384,14 @@ def _get(
 
 def _body(record: Record) -> JsonObject:
     return record.model_dump(exclude_none=True)
+
+
+def _with_plain_scores(reward_info: JsonObject) -> JsonObject:
+    """Scores may be of NumPy's or other types, which JSON does not have."""
+    given = {key: reward_info[key] for key in SCORE_KEYS if reward_info.get(key) is not None}
+    return reward_info | {
+        key: score_of(value, name=f"reward_info.{key}") for key, value in given.items()
+    }
 
 
 def _query(**values: object) -> dict[str, str]:

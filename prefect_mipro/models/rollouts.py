@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +10,7 @@ from pydantic import Field, StrictBool
 from prefect_mipro.errors import RewardInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage, Usage
-
-SCORE_KEYS = ("score", "outcome_reward", "reward")
+from prefect_mipro.models.judgements import SCORE_KEYS, score_of
 
 
 class Rollout(Record):
@@ -81,14 +79,7 @@ class RewardInfo(Record):
                 f"reward_info has no number under any of {', '.join(SCORE_KEYS)}; "
                 'send for example {"score": 1.0}'
             )
-        value = reward_info[key]
-        try:
-            score = float(value) if isinstance(value, int | float) else math.nan
-        except OverflowError:
-            score = math.inf
-        if not math.isfinite(score):
-            shown = "too large" if isinstance(value, int) else f"{value!r:.80}"
-            raise RewardInvalid(f"reward_info.{key} is {shown}; send a finite number")
+        score = score_of(reward_info[key], name=f"reward_info.{key}")
         feedback = reward_info.get("feedback")
         return cls(score=score, feedback=feedback if isinstance(feedback, str) else None)
 

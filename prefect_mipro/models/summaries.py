@@ -49,8 +49,8 @@ class RewardOutcome(StrEnum):
     """What became of a reward that was reported for a rollout.
 
     It counted, it was there before, the rollout has another reward already, nobody knows the
-    rollout (its reward is kept until it comes), the session was cancelled before, or the reward
-    itself is none.
+    rollout (its reward is kept until it comes), the session was cancelled before, the reward
+    itself is none, or the rollout is the future of a task run that failed.
     """
 
     ACCEPTED = "accepted"
@@ -59,12 +59,14 @@ class RewardOutcome(StrEnum):
     UNKNOWN = "unknown"
     TOO_LATE = "too_late"
     INVALID = "invalid"
+    FAILED = "failed"
 
 
 class RewardReport(Record):
     """What became of many rewards: the ids of their rollouts by outcome.
 
-    `problems` says by rollout id why a reward was refused.
+    `problems` says by rollout id why a reward was refused. A rollout that failed has no id, but its
+    place, such as `rewards[2]`.
     """
 
     session_id: str
@@ -85,10 +87,11 @@ class RewardReport(Record):
     def settled(self) -> frozenset[str]:
         """The rollouts that need no further report.
 
-        An invalid reward is to be put right. One for an unknown rollout may have been sent to the
-        wrong session, and to report it again does no harm.
+        An invalid reward is to be put right, and a failed rollout to be run again. A reward for an
+        unknown rollout may have been sent to the wrong session, and to report it again does no
+        harm.
         """
-        open_ones = (RewardOutcome.INVALID, RewardOutcome.UNKNOWN)
+        open_ones = (RewardOutcome.FAILED, RewardOutcome.INVALID, RewardOutcome.UNKNOWN)
         return frozenset(
             rollout_id
             for outcome, ids in self.rollout_ids.items()

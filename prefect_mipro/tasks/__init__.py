@@ -5,13 +5,14 @@ They take a `SessionHandle`, which names the key's block and never holds a key.
 
 from __future__ import annotations
 
+from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.tasks.connections import SessionHandle
 from prefect_mipro.tasks.deletion import adelete_session, delete_session
 from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
 from prefect_mipro.tasks.opening import aopen_session, open_session
-from prefect_mipro.tasks.programs import Judgement, RolloutJob
+from prefect_mipro.tasks.programs import RolloutJob
 from prefect_mipro.tasks.rewards import areport_rewards, report_rewards
 from prefect_mipro.tasks.rollouts import (
     aevaluate_candidate,

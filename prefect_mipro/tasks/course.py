@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-from prefect_mipro.errors import RewardConflict, SessionEnded
+from prefect_mipro.errors import InputInvalid, RewardConflict, SessionEnded
+from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.programs import HOPELESS, Answer, Judgement, OnError, RolloutJob
+from prefect_mipro.tasks.programs import HOPELESS, Answer, OnError, RolloutJob
 from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
 from prefect_mipro.tasks.requests import reward_request
 
@@ -39,23 +40,29 @@ class Course:
         if on_error != "no_reward":
             self.judged = failure_reward(error, on_error)
 
-    def send(self, connection: Connection, session: SessionHandle) -> None:
+    def send(self, connection: Connection, session: SessionHandle, on_error: OnError) -> None:
         """Report the reward, if there is one."""
-        if self.judged is not None:
+        while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
             try:
                 self.receipt = over_a_restart(report)
+            except InputInvalid as error:
+                self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
 
-    async def asend(self, connection: AsyncConnection, session: SessionHandle) -> None:
+    async def asend(
+        self, connection: AsyncConnection, session: SessionHandle, on_error: OnError
+    ) -> None:
         """Report the reward, if there is one."""
-        if self.judged is not None:
+        while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
             try:
                 self.receipt = await aover_a_restart(report)
+            except InputInvalid as error:
+                self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
 
@@ -73,17 +80,18 @@ class Course:
             seconds=time.perf_counter() - self.started,
         )
 
+    @property
+    def _is_to_be_sent(self) -> bool:
+        return self.receipt is None and self.refusal is None
+
+    def _not_taken(self, error: InputInvalid, on_error: OnError) -> None:
+        """Fail the rollout for its reward; for one that failed before, the reward is `on_error`."""
+        self.judged = None
+        self.failed(error, on_error if self.failure is None else "no_reward")
+
     def _reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
-        return reward_request(
-            session,
-            judged.score,
-            self.job.rollout_id,
-            judged.feedback,
-            judged.expected,
-            self.job.example_id,
-            judged.metadata,
-            True if self.job.stop else None,
-        )
+        stop = True if self.job.stop else None
+        return reward_request(session, judged, self.job.rollout_id, self.job.example_id, stop)
 
     def _outcome(self) -> RolloutOutcome:
         if self.failure:

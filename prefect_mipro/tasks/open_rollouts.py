@@ -20,6 +20,7 @@ from uuid import UUID, uuid4, uuid5
 from prefect.runtime import task_run
 
 from prefect_mipro.errors import InputInvalid, MiproError, RewardConflict, RewardInvalid
+from prefect_mipro.models.judgements import RewardValue, judgement
 from prefect_mipro.models.summaries import RolloutResult
 from prefect_mipro.tasks.connections import (
     AsyncConnection,
@@ -35,14 +36,12 @@ from prefect_mipro.tasks.programs import (
     HOPELESS,
     Answer,
     Example,
-    Judgement,
     OnError,
     Reward,
     RolloutJob,
-    judgement,
 )
 
-AsyncReward = Callable[[Example, Answer], Awaitable[float | tuple[float, str] | Judgement]]
+AsyncReward = Callable[[Example, Answer], Awaitable[RewardValue]]
 
 _NO_ANSWER: Final = object()
 
@@ -56,9 +55,7 @@ class _Judged:
     _course: Course
     _final: RolloutResult | None = None
 
-    def reward(
-        self, value: float | tuple[float, str] | Judgement, feedback: str | None = None
-    ) -> None:
+    def reward(self, value: RewardValue, feedback: str | None = None) -> None:
         """What the rollout is worth. It is reported once, when the block ends."""
         judged = judgement(value)
         if feedback is not None:
@@ -174,10 +171,10 @@ class RolloutBlock:
             except Exception as error:
                 self._failed(course, error)
                 with _unless_unreachable(course):
-                    course.send(connection, self._session)
+                    course.send(connection, self._session, "raise")
                 raise
             else:
-                course.send(connection, self._session)
+                course.send(connection, self._session, "raise")
                 _tell(course)
             finally:
                 rollout._end()
@@ -195,10 +192,10 @@ class RolloutBlock:
             except Exception as error:
                 self._failed(course, error)
                 with _unless_unreachable(course):
-                    await course.asend(connection, self._session)
+                    await course.asend(connection, self._session, "raise")
                 raise
             else:
-                await course.asend(connection, self._session)
+                await course.asend(connection, self._session, "raise")
                 _tell(course)
             finally:
                 rollout._end()
@@ -224,7 +221,8 @@ class RolloutBlock:
 
     def _failed(self, course: Course, error: Exception) -> None:
         course.failure = error
-        hopeless = isinstance(error, HOPELESS)
+        # A reward that is none says nothing of the prompt.
+        hopeless = isinstance(error, (*HOPELESS, RewardInvalid))
         if course.judged is None and not hopeless and not isinstance(self._on_error, str):
             course.judged = failure_reward(error, self._on_error)
 

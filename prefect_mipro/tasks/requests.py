@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN
+from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionUrls
 from prefect_mipro.tasks.connections import SessionHandle
@@ -59,20 +60,17 @@ def usable_id(rollout_id: Any) -> str:
 
 def reward_request(
     session: SessionHandle,
-    score: float,
+    judged: Judgement,
     rollout_id: str,
-    feedback: str | None = None,
-    expected: str | None = None,
     example_id: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
     stop: bool | None = None,
 ) -> RewardRequest:
     """The body of a reward call; the expected answer and the example travel as metadata."""
-    known = {"expected": expected, "example_id": example_id}
-    facts = {**(metadata or {}), **{key: value for key, value in known.items() if value}}
-    reward_info = {"score": score} | ({"feedback": feedback} if feedback else {})
+    known = {"expected": judged.expected, "example_id": example_id}
+    facts = {**(judged.metadata or {}), **{key: value for key, value in known.items() if value}}
+    reward_info = {"score": judged.score}
     return RewardRequest(
-        reward_info=reward_info,
+        reward_info=reward_info | ({"feedback": judged.feedback} if judged.feedback else {}),
         metadata=facts or None,
         correlation_id=session.correlation_id,
         rollout_id=rollout_id,

@@ -4,27 +4,82 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from copy import copy
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Task, task
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
+from prefect.utilities.collections import visit_collection
 
-from prefect_mipro.errors import InputInvalid, MiproError, RewardConflict, SessionEnded
+from prefect_mipro.errors import (
+    InputInvalid,
+    MiproError,
+    ProgramFailed,
+    RewardConflict,
+    SessionEnded,
+)
+from prefect_mipro.models.judgements import RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RewardOutcome, RewardReport, RolloutResult
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.programs import Judgement, judgement
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import reward_request
 
-RewardValue = float | tuple[float, str] | Judgement
 Rewarded = RolloutResult | PrefectFuture[RolloutResult] | str
 Rewards = Mapping[str, RewardValue] | Sequence[tuple[Rewarded, RewardValue]]
 
 SHOWN_PROBLEMS = 5
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# As Any: Prefect's methods are overloads that no subclass can repeat.
+_Task: Any = Task
+
+
+class _RewardsTask(_Task):  # type: ignore[misc]
+    """A task that takes futures of failed task runs, with which Prefect would not start it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*map(_settled, args), **_settled_rewards(kwargs))
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(*map(_settled, args), **_settled_rewards(kwargs))
+
+    def with_options(self, **options: Any) -> Any:
+        return _takes_failures(super().with_options(**options))
+
+
+def _takes_failures(rewards_task: Task[P, R]) -> Task[P, R]:
+    changed: Any = copy(rewards_task)
+    changed.__class__ = _RewardsTask
+    return changed  # type: ignore[no-any-return]
+
+
+def _settled_rewards(arguments: dict[str, Any]) -> dict[str, Any]:
+    if "rewards" not in arguments:
+        return arguments
+    return arguments | {"rewards": _settled(arguments["rewards"])}
+
+
+def _settled(rewards: Any) -> Any:
+    """The rewards, with an error in the place of each future or state that has no result."""
+    # A list of pairs, whose second part may be a pair itself.
+    return visit_collection(rewards, _or_error, return_data=True, max_depth=3)
+
+
+def _or_error(value: Any) -> Any:
+    if isinstance(value, PrefectFuture):
+        value.wait()
+    state = value.state if isinstance(value, PrefectFuture) else value
+    if not isinstance(state, State) or state.is_completed():
+        return value
+    run = state.state_details.task_run_id
+    return ProgramFailed(f"task run {run} ended as {state.name}: {state.message}")
 
 
 def _run_name() -> str:
@@ -32,16 +87,18 @@ def _run_name() -> str:
     return f"rewards of {getattr(session, 'session_id', 'no session')}"
 
 
+@_takes_failures
 @task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 def report_rewards(
     session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
 ) -> RewardReport:
     """Reward rollouts that ran before, at most `max_workers` at a time.
 
-    A reward is a number, a pair of number and feedback, or a `Judgement`. Reporting the same
-    rewards again changes nothing; after a retry of the task, those that had counted before it are
-    told as repeated. What is wrong with one of them stands in the report, and the others count all
-    the same.
+    A reward is whatever a reward function may return: a number, a pair of number and feedback, a
+    `Judgement`. Reporting the same rewards again changes nothing; after a retry of the task, those
+    that had counted before it are told as repeated. What is wrong with one of them stands in the
+    report, and the others count all the same. A rollout may be named by the future of its task
+    run, which may have failed.
     """
     cases, refused = _read(session, rewards)
     with connection_to(session) as connection:
@@ -59,6 +116,7 @@ def report_rewards(
     return _reported(session, refused, said)
 
 
+@_takes_failures
 @task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 async def areport_rewards(
     session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
@@ -97,29 +155,27 @@ class _Said(NamedTuple):
 def _read(session: SessionHandle, rewards: Rewards) -> tuple[list[_Case], list[_Said]]:
     cases: dict[str, list[RewardRequest]] = defaultdict(list)
     refused = []
-    for owner, value in _pairs(rewards):
+    for number, (owner, value) in enumerate(_pairs(rewards)):
+        if isinstance(owner, BaseException):
+            problem = f"the rollout failed, so there is nothing to reward: {owner}"
+            refused.append(_Said(f"rewards[{number}]", RewardOutcome.FAILED, problem))
+            continue
         rollout_id = owner.rollout_id if isinstance(owner, RolloutResult) else owner
         example_id = owner.example_id if isinstance(owner, RolloutResult) else None
         if not isinstance(rollout_id, str) or not rollout_id.strip():
             problem = "a rollout id is a text that is not blank; leave out what was not a rollout"
             refused.append(_Said(repr(rollout_id), RewardOutcome.INVALID, problem))
             continue
+        if isinstance(value, BaseException):
+            problem = f"there is no reward, for what was to make it failed: {value}"
+            refused.append(_Said(rollout_id, RewardOutcome.INVALID, problem))
+            continue
         try:
             judged = judgement(value)
         except InputInvalid as error:
             refused.append(_refused(rollout_id, error))
             continue
-        cases[rollout_id].append(
-            reward_request(
-                session,
-                judged.score,
-                rollout_id,
-                judged.feedback,
-                judged.expected,
-                example_id,
-                judged.metadata,
-            )
-        )
+        cases[rollout_id].append(reward_request(session, judged, rollout_id, example_id))
     return [_Case(*case) for case in cases.items()], refused
 
 

@@ -13,6 +13,7 @@ from prefect.concurrency.asyncio import concurrency as aconcurrency
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import task_run
 
+from prefect_mipro.models.judgements import judgement, within
 from prefect_mipro.models.summaries import Evaluation, RolloutResult
 from prefect_mipro.tasks.connections import (
     AsyncConnection,
@@ -34,12 +35,16 @@ from prefect_mipro.tasks.programs import (
     Program,
     Reward,
     RolloutJob,
-    judgement,
 )
 
 
 def _rollout_name() -> str:
     return f"rollout {task_run.get_parameters().get('rollout_id') or task_run.get_id()}"
+
+
+def _rollouts_name() -> str:
+    jobs = task_run.get_parameters().get("jobs")
+    return f"{jobs[0].rollout_id} and on" if jobs else "no rollouts"
 
 
 @task(name="run-rollout", task_run_name=_rollout_name, cache_policy=NO_CACHE)
@@ -84,7 +89,7 @@ async def arun_rollout(
         return await _arun(job, session, connection, program, reward, on_error)
 
 
-@task(name="run-rollouts", task_run_name="{jobs[0].rollout_id} and on", cache_policy=NO_CACHE)
+@task(name="run-rollouts", task_run_name=_rollouts_name, cache_policy=NO_CACHE)
 def run_rollouts(
     jobs: Sequence[RolloutJob],
     *,
@@ -104,6 +109,8 @@ def run_rollouts(
     No more than `rate_limit` rollouts start in a second. The task holds as many slots of Prefect's
     global `concurrency_limit` as it runs rollouts at a time.
     """
+    if not jobs:
+        return []
     workers, pace = min(max_workers, len(jobs)), Pace(rate_limit)
 
     def paced(job: RolloutJob) -> RolloutResult:
@@ -120,7 +127,7 @@ def run_rollouts(
         return results
 
 
-@task(name="run-rollouts", task_run_name="{jobs[0].rollout_id} and on", cache_policy=NO_CACHE)
+@task(name="run-rollouts", task_run_name=_rollouts_name, cache_policy=NO_CACHE)
 async def arun_rollouts(
     jobs: Sequence[RolloutJob],
     *,
@@ -133,6 +140,8 @@ async def arun_rollouts(
     concurrency_limit: str | None = None,
 ) -> list[RolloutResult]:
     """The same for a program that is a coroutine function, on one event loop."""
+    if not jobs:
+        return []
     workers, pace = min(max_workers, len(jobs)), Pace(rate_limit)
 
     async def paced(job: RolloutJob) -> RolloutResult:
@@ -172,21 +181,22 @@ def evaluate_candidate(
         connection_to(session) as connection,
     ):
 
-        def judged(numbered: tuple[int, Example]) -> float | None:
+        def score(numbered: tuple[int, Example]) -> float | None:
             pace.turn()
             number, example = numbered
             rollout = LiveRollout(
                 session, connection, f"{candidate_id}-{number}", candidate_id=candidate_id
             )
             try:
-                return judgement(reward(example, program(rollout, example))).score
+                judged = judgement(reward(example, program(rollout, example)))
+                return within(judged.score, reward_range)
             except HOPELESS:
                 raise
             except Exception as error:
                 _log_failure(rollout.rollout_id, error)
                 return None
 
-        scores = threaded(judged, list(enumerate(examples)), max_workers=workers)
+        scores = threaded(score, list(enumerate(examples)), max_workers=workers)
     return _evaluation(candidate_id, scores, reward_range)
 
 
@@ -210,7 +220,7 @@ async def aevaluate_candidate(
         async_connection_to(session) as connection,
     ):
 
-        async def judged(numbered: tuple[int, Example]) -> float | None:
+        async def score(numbered: tuple[int, Example]) -> float | None:
             await pace.aturn()
             number, example = numbered
             rollout = AsyncLiveRollout(
@@ -218,14 +228,15 @@ async def aevaluate_candidate(
             )
             try:
                 answer = await program(rollout, example)
-                return judgement(await _awaited(reward(example, answer))).score
+                judged = judgement(await _awaited(reward(example, answer)))
+                return within(judged.score, reward_range)
             except HOPELESS:
                 raise
             except Exception as error:
                 _log_failure(rollout.rollout_id, error)
                 return None
 
-        scores = await gathered(judged, list(enumerate(examples)), max_workers=workers)
+        scores = await gathered(score, list(enumerate(examples)), max_workers=workers)
     return _evaluation(candidate_id, scores, reward_range)
 
 
@@ -245,7 +256,7 @@ def _run(
             course.judged = judgement(reward(job.example, course.answer))
     except Exception as error:
         course.failed(error, on_error)
-    course.send(connection, session)
+    course.send(connection, session, on_error)
     return course.result()
 
 
@@ -265,7 +276,7 @@ async def _arun(
             course.judged = judgement(await _awaited(reward(job.example, course.answer)))
     except Exception as error:
         course.failed(error, on_error)
-    await course.asend(connection, session)
+    await course.asend(connection, session, on_error)
     return course.result()
 
 
@@ -273,10 +284,7 @@ def _evaluation(
     candidate_id: str, scores: Sequence[float | None], reward_range: tuple[float, float]
 ) -> Evaluation:
     low, high = reward_range
-    scaled = [
-        0.0 if score is None else min(1.0, max(0.0, (score - low) / (high - low)))
-        for score in scores
-    ]
+    scaled = [0.0 if score is None else (score - low) / (high - low) for score in scores]
     return Evaluation.of(candidate_id, scaled, failures=sum(score is None for score in scores))
 
 

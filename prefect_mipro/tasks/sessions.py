@@ -19,6 +19,7 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import CandidateNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt, PromptMessage
+from prefect_mipro.models.judgements import Judgement, RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
@@ -199,7 +200,7 @@ async def abegin_epoch(session: SessionHandle, *, reason: str | None = None) -> 
 @task(name="report-reward", task_run_name="reward {rollout_id}", **REPEATABLE)
 def report_reward(
     session: SessionHandle,
-    score: float,
+    score: RewardValue,
     *,
     rollout_id: str,
     feedback: str | None = None,
@@ -208,10 +209,12 @@ def report_reward(
     metadata: Mapping[str, Any] | None = None,
     stop: bool | None = None,
 ) -> RewardReceipt:
-    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known."""
-    request = reward_request(
-        session, score, rollout_id, feedback, expected, example_id, metadata, stop
-    )
+    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known.
+
+    `score` is whatever a reward function may return.
+    """
+    judged = _judged(score, feedback, expected, metadata)
+    request = reward_request(session, judged, rollout_id, example_id, stop)
     with connection_to(session) as connection:
         return connection.client.reward(session.session_id, request)
 
@@ -219,7 +222,7 @@ def report_reward(
 @task(name="report-reward", task_run_name="reward {rollout_id}", **REPEATABLE)
 async def areport_reward(
     session: SessionHandle,
-    score: float,
+    score: RewardValue,
     *,
     rollout_id: str,
     feedback: str | None = None,
@@ -228,10 +231,12 @@ async def areport_reward(
     metadata: Mapping[str, Any] | None = None,
     stop: bool | None = None,
 ) -> RewardReceipt:
-    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known."""
-    request = reward_request(
-        session, score, rollout_id, feedback, expected, example_id, metadata, stop
-    )
+    """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known.
+
+    `score` is whatever a reward function may return.
+    """
+    judged = _judged(score, feedback, expected, metadata)
+    request = reward_request(session, judged, rollout_id, example_id, stop)
     async with async_connection_to(session) as connection:
         return await connection.client.reward(session.session_id, request)
 
@@ -324,6 +329,18 @@ async def alist_seed_evals(
             limit=limit,
             cursor=cursor,
         )
+
+
+def _judged(
+    score: RewardValue,
+    feedback: str | None,
+    expected: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> Judgement:
+    """The judgement; what is given beside the score goes before what is in it."""
+    said = {"feedback": feedback, "expected": expected, "metadata": metadata}
+    given = {name: value for name, value in said.items() if value is not None}
+    return judgement(score).model_copy(update=given)
 
 
 def _handle(request: CreateSession, backend_url: str, credentials: str | None) -> SessionHandle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefect_mipro.client.session import MiproOnlineSession
@@ -98,9 +99,10 @@ def test_a_deletion_deletes_the_session(
     [
         ({"reward_info": {}}, {"reward_info": {}}),
         (
-            {"reward_info": {"score": float("nan")}, "rollout_id": "", "trace_ref": ""},
+            {"reward_info": {"score": None}, "rollout_id": "", "trace_ref": ""},
             {"reward_info": {"score": None}},
         ),
+        ({"reward_info": {"score": np.True_}}, {"reward_info": {"score": 1.0}}),
         (
             {
                 "reward_info": {"score": 1, "feedback": "good"},
@@ -146,7 +148,9 @@ def test_a_reward_carries_the_sessions_correlation_id(
     assert backend.last.body["correlation_id"] == "mine"
 
 
-@pytest.mark.parametrize("reward_info", [None, 1.0, {1: 2}, {"score": {1}}])
+@pytest.mark.parametrize(
+    "reward_info", [None, 1.0, {1: 2}, {"score": {1}}, {"score": float("nan")}]
+)
 def test_a_reward_that_is_no_json_object_is_a_value_error(
     call: Call, backend: Backend, session: MiproOnlineSession, reward_info: Any
 ) -> None:

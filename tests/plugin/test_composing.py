@@ -11,12 +11,13 @@ from prefect import flow, task, unmapped
 from prefect.client.orchestration import get_client
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
+from prefect.states import Crashed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig, load
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import ConfigNotFound, InputInvalid
-from prefect_mipro.models.summaries import RewardReport, RolloutResult
+from prefect_mipro.models.summaries import RewardOutcome, RewardReport, RolloutResult
 from prefect_mipro.tasks import (
     SessionHandle,
     aopen_session,
@@ -64,6 +65,28 @@ def test_a_step_needs_the_name_of_a_block_and_three_calls(block: str) -> None:
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
     assert f"prefect-mipro.session.{session.session_id}" in run.labels
+
+
+def test_failed_futures_keep_no_other_rollout_from_its_reward(block: str) -> None:
+    @flow(task_runner=two_at_a_time)
+    def label(rows: list[dict[str, Any]]) -> tuple[SessionHandle, RewardReport, RewardReport]:
+        session = open_session(block, session_id=new_id())
+        results = rollout_step.map(rows, session=unmapped(session))
+        rewards: list[Any] = [(result, 1.0) for result in results]
+        rewards += [(Crashed(message="no such node"), 1.0), ("other", Failed(message="no judge"))]
+        report = report_rewards(session, rewards)
+        again = report_rewards.with_options(retries=0).submit(session, rewards=rewards)
+        return session, report, again.result()
+
+    session, report, again = label([*ROWS, {"id": 3}])
+    assert (report.accepted, counts(session)) == (3, (3, 3))
+    failed = RewardOutcome.FAILED
+    assert report.rollout_ids[failed] == ("rewards[3]", "rewards[4]")
+    assert again.rollout_ids[failed] == report.rollout_ids[failed]
+    assert "no value for" in report.problems["rewards[3]"]
+    assert "ended as Crashed: no such node" in report.problems["rewards[4]"]
+    assert "ended as Failed: no judge" in report.problems["other"]
+    assert (again.counts["repeated"], again.counts["invalid"]) == (3, 1)
 
 
 def test_the_same_in_coroutines(block: str) -> None:

@@ -22,14 +22,15 @@ from prefect_mipro.errors import (
     UpstreamFailed,
 )
 from prefect_mipro.models.sessions import SessionStatus
-from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
+from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import AsyncLiveRollout, Judgement, LiveRollout, RolloutJob, SessionHandle
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.live import _text
-from prefect_mipro.tasks.programs import judgement
 from prefect_mipro.tasks.requests import reward_request
 from tests.fake_upstream import FakeUpstream, Scripted
 from tests.plugin.conftest import SYSTEM, config, new_id
+from tests.plugin.twins import both as twins
+from tests.plugin.twins import call
 
 Row = dict[str, Any]
 ROW: Row = {"id": "utterance-7", "text": "play jazz", "label": "music"}
@@ -178,18 +179,36 @@ def test_what_the_next_rollout_would_meet_too_ends_the_task(
 
 
 @both
-@pytest.mark.parametrize("value", [None, "good", float("nan"), float("inf"), (1.0, 2.0), [1.0]])
-def test_a_reward_that_is_no_number_ends_the_task(
-    run: Run, value: Any, session: SessionHandle
+@pytest.mark.parametrize(("value", "problem"), [(None, "is None; give or return"), (7.0, "_range")])
+def test_a_reward_that_cannot_count_fails_its_rollout(
+    run: Run, value: Any, problem: str, session: SessionHandle
 ) -> None:
-    with pytest.raises(RewardInvalid, match="return a finite number"):
-        run(session, reward=lambda _row, _answer: value)
+    result = run(session, reward=lambda _row, _answer: value)
+    assert (result.outcome, result.score) == (RolloutOutcome.FAILED, None)
+    assert "RewardInvalid" in result.error
+    assert problem in result.error
+    assert status_of(session).reward_count == 0
 
 
 @both
-def test_a_reward_beyond_the_range_ends_the_task(run: Run, session: SessionHandle) -> None:
-    with pytest.raises(RewardInvalid, match="reward_range"):
-        run(session, reward=lambda _row, _answer: 7.0)
+@pytest.mark.parametrize("value", [float("nan"), 7.0])
+def test_a_reward_that_cannot_count_is_worth_what_on_error_says(
+    run: Run, value: float, session: SessionHandle
+) -> None:
+    with pytest.raises(RewardInvalid):
+        run(session, reward=lambda _row, _answer: value, on_error="raise")
+    result = run(session, reward=lambda _row, _answer: value, on_error=0.25)
+    assert (result.outcome, result.score) == (RolloutOutcome.FAILED, 0.25)
+    assert status_of(session).reward_count == 1
+
+
+@both_failing
+def test_a_score_for_failures_beyond_the_range_is_told(
+    run: Run, program: Any, session: SessionHandle
+) -> None:
+    result = run(session, program=program, on_error=-1.0)
+    assert (result.outcome, result.score) == (RolloutOutcome.FAILED, None)
+    assert "the score -1.0 is outside [0.0, 1.0]" in result.error
 
 
 def test_a_reward_for_a_cancelled_session_comes_too_late(session: SessionHandle) -> None:
@@ -203,14 +222,6 @@ def test_a_reward_for_a_cancelled_session_comes_too_late(session: SessionHandle)
 def test_the_last_reward_can_end_the_session(session: SessionHandle) -> None:
     run(session, stop=True)
     assert status_of(session).status == "succeeded"
-
-
-@pytest.mark.parametrize(
-    ("value", "score", "feedback"),
-    [(1, 1.0, None), (True, 1.0, None), (0.5, 0.5, None), ((0.5, "nearly"), 0.5, "nearly")],
-)
-def test_a_reward_function_may_return(value: Any, score: float, feedback: str | None) -> None:
-    assert judgement(value) == Judgement(score=score, feedback=feedback)
 
 
 def test_an_async_reward_function_is_awaited(session: SessionHandle) -> None:
@@ -228,7 +239,8 @@ def test_the_example_travels_with_the_reward(session: SessionHandle) -> None:
 
 
 def test_the_expected_answer_travels_as_metadata(session: SessionHandle) -> None:
-    request = reward_request(session, 0.0, "one", expected="music", metadata={"turns": 2})
+    judged = Judgement(score=0.0, expected="music", metadata={"turns": 2})
+    request = reward_request(session, judged, "one")
     assert request.metadata == {"turns": 2, "expected": "music"}
 
 
@@ -384,6 +396,32 @@ def test_the_first_error_that_is_to_be_raised_ends_the_task(session: SessionHand
             max_workers=1,
         )
     assert len(ran) < 50
+
+
+@pytest.mark.parametrize("name", ["run_rollouts", "evaluate_candidate"])
+@twins
+def test_nothing_to_run_gives_nothing(twin: str, name: str, session: SessionHandle) -> None:
+    asked = {"candidate_id": "none"} if name == "evaluate_candidate" else {}
+    result = call(f"{twin}{name}", [], session=session, program=classify, reward=exact, **asked)
+    assert result == [] or result.examples == 0
+
+
+@twins
+def test_in_an_evaluation_a_score_that_cannot_count_is_a_failure(
+    twin: str, session: SessionHandle
+) -> None:
+    scores = iter([1.0000000000000002, 1.2, None])
+    evaluation: Evaluation = call(
+        f"{twin}evaluate_candidate",
+        [ROW] * 3,
+        session=session,
+        candidate_id=status_of(session).baseline_candidate_id,
+        program=aclassify if twin else classify,
+        reward=lambda _row, _answer: next(scores),
+        max_workers=1,
+    )
+    assert evaluation.failures == 2
+    assert evaluation.mean_reward == pytest.approx(1 / 3)
 
 
 def test_the_first_error_cancels_async_rollouts(session: SessionHandle) -> None:

@@ -6,13 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import (
-    InputInvalid,
-    RewardInvalid,
-    RolloutNotFound,
-    SessionEnded,
-)
+from prefect_mipro.errors import InputInvalid, RolloutNotFound, SessionEnded
 from prefect_mipro.models.base import ID_CHARACTERS
+from prefect_mipro.models.judgements import within
 from prefect_mipro.models.names import identifier, short_text
 from prefect_mipro.models.rollouts import (
     Reward,
@@ -109,12 +105,7 @@ class Rollouts:
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:
         told = RewardInfo.parse(request.reward_info)
-        low, high = config.mipro.reward_range
-        if not low <= told.score <= high:
-            raise RewardInvalid(
-                f"the score {told.score} is outside [{low}, {high}]; "
-                "set prompt_learning.mipro.reward_range to the range of your rewards"
-            )
+        score = within(told.score, config.mipro.reward_range)
         metadata = request.metadata or {}
         return Reward(
             reward_id=self._new_id("reward"),
@@ -123,8 +114,8 @@ class Rollouts:
             candidate_id=_named(identifier, "candidate_id", request.candidate_id),
             correlation_id=_named(short_text, "correlation_id", request.correlation_id)
             or session.correlation_id,
-            score=told.score,
-            value=config.mipro.scaled(told.score),
+            score=score,
+            value=config.mipro.scaled(score),
             feedback=told.feedback,
             expected=_first_text(metadata, EXPECTED_KEYS),
             example_id=_named(_not_long, "the example id", _first_text(metadata, EXAMPLE_KEYS)),

@@ -285,6 +285,16 @@ async def test_a_score_outside_the_range_is_refused_with_the_setting_to_change(
         await backend.reward("r", 7)
 
 
+@pytest.mark.parametrize(("score", "reward"), [(10.000001, 1.0), (-2e-16, 0.0)])
+async def test_a_score_outside_the_range_by_a_rounding_is_its_border(
+    score: float, reward: float, backend: Backend
+) -> None:
+    await backend.create(reward_range=[0, 10])
+    await backend.call("r")
+    assert (await backend.reward("r", score)).reward == reward
+    assert (await backend.reward("r", 10 * reward)).duplicate
+
+
 async def test_a_declared_range_is_scaled_to_the_unit_interval(backend: Backend) -> None:
     await backend.create(reward_range=[0, 10])
     await backend.call("r")
