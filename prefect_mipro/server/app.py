@@ -38,14 +38,15 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.looks import Looks
+from prefect_mipro.server.services.periodic import Periodic
 from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.readiness import Readiness
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.redaction import Redaction
-from prefect_mipro.server.services.removal import Removal
-from prefect_mipro.server.services.retention import Retention
+from prefect_mipro.server.services.removal import FINISH_SECONDS, Removal
+from prefect_mipro.server.services.retention import SWEEP_SECONDS, Retention
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -183,8 +184,13 @@ def _backend(
     opened.push_async_callback(proposals.close)
     if settings.trace_retention_days is not None:
         retention = Retention(store, days=settings.trace_retention_days, clock=clock)
-        opened.push_async_callback(retention.close)
-        retention.begin()
+        sweeps = Periodic("retention", retention.sweep, every_seconds=SWEEP_SECONDS)
+        opened.push_async_callback(sweeps.close)
+        sweeps.begin()
+    removal = Removal(store)
+    deletions = Periodic("deletions", removal.finish, every_seconds=FINISH_SECONDS)
+    opened.push_async_callback(deletions.close)
+    deletions.begin()
     redaction = Redaction(settings.trace_content)
     recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
@@ -230,7 +236,7 @@ def _backend(
         ),
         exports=Exports(store, journal, clock=clock),
         imports=Imports(store, upstreams, redaction, clock=clock, new_secret=new_secret),
-        removal=Removal(store, clock=clock),
+        removal=removal,
         readiness=Readiness(store, upstreams),
         urls=urls,
         keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),

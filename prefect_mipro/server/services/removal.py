@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
-from prefect_mipro.errors import Overloaded, SessionEnded
-from prefect_mipro.models.sessions import DeletedSession, SessionState
-from prefect_mipro.server.services.identity import Clock
+from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.models.sessions import DeletedSession
 from prefect_mipro.server.store.interface import Store
 
 # Deleted in one transaction, which no other one waits for long.
 PIECE = 500
+# How often deletions are looked for that were broken off, here or by another server.
+FINISH_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 
 class Removal:
     """The deletions of all sessions."""
 
-    def __init__(self, store: Store, *, clock: Clock) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
 
     async def delete(self, session_id: str) -> DeletedSession:
-        """Delete it in any state. Raises SessionNotFound, also for who comes second.
+        """Delete a session in any state. Raises SessionNotFound, for a second caller too.
 
-        It is cancelled first, and what it has much of goes piece by piece, so that other sessions
-        are served meanwhile. A deletion that was broken off leaves a cancelled session without its
-        past; another one ends it.
+        The session is found by nobody from its beginning on. Rows go piece by piece, so that other
+        sessions are served meanwhile. What is broken off is left to `finish`.
         """
-        # One that is under import has no state to change yet.
-        with suppress(SessionEnded, Overloaded):
-            await self._store.set_state(
-                session_id, SessionState.CANCELLED, at=self._clock(), stop_reason="it is deleted"
-            )
-        while await self._store.thin(session_id, limit=PIECE):
-            pass
-        await self._store.delete_session(session_id)
+        await self._store.begin_deletion(session_id)
+        await self._finish(session_id)
         return DeletedSession(session_id=session_id)
+
+    async def finish(self) -> None:
+        """End the deletions that have begun."""
+        for session_id in await self._store.begun_deletions():
+            await self._finish(session_id)
+            log.info("deletion_finished", extra={"session_id": session_id})
+
+    async def _finish(self, session_id: str) -> None:
+        with suppress(SessionNotFound):  # another server was first
+            while await self._store.thin(session_id, limit=PIECE):
+                pass
+            await self._store.delete_session(session_id)

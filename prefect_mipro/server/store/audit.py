@@ -57,7 +57,7 @@ def _row(row: tuple[object, ...]) -> str:
     return f"{subject}: {told}" if told else str(subject)
 
 
-_WHOLE = "s.version <> 0"  # not under import
+_WHOLE = "s.version > 0"  # neither under import nor under deletion
 _COUNTED_ROLLOUTS = """
     SELECT session_id, candidate_id, count(*) AS rollouts, count(reward_number) AS rewards,
         max(position) AS last_position, max(reward_number) AS last_reward,

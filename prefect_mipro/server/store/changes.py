@@ -15,21 +15,27 @@ from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store.rows import RowValues, Values, session_record
 from prefect_mipro.server.store.tables import candidates, events, sessions
 
-# The version of a session of which not all is here yet.
+# The version of a session of which not all is here yet, and of one of which not all is here any
+# more: nothing but its deletion finds that one.
 UNDER_IMPORT = 0
-IMPORT_WAIT_SECONDS = 5.0
+UNDER_DELETION = -1
+WAIT_SECONDS = 5.0
+
+present = sessions.c.version != UNDER_DELETION
 
 # Without the config and the metadata: they may be long, and no change depends on them. The key
 # stays shared: PostgreSQL takes a share of it for each row that refers to the session, and a call
 # that is being recorded would wait for a reward that waits for its rollout.
 _LOCK = (
     select(*(c for c in sessions.c if c.name not in {"config", "metadata"}))
-    .where(sessions.c.session_id == bindparam("session_id"))
+    .where(sessions.c.session_id == bindparam("session_id"), present)
     .with_for_update(key_share=True)
 )
-_SESSION = select(sessions).where(sessions.c.session_id == bindparam("session_id"))
+_SESSION = select(sessions).where(sessions.c.session_id == bindparam("session_id"), present)
 _UPDATE = update(sessions).where(sessions.c.session_id == bindparam("of_session"))
-_EXISTS = select(sessions.c.session_id).where(sessions.c.session_id == bindparam("session_id"))
+_EXISTS = select(sessions.c.session_id).where(
+    sessions.c.session_id == bindparam("session_id"), present
+)
 
 
 class Change:
@@ -100,7 +106,7 @@ def changing(
     if row["version"] == UNDER_IMPORT and not under_import:
         raise Overloaded(
             f"session {session_id!r} is being imported; repeat this when that has ended",
-            retry_after_seconds=IMPORT_WAIT_SECONDS,
+            retry_after_seconds=WAIT_SECONDS,
         )
     change = Change(connection, row)
     yield change
@@ -134,6 +140,13 @@ def check_candidates(connection: Connection, session_id: str, *candidate_ids: st
 
 def session_missing(session_id: str) -> SessionNotFound:
     return SessionNotFound(f"no session has the id {session_id!r}; check it, or create the session")
+
+
+def under_deletion(session_id: str) -> Overloaded:
+    return Overloaded(
+        f"session {session_id!r} is being deleted; its id is free when that has ended",
+        retry_after_seconds=WAIT_SECONDS,
+    )
 
 
 def candidate_missing(candidate_id: str, session_id: str | None = None) -> CandidateNotFound:

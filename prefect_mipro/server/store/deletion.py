@@ -1,10 +1,23 @@
-"""Deleting a session: what it has many rows of piece by piece, then all the rest at once."""
+"""Deleting a session: what it has many rows of piece by piece, then all the rest at once.
+
+From its beginning on nobody finds the session, however long it takes and whatever breaks it off.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ColumnElement, Connection, Text, bindparam, delete, select, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Text,
+    bindparam,
+    delete,
+    select,
+    true,
+    update,
+)
 
-from prefect_mipro.server.store.changes import check_session, session_missing
+from prefect_mipro.server.store.changes import UNDER_DELETION, present, session_missing
 from prefect_mipro.server.store.tables import (
     candidates,
     duels,
@@ -59,8 +72,17 @@ _FRAMES = (
 )
 
 
+def begin(connection: Connection, session_id: str) -> None:
+    begun = update(sessions).where(sessions.c.session_id == session_id, present)
+    if not connection.execute(begun.values(version=UNDER_DELETION)).rowcount:
+        raise session_missing(session_id)
+
+
+def begun(connection: Connection) -> tuple[str, ...]:
+    return tuple(connection.scalars(select(sessions.c.session_id).where(~present)))
+
+
 def thin(connection: Connection, session_id: str, *, limit: int) -> int:
-    check_session(connection, session_id)
     return _thin(connection, session_id, limit=limit)
 
 

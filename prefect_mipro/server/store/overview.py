@@ -5,15 +5,20 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, select
 
 from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.server.store.changes import present
 from prefect_mipro.server.store.records import Overview, StateTotals
 from prefect_mipro.server.store.tables import active, candidates, retired, sessions
 
 _SUMMED = ("rollouts", "rewards", "missing", "promotions")
-_BY_STATE = select(
-    sessions.c.state,
-    func.count().label("sessions"),
-    *(func.sum(sessions.c[name]).label(name) for name in _SUMMED),
-).group_by(sessions.c.state)
+_BY_STATE = (
+    select(
+        sessions.c.state,
+        func.count().label("sessions"),
+        *(func.sum(sessions.c[name]).label(name) for name in _SUMMED),
+    )
+    .where(present)
+    .group_by(sessions.c.state)
+)
 # Each condition is that of a partial index, so that no row is read.
 _CANDIDATES = select(
     select(func.count()).select_from(candidates).where(active).scalar_subquery().label("active"),

@@ -30,7 +30,14 @@ from prefect_mipro.errors import Conflict, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.changes import UNDER_IMPORT, Change, changing, session_missing
+from prefect_mipro.server.store.changes import (
+    UNDER_DELETION,
+    UNDER_IMPORT,
+    Change,
+    changing,
+    session_missing,
+    under_deletion,
+)
 from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.database import insert_new
 from prefect_mipro.server.store.rows import (
@@ -154,6 +161,8 @@ def _check_importing(connection: Connection, session_id: str) -> None:
     )
     if version is None:
         raise session_missing(session_id)
+    if version == UNDER_DELETION:
+        raise under_deletion(session_id)
     if version != UNDER_IMPORT:
         raise _exists(session_id)
 

@@ -16,6 +16,7 @@ from prefect_mipro.server.store.attachments import attach, insert_rollout, read_
 from prefect_mipro.server.store.blocks import Epoch
 from prefect_mipro.server.store.bulk import ask_given, change_given, insert_rows, lock_given
 from prefect_mipro.server.store.changes import (
+    UNDER_DELETION,
     changing,
     check_candidates,
     check_session,
@@ -41,9 +42,10 @@ from prefect_mipro.server.store.tables import (
 )
 
 # Who changes many rows locks them first, in one order for all: sessions, rollouts, candidates.
-_LOCK = """
+_LOCK = f"""
     SELECT session_id, rollouts, epoch, epoch_first, serving_candidate_id, serving_rollouts
-    FROM mipro_sessions, {given} WHERE session_id = column1 {lock: session_id}
+    FROM mipro_sessions, {{given}} WHERE session_id = column1 AND version <> {UNDER_DELETION}
+    {{lock: session_id}}
 """
 _LOCK_ROLLOUTS = """
     SELECT 1 FROM mipro_rollouts, {given} WHERE session_id = column1 AND rollout_id = column2

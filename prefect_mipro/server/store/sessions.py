@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, insert, select, tuple_, type_coerce
 
-from prefect_mipro.errors import SessionEnded
+from prefect_mipro.errors import SessionEnded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import Usage
@@ -21,7 +21,9 @@ from prefect_mipro.server.store.changes import (
     changing,
     check_candidates,
     check_session,
+    present,
     read_session,
+    under_deletion,
 )
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
@@ -46,7 +48,10 @@ def create(
     values = {**session_values(session), "version": 0}
     if not insert_new(connection, sessions, values):
         check_workspace(connection, session_id, session.workspace)
-        return read_session(connection, session_id), False
+        try:
+            return read_session(connection, session_id), False
+        except SessionNotFound:
+            raise under_deletion(session_id) from None
     connection.execute(
         insert(lever_versions), [lever_values(session_id, lever) for lever in levers]
     )
@@ -230,7 +235,8 @@ def _matches(wanted: SessionFilter) -> list[ColumnElement[Any]]:
         sessions.c.workspace: wanted.workspace,
     }
     conditions: list[ColumnElement[Any]] = [
-        column == value for column, value in equal.items() if value is not None
+        present,
+        *(column == value for column, value in equal.items() if value is not None),
     ]
     if wanted.created_after is not None:
         conditions.append(sessions.c.created_at > wanted.created_after)

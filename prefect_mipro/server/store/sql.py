@@ -297,6 +297,12 @@ class SqlStore:
     async def require_writable(self) -> None:
         await self._database.write(space.write_and_take_back)
 
+    async def begin_deletion(self, session_id: str) -> None:
+        await self._change(session_id, deletion.begin)
+
+    async def begun_deletions(self) -> tuple[str, ...]:
+        return await self._database.read(deletion.begun)
+
     async def thin(self, session_id: str, *, limit: int) -> int:
         return await self._change(session_id, deletion.thin, limit=limit)
 

@@ -34,15 +34,23 @@ class Upkeep(Protocol):
         """Write something, and take it back. Raises StoreFailed where there is no room for it."""
         ...
 
-    async def thin(self, session_id: str, *, limit: int) -> int:
-        """Delete up to so many of its calls, events, rewards and older rollouts; how many it did.
+    async def begin_deletion(self, session_id: str) -> None:
+        """Hide the session, in any state, from all but its deletion. Raises SessionNotFound."""
+        ...
 
-        Counters stay: it is for a session that is about to be deleted as a whole.
+    async def begun_deletions(self) -> tuple[str, ...]:
+        """The ids of sessions whose deletion has begun and not ended."""
+        ...
+
+    async def thin(self, session_id: str, *, limit: int) -> int:
+        """Delete at most `limit` of a session's calls, events, rewards and older rollouts.
+
+        Returns how many were deleted. Counters stay: the session is about to be deleted as a whole.
         """
         ...
 
     async def delete_session(self, session_id: str) -> None:
-        """Delete it and all that is left of it, in any state. Its id is free again."""
+        """Delete the session and all that is left of it. Its id is free again."""
         ...
 
     async def forget_texts(

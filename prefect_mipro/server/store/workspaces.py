@@ -5,12 +5,12 @@ from __future__ import annotations
 from sqlalchemy import Connection, select
 
 from prefect_mipro.errors import Conflict
-from prefect_mipro.server.store.changes import session_missing
+from prefect_mipro.server.store.changes import present, session_missing
 from prefect_mipro.server.store.tables import sessions
 
 
 def workspace_of(connection: Connection, session_id: str) -> str:
-    query = select(sessions.c.workspace).where(sessions.c.session_id == session_id)
+    query = select(sessions.c.workspace).where(sessions.c.session_id == session_id, present)
     workspace = connection.scalar(query)
     if workspace is None:
         raise session_missing(session_id)

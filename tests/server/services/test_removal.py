@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.errors import Overloaded, SessionNotFound
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.removal import Removal
-from prefect_mipro.server.store.audit import audit
+from prefect_mipro.server.store.audit import Check, audit
 from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.sql import SqlStore
 from tests.server.store.records import call, create, frame, reward, rollout, trace
@@ -37,10 +36,6 @@ async def store(url: str) -> AsyncIterator[SqlStore]:
     await opened.close()
 
 
-def removal(store: SqlStore) -> Removal:
-    return Removal(store, clock=lambda: datetime.now(UTC))
-
-
 async def serve(store: SqlStore, journal: Journal, session_id: str, begun: asyncio.Event) -> int:
     """Rollouts one after the other; how many were rewarded before the session was gone."""
     baseline_id = "baseline_1" if session_id == "s1" else "baseline_of_s2"
@@ -61,6 +56,17 @@ async def serve(store: SqlStore, journal: Journal, session_id: str, begun: async
     return rewarded
 
 
+async def lived_in(store: SqlStore, session_id: str) -> None:
+    journal = Journal(store)
+    await serve(store, journal, session_id, asyncio.Event())
+    await journal.close()
+
+
+async def faults(url: str) -> list[Check]:
+    async with inspected(url) as database:
+        return [check for check in await database.read(audit) if check.problems]
+
+
 async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
     store: SqlStore, url: str
 ) -> None:
@@ -71,7 +77,7 @@ async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
         asyncio.create_task(serve(store, journal, "s2", other)),
     ]
     await begun.wait()
-    await removal(store).delete("s1")
+    await Removal(store).delete("s1")
     _, rewarded = await asyncio.gather(*serving)
     await journal.close()
     assert (rewarded, journal.counts.lost) == (CALLS, 0)
@@ -80,11 +86,42 @@ async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
     assert (await store.candidate("baseline_of_s2")).statistics.calls == CALLS
     with pytest.raises(SessionNotFound):
         await store.session("s1")
-    async with inspected(url) as database:
-        assert [check for check in await database.read(audit) if check.problems] == []
+    assert await faults(url) == []
+
+
+async def test_one_that_is_broken_off_is_hidden_no_damage_and_finished_later(
+    store: SqlStore, url: str
+) -> None:
+    await lived_in(store, "s1")
+    await store.begin_deletion("s1")
+    pieces = 0
+    while True:
+        assert await faults(url) == []
+        with pytest.raises(SessionNotFound):
+            await store.session("s1")
+        pieces += 1
+        if not await store.thin("s1", limit=3):
+            break
+    assert pieces > 5
+    with pytest.raises(Overloaded, match="is being deleted"):
+        await create(store, "s1")
+    await Removal(store).finish()
+    assert await store.begun_deletions() == ()
+    await create(store, "s1")
+    assert await faults(url) == []
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+async def test_two_servers_may_finish_the_same_one(store: SqlStore, pieces: int) -> None:
+    await lived_in(store, "s1")
+    await store.begin_deletion("s1")
+    for _ in range(pieces):
+        await store.thin("s1", limit=3)
+    await asyncio.gather(Removal(store).finish(), Removal(store).finish())
+    assert await store.begun_deletions() == ()
 
 
 async def test_of_two_that_come_at_once_one_succeeds(store: SqlStore) -> None:
-    both = (removal(store).delete("s1") for _ in range(2))
+    both = (Removal(store).delete("s1") for _ in range(2))
     found = await asyncio.gather(*both, return_exceptions=True)
     assert sorted(type(each).__name__ for each in found) == ["DeletedSession", "SessionNotFound"]

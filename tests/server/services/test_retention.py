@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from prefect_mipro.models.exports import Part
 from prefect_mipro.server.services.retention import PIECE, Retention
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.sql import SqlStore
@@ -84,21 +82,3 @@ async def test_more_than_a_piece_is_swept_at_once(store: SqlStore) -> None:
     present.day = 40
     await call_on(store, *[1] * (2 * PIECE + 1))
     assert await retention(store, present).sweep() == 2 * PIECE + 1
-
-
-async def test_it_sweeps_by_itself_and_ends_when_closed(store: SqlStore) -> None:
-    present = Present()
-    present.day = 40
-    await call_on(store, 1)
-    sweeps = retention(store, present)
-    sweeps.begin()
-    async with asyncio.timeout(20):
-        while await text_of(store):
-            pass
-    await sweeps.close()
-
-
-async def text_of(store: SqlStore) -> str:
-    session = await store.session("s1")
-    (row,) = (await store.part(session, Part.TRACE, limit=1)).items
-    return str(row["input"])

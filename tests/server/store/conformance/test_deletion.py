@@ -119,6 +119,28 @@ async def test_the_same_id_may_be_created_again_and_begins_anew(store: Store) ->
     assert not (await store.add_reward(reward())).duplicate
 
 
+async def test_from_its_beginning_on_it_is_found_by_nothing_but_its_deletion(store: Store) -> None:
+    await fill(store)
+    await store.begin_deletion("s1")
+    assert await store.begun_deletions() == ("s1",)
+    listed = await store.sessions(SessionFilter(), limit=9)
+    assert [session.session_id for session in listed.items] == ["s2"]
+    assert sum(each.sessions for each in (await store.overview()).by_state.values()) == 1
+    for found_by in (
+        store.session("s1"),
+        store.standing("s1"),
+        store.workspace_of("s1"),
+        store.pin([rollout("r9")]),
+        store.add_reward(reward("reward_9", "r1")),
+        store.set_state("s1", SessionState.CANCELLED, at=at(9)),
+        store.begin_deletion("s1"),
+    ):
+        with pytest.raises(SessionNotFound):
+            await found_by
+    await store.delete_session("s1")
+    assert await store.begun_deletions() == ()
+
+
 async def test_what_comes_late_is_refused_and_leaves_nothing(
     store: Store, database_url: str
 ) -> None:
@@ -134,7 +156,8 @@ async def test_what_comes_late_is_refused_and_leaves_nothing(
     with pytest.raises(SessionNotFound):
         await store.delete_session("s1")
     with pytest.raises(SessionNotFound):
-        await store.thin("s1", limit=9)
+        await store.begin_deletion("s1")
+    assert await store.thin("s1", limit=9) == 0
     with pytest.raises(CandidateNotFound):
         await store.candidate(BASELINE)
     assert not any((await rows_of(database_url, "s1")).values())
