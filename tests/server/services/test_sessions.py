@@ -157,7 +157,7 @@ async def test_a_cancelled_session_never_runs_again(backend: Backend, rollouts: 
     with pytest.raises(SessionEnded, match="cannot become running"):
         await backend.sessions.change_state("s", SessionState.RUNNING)
     assert await backend.sessions.status("s") == before
-    await Removal(backend.store, clock=lambda: backend.now[0]).delete("s")
+    await Removal(backend.store).delete("s")
     assert (await backend.create()).status is SessionState.RUNNING
 
 
