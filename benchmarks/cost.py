@@ -26,7 +26,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.upstream.interface import StreamedUsage
 from prefect_mipro.server.upstream.registry import DEFAULT, Upstreams
 
 REWARDS = (10**3, 10**4, 10**5, 10**6)
@@ -69,6 +70,10 @@ class Reply:
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     keys: Collection[bytes] = ()
+    usage: StreamedUsage = field(default_factory=StreamedUsage)
+
+    async def peek(self, enough: Callable[[bytes], bool]) -> bytes:
+        return await self.read()
 
     async def read(self) -> bytes:
         return b'{"choices": [{"message": {"role": "assistant", "content": "class 1"}}]}'

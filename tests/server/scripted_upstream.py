@@ -63,17 +63,18 @@ class Connection(BaseHTTPRequestHandler):
     ) -> None:
         """Send it; with a `length` that is not the body's, the answer is incomplete."""
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
+        if content_type:
+            self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def begin_stream(self) -> None:
+    def begin_stream(self, content_type: str = "text/event-stream; charset=utf-8") -> None:
         """Send the headers of an event stream that ends with the connection."""
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Content-Type", content_type)
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True

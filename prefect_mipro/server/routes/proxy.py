@@ -113,7 +113,7 @@ class Proxy:
                 call = _call(rollout_id, given, parse_chat(body), metered)
                 with _WhileConnected(receive):
                     async with backend.serving.serve(session, call) as served:
-                        if served.is_stream:
+                        if await served.is_stream():
                             await answer.stream(served)
                         else:
                             await answer.whole(served, await served.read())
@@ -254,7 +254,8 @@ class _Answer:
 
     async def stream(self, served: Served) -> None:
         """Each piece as it comes. A failure on the way becomes the last event."""
-        await self._start(served, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+        unbuffered = (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
+        await self._start(served, *unbuffered, streaming=True)
         try:
             async for chunk in served.chunks():
                 await self._send_piece(chunk)
@@ -273,7 +274,9 @@ class _Answer:
     async def _end(self) -> None:
         await self._send({"type": "http.response.body"})
 
-    async def _start(self, served: Served, *more: tuple[bytes, bytes]) -> None:
+    async def _start(
+        self, served: Served, *more: tuple[bytes, bytes], streaming: bool = False
+    ) -> None:
         headers = [
             (b"content-type", served.content_type.encode("latin-1")),
             (_CANDIDATE, served.candidate_id.encode()),
@@ -282,7 +285,7 @@ class _Answer:
             *((name.encode(), value.encode("latin-1")) for name, value in served.headers.items()),
         ]
         self.started = True
-        self._metered.started(served.status, streaming=served.is_stream)
+        self._metered.started(served.status, streaming=streaming)
         await self._send(
             {"type": "http.response.start", "status": served.status, "headers": headers}
         )

@@ -12,7 +12,7 @@ from prefect_mipro.errors import UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.telemetry.calls import MeteredCall, unread
 from prefect_mipro.server.upstream.completions import Completion, read, require_completion
-from prefect_mipro.server.upstream.events import Events
+from prefect_mipro.server.upstream.events import Events, is_stream
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.refusals import openai_refusal
 
@@ -47,10 +47,8 @@ class Call:
 class Served:
     """An answer under way: the candidate that made it, the upstream's status, the body to come.
 
-    `content_type` is the upstream's; JSON for a refusal, and where the upstream says none.
     `headers` are those that are worth passing on. `started` is when the upstream was called, by
-    the `timer`. `usage_hidden` says that the caller of a stream did not ask for its usage, and so
-    does not get it.
+    the `timer`. `stream` says that a stream was asked for.
     """
 
     def __init__(
@@ -60,24 +58,47 @@ class Served:
         reply: Reply,
         *,
         started: float,
-        usage_hidden: bool = False,
+        stream: bool = False,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.candidate_id = candidate_id
         self.rollout_id = rollout_id
         self.status = reply.status
         self.is_refusal = reply.status >= 400
-        self.content_type = (not self.is_refusal and reply.content_type) or JSON
-        self.is_stream = self.content_type.startswith(EVENT_STREAM)
         self.headers: Mapping[str, str] = reply.headers
         self.size_bytes = 0
         self.first_byte_seconds: float | None = None
         self._reply = reply
         self._started = started
-        self._usage_hidden = usage_hidden
+        self._stream = stream
+        self._is_stream: bool | None = None
         self._timer = timer
         self._whole: Completion | None = None
         self._events: Events | None = None
+
+    async def is_stream(self) -> bool:
+        """Whether the answer is a stream of events.
+
+        OpenAI's client reads what it asked for, whatever its type is; so the body decides where the
+        type does not say it.
+        """
+        if self._is_stream is None:
+            self._is_stream = not self.is_refusal and (
+                self._reply.content_type.lower().startswith(EVENT_STREAM)
+                or (self._stream and await self._begins_with_events())
+            )
+        return self._is_stream
+
+    async def _begins_with_events(self) -> bool:
+        beginning = await self._reply.peek(lambda text: is_stream(text) is not None)
+        return bool(is_stream(beginning))
+
+    @property
+    def content_type(self) -> str:
+        """The upstream's; JSON for a refusal. Where the upstream says none, what the body is."""
+        if self.is_refusal:
+            return JSON
+        return self._reply.content_type or (EVENT_STREAM if self._is_stream else JSON)
 
     async def read(self) -> bytes:
         """The whole body: the upstream's own bytes, those of a refusal in OpenAI's shape.
@@ -99,7 +120,7 @@ class Served:
 
         Raises UpstreamUnreachable after a stream that was not over when it ended.
         """
-        events = self._events = Events(usage_hidden=self._usage_hidden, keys=self._reply.keys)
+        events = self._events = Events(self._reply.usage, keys=self._reply.keys)
         async for chunk in self._reply.chunks():
             self.size_bytes += len(chunk)
             whole = events.feed(chunk)

@@ -23,7 +23,7 @@ from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.reservations import reserve, text_or_none
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.registry import Upstreams
-from prefect_mipro.server.upstream.stream_usage import UsageAsked, leaves_usage_open
+from prefect_mipro.server.upstream.stream_usage import UsageRequests, leaves_usage_open
 
 
 class Serving:
@@ -48,7 +48,7 @@ class Serving:
         self.recorder = recorder
         self.new_id = new_id
         self.timer = timer
-        self.usage_asked = UsageAsked()
+        self.usage_requests = UsageRequests()
         self._knowledge = knowledge
 
     def serve(self, session: Session, call: Call) -> AbstractAsyncContextManager[Served]:
@@ -181,8 +181,7 @@ class _Service:
         self._asked_model = text_or_none(body.get("model"))
         self._started = self._serving.timer()
         call.metered.forwarded(live.config.policy.provider, body.get("model"))
-        asked = leaves_usage_open(body)
-        chat = self._begin_chat(body, asked=asked)
+        chat = self._begin_chat(body)
         try:
             reply = await chat.__aenter__()
         except MiproError:
@@ -203,18 +202,18 @@ class _Service:
             self._rollout_id,
             reply,
             started=self._started,
-            usage_hidden=asked,
+            stream=body.get("stream") is True,
             timer=self._serving.timer,
         )
         return None
 
-    def _begin_chat(self, body: ChatBody, *, asked: bool) -> AbstractAsyncContextManager[Reply]:
+    def _begin_chat(self, body: ChatBody) -> AbstractAsyncContextManager[Reply]:
         policy, key = self._live.config.policy, self._call.provider_key
         upstream = self._serving.upstreams.named(
             policy.provider, inference_url=policy.inference_url
         )
-        if asked:
-            return self._serving.usage_asked.chat(upstream, body, api_key=key)
+        if leaves_usage_open(body):
+            return self._serving.usage_requests.chat(upstream, body, api_key=key)
         return upstream.chat(body, api_key=key)
 
     def _leave(self, error: BaseException | None) -> None:

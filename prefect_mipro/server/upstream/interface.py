@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -63,17 +63,34 @@ class Reachable(Protocol):
         ...
 
 
+@dataclass
+class StreamedUsage:
+    """What a stream tells of its usage, filled in as the events come.
+
+    `hidden` means that the caller did not ask for it. `told` means that an event had it, and
+    `announced` that events before that one said `"usage": null`. `ended` is set once nothing more
+    can come.
+    """
+
+    hidden: bool = False
+    told: bool = False
+    announced: bool = False
+    ended: bool = False
+
+
 class Reply(Protocol):
     """One answer of a model: status and headers at once, the body when asked.
 
     `content_type` is as the model's server sent it, parameters included. `model` names the model
     that answered in place of the one that was asked, after a fallback; otherwise it is `None`.
+    `usage` is for the reader of a stream.
     """
 
     status: int
     content_type: str
     retry_after_seconds: float | None
     model: str | None
+    usage: StreamedUsage
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -86,6 +103,10 @@ class Reply(Protocol):
     @property
     def keys(self) -> Collection[bytes]:
         """The keys that the request told. Nobody is to learn them from an answer that quotes."""
+        ...
+
+    async def peek(self, enough: Callable[[bytes], bool]) -> bytes:
+        """The beginning of the body, as far as is `enough`; the others give it all the same."""
         ...
 
     async def read(self) -> bytes:

@@ -30,7 +30,7 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.upstream.addresses import environment_proxy
-from prefect_mipro.server.upstream.interface import Reply, UpstreamCounts
+from prefect_mipro.server.upstream.interface import Reply, StreamedUsage, UpstreamCounts
 from prefect_mipro.server.upstream.limits import Gate, Limits
 from prefect_mipro.server.upstream.patience import (
     REPEATED_STATUSES,
@@ -209,11 +209,14 @@ class _Call:
 
     def __init__(self, upstream: OpenAIUpstream, payload: bytes, key: SecretStr | None) -> None:
         self.model: str | None = None
+        self.usage = StreamedUsage()
         self._upstream = upstream
         self._payload = payload
         self._key = key
         self._wait = upstream.watch.wait()
         self._deadline = 0.0
+        self._peeked = b""
+        self._rest = self._pieces()
 
     async def __aenter__(self) -> Self:
         upstream = self._upstream
@@ -258,12 +261,21 @@ class _Call:
     def keys(self) -> Collection[bytes]:
         return *self._upstream.keys, *keys_in(self._headers)
 
+    async def peek(self, enough: Callable[[bytes], bool]) -> bytes:
+        while not enough(self._peeked):
+            piece = await anext(self._rest, b"")
+            if not piece:
+                break
+            self._peeked += piece
+        return self._peeked
+
     async def read(self) -> bytes:
         # Into answers, traces and logs: some servers quote the key that they refuse.
         return without(self.keys, await self._read())
 
     async def _read(self) -> bytes:
-        if self._response.content.is_eof():  # it came with the head, as short answers do
+        # Short answers come with the head.
+        if self._response.content.is_eof() and not self._peeked:
             return await self._response.read()
         pieces: list[bytes] = []
         left_bytes = LARGEST_ANSWER_BYTES
@@ -278,6 +290,12 @@ class _Call:
         return b"".join(pieces)
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        if self._peeked:
+            yield self._peeked
+        async for piece in self._rest:
+            yield piece
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
         content, wait, upstream = self._response.content, self._wait, self._upstream
         while True:
             if upstream.closed:

@@ -136,7 +136,7 @@ EVENTS: list[bytes] = [
     event('{"role":"assistant","content":"No"}', index=1),
     event('{"content":"caf\\u00e9", "x_thinking": 1.0}'),
     b"event: message\nid: 4\n" + event('{"refusal":"."}', index=1),
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","usage":null,'
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":" ok"},"finish_reason":null,"logprobs":{"content":['
     b'{"token":" ok","logprob":-0.10,"bytes":[32],"top_logprobs":[]}],"refusal":null}}]}\n\n',
     event(

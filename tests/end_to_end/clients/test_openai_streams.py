@@ -10,13 +10,18 @@ import openai
 import pytest
 
 from tests.end_to_end.clients.conftest import MESSAGES, Place
-from tests.end_to_end.clients.samples import DONE, EVENTS, REQUEST, USAGE_EVENT, event
+from tests.end_to_end.clients.samples import ANSWER, DONE, EVENTS, REQUEST, USAGE_EVENT, event
 from tests.server.scripted_upstream import Connection, answers, hang
 
 WHOLE = b"".join([*EVENTS, DONE])
 ENDING = event("{}", finish='"stop"') + DONE
 ASKS_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 CHAT: dict[str, Any] = {"model": "m", "messages": MESSAGES}
+
+
+def own_model(place: Place) -> dict[str, Any]:
+    """A request for a model of which no other test has shown how it tells its usage."""
+    return {**CHAT, "model": place.session.session_id}
 
 
 def streamed(place: Place, *pieces: bytes) -> None:
@@ -142,7 +147,7 @@ class TestUsage:
         self, client: openai.OpenAI, place: Place
     ) -> None:
         streamed(place, WHOLE.removesuffix(DONE) + USAGE_EVENT + DONE)
-        pieces = list(client.chat.completions.create(**CHAT, stream=True))
+        pieces = list(client.chat.completions.create(**own_model(place), stream=True))
         assert all(piece.choices for piece in pieces)
         assert place.upstream.received[0].body["stream_options"] == {"include_usage": True}
         candidate = place.candidate()
@@ -152,19 +157,30 @@ class TestUsage:
         filters = b'data: {"choices":[],"prompt_filter_results":[{"prompt_index":0}]}\n\n'
         body = WHOLE.removesuffix(DONE)
         streamed(place, filters + body + USAGE_EVENT[:40], USAGE_EVENT[40:] + DONE)
-        answer = plain.post("/chat/completions", json={**CHAT, "stream": True})
+        answer = plain.post("/chat/completions", json={**own_model(place), "stream": True})
         assert answer.content == filters + body + DONE
 
-    def test_usage_beside_a_choice_stays(self, plain: httpx.Client, place: Place) -> None:
-        body = event("{}", finish='"stop"', more='"usage":{"prompt_tokens":5},') + DONE
-        streamed(place, body)
-        answer = plain.post("/chat/completions", json={**CHAT, "stream": True})
-        assert answer.content == body
+    def test_what_asking_adds_is_taken_out(self, plain: httpx.Client, place: Place) -> None:
+        null = event('{"content":"a"}', more='"usage":null,')
+        told = event("{}", finish='"stop"', more='"usage":{"prompt_tokens":5},')
+        streamed(place, null + told + DONE)
+        answer = plain.post("/chat/completions", json={**own_model(place), "stream": True})
+        assert answer.content == event('{"content":"a"}') + ENDING
         assert place.candidate()["prompt_tokens"] == 5
+
+    def test_usage_that_comes_unasked_stays(self, plain: httpx.Client, place: Place) -> None:
+        told = event("{}", finish='"stop"', more='"usage":{"prompt_tokens":5},') + DONE
+        request = {**own_model(place), "stream": True}
+        for expected in (ENDING, told, told):
+            streamed(place, told)
+            assert plain.post("/chat/completions", json=request).content == expected
+        asked = ["stream_options" in call.body for call in place.upstream.received]
+        assert asked == [True, False, False]
+        assert place.candidate()["prompt_tokens"] == 15
 
     def test_callers_who_ask_get_it(self, client: openai.OpenAI, place: Place) -> None:
         streamed(place, WHOLE.removesuffix(DONE) + USAGE_EVENT + DONE)
-        *_, last = client.chat.completions.create(**CHAT, **ASKS_USAGE, stream=True)
+        *_, last = client.chat.completions.create(**own_model(place), **ASKS_USAGE, stream=True)
         assert last.usage is not None
         assert last.usage.total_tokens == 29
         assert place.candidate()["completion_tokens"] == 8
@@ -172,14 +188,65 @@ class TestUsage:
     def test_other_options_of_the_stream_stay(self, plain: httpx.Client, place: Place) -> None:
         streamed(place, ENDING)
         options = {"include_obfuscation": False, "include_usage": False}
-        plain.post("/chat/completions", json={**CHAT, "stream": True, "stream_options": options})
+        plain.post(
+            "/chat/completions",
+            json={**own_model(place), "stream": True, "stream_options": options},
+        )
         sent = place.upstream.received[0].body["stream_options"]
         assert sent == {"include_obfuscation": False, "include_usage": True}
 
     def test_whole_answers_are_not_asked(self, plain: httpx.Client, place: Place) -> None:
         for stream in ({}, {"stream": False}):
-            plain.post("/chat/completions", json={**CHAT, **stream})
+            plain.post("/chat/completions", json={**own_model(place), **stream})
             assert "stream_options" not in place.upstream.received[-1].body
+
+
+class TestTypes:
+    """OpenAI's client reads the stream that it asked for, whatever type the answer has."""
+
+    @pytest.mark.parametrize("content_type", ["", "text/plain", "application/json"])
+    def test_a_stream_of_another_type_is_one(
+        self, client: openai.OpenAI, place: Place, content_type: str
+    ) -> None:
+        place.answer(WHOLE.removesuffix(DONE) + USAGE_EVENT + DONE, content_type=content_type)
+        stream = client.chat.completions.create(**own_model(place), stream=True)
+        assert stream.response.headers["content-type"] == (content_type or "text/event-stream")
+        assert all(piece.choices for piece in stream)
+        candidate = place.candidate()
+        assert (candidate["completion_tokens"], candidate["failed_calls"]) == (8, 0)
+
+    def test_its_events_do_not_wait_for_each_other(
+        self, client: openai.OpenAI, place: Place
+    ) -> None:
+        def begin(connection: Connection) -> None:
+            connection.begin_stream(content_type="text/plain")
+            connection.wfile.write(event('{"content":"a"}'))
+            assert place.upstream.gate.wait(20)
+            connection.wfile.write(ENDING)
+
+        place.script(begin)
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        assert next(stream).choices[0].delta.content == "a"
+        place.upstream.gate.set()
+        assert len(list(stream)) == 1
+
+    def test_a_whole_answer_to_a_request_for_a_stream_is_passed_on(
+        self, plain: httpx.Client, place: Place
+    ) -> None:
+        place.answer(b"\n" + ANSWER, content_type="application/json")
+        answer = plain.post("/chat/completions", json={**CHAT, "stream": True})
+        assert answer.content == b"\n" + ANSWER
+        assert place.candidate()["prompt_tokens"] == 21
+
+    @pytest.mark.parametrize("body", [b"", b"<title>Log in</title>", b"busy"])
+    def test_what_is_neither_is_a_failed_call(
+        self, client: openai.OpenAI, place: Place, body: bytes
+    ) -> None:
+        place.answer(body, content_type="text/html")
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(**CHAT, stream=True)
+        assert caught.value.code == "CompletionInvalid"
+        assert place.candidate()["failed_calls"] == 1
 
 
 class TestEnds:

@@ -99,9 +99,13 @@ def cut_off(connection: Connection) -> None:
     connection.drop()
 
 
+# Made before, so that the head of the answer does not wait for it.
+HUGE = b" " * (LARGEST_ANSWER_BYTES + 1) + WHOLE
+
+
 def huge(connection: Connection) -> None:
     try:
-        connection.answer(b" " * (LARGEST_ANSWER_BYTES + 1) + WHOLE)
+        connection.answer(HUGE)
     except ConnectionError:
         connection.close_connection = True  # the backend has seen enough
 

@@ -36,6 +36,7 @@ from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
+from prefect_mipro.server.upstream.interface import StreamedUsage
 from prefect_mipro.server.upstream.registry import Upstreams
 from tests.fake_upstream import completion_of, say_ok, stream_of
 
@@ -51,6 +52,10 @@ class Answer:
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     keys: Collection[bytes] = ()
+    usage: StreamedUsage = field(default_factory=StreamedUsage)
+
+    async def peek(self, enough: Callable[[bytes], bool]) -> bytes:
+        return self.body
 
     async def read(self) -> bytes:
         return self.body
