@@ -38,9 +38,17 @@ LONGEST = (
 )
 
 
+# The first test of a worker that needs Prefect's server waits for its start, also on a busy machine.
+SECONDS_WITH_PREFECT = 400
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+    for item in items:
+        needs = getattr(item, "fixturenames", ())
+        if "prefect_server" in needs and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS_WITH_PREFECT))
 
 
 def pytest_collection_finish() -> None:

@@ -10,7 +10,6 @@ from prefect.settings import PREFECT_API_URL
 from tests.end_to_end.flow_crashes import ROLLOUTS, WORKERS, FlowCrashes
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("prefect_server")
 def test_a_killed_flow_is_run_again_on_its_session_anew_or_as_the_same_run(tmp_path: Path) -> None:
     crashes = FlowCrashes(tmp_path, prefect_api_url=PREFECT_API_URL.value() or "", seed=1)

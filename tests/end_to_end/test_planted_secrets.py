@@ -42,7 +42,7 @@ from tests.fake_upstream import Body, FakeUpstream, Scripted, better_with_demons
 from tests.postgres import Postgres
 from tests.prefect_contents import stored_by_prefect, told_by_prefect
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SERVER_KEY = "planted-server-key"
 PROVIDER_KEY = "planted-provider-key"

@@ -121,7 +121,6 @@ def test_a_lease_of_a_candidate_becomes_a_version(session: SessionHandle) -> Non
     assert made.render(request="Hi")[-1] == {"role": "user", "content": "Hi"}
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("prefect_server")
 def test_a_saved_champion_is_loaded_whole() -> None:
     block = champion(1, 2)

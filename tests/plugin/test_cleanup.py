@@ -58,7 +58,6 @@ def publishing(key: str) -> None:
         create_markdown_artifact(f"version {number}", key=key)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("prefect_server")
 def test_a_run_tidies_up_and_a_trial_only_says_so(model: FakeUpstream, tmp_path: Path) -> None:
     # A backend of its own, because all sessions of a backend are tidied up.

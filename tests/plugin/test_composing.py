@@ -30,7 +30,7 @@ from prefect_mipro.tasks import (
 )
 from tests.plugin.conftest import config, new_id
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 two_at_a_time: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
 ROWS = [{"id": number, "request": f"play {number} #music"} for number in range(3)]

@@ -28,7 +28,7 @@ from prefect_mipro.tasks.connections import SessionHandle
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import SYSTEM, artifacts, config, new_id
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 Row = dict[str, str]
 ROWS: list[Row] = [

@@ -15,7 +15,7 @@ from tests.embedded_backend import backend_in
 from tests.fake_upstream import Body, FakeUpstream
 from tests.plugin.test_flow import Row, classify, optimize
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def takes_its_time(_body: Body) -> str:

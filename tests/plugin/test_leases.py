@@ -173,7 +173,6 @@ def test_the_example_of_a_rollout_goes_with_its_lease(
     assert (item["seed"], item["reward"]) == (7, 1.0)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("prefect_server")
 def test_the_whole_loop_runs_such_a_program(backend: EmbeddedBackend) -> None:
     rows = [{"id": str(n), "request": f"jazz number {n}", "label": "music"} for n in range(6)]

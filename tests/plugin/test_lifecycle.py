@@ -28,7 +28,6 @@ from tests.plugin.conftest import config, new_id
 from tests.plugin.examples import candidate, status
 
 served = pytest.mark.usefixtures("prefect_server")
-pytestmark = pytest.mark.timeout(400)
 
 
 @flow

@@ -29,7 +29,7 @@ from prefect_mipro.models.sessions import SessionStatus
 from tests.fake_upstream import FakeUpstream, Scripted
 from tests.plugin.conftest import new_id
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def confident_model(body: dict[str, Any]) -> str:

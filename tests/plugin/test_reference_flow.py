@@ -21,7 +21,7 @@ from prefect_mipro.errors import SessionNotFound
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import artifacts
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 FLOW = Path(__file__).parents[2] / "flows" / "optimize_prompt.py"
 DATA = FLOW.parent / "data" / "everyday_intents.jsonl"

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 
 SLUGS = ("mipro-credentials", "mipro-session-config", "prompt-champion")
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from prefect_mipro.tasks.logs import quiet_rollouts
 from tests.plugin.conftest import artifacts, new_id
 from tests.plugin.test_flow import Row, classify, optimize
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 class Lines(logging.Handler):
