@@ -38,7 +38,7 @@ LONGEST = (
 )
 
 
-# The first test of a worker that needs Prefect's server waits for its start, also on a busy machine.
+# A worker's first test that needs Prefect's server waits for its start, even on a busy machine.
 SECONDS_WITH_PREFECT = 400
 
 
