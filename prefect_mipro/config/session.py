@@ -21,6 +21,7 @@ from prefect_mipro.config.sections import (
     Section,
 )
 from prefect_mipro.errors import ConfigInvalid, ConfigNotFound
+from prefect_mipro.models import foreign_patterns
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt, Usage
 
@@ -125,7 +126,8 @@ class MiproConfig(Section):
     def parse(cls, body: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Self:
         """Validate a config after its overrides. Raises ConfigInvalid.
 
-        `warnings` names each key that is set and has no effect here.
+        `warnings` names each key that is set and has no effect here, and what in a pattern may
+        have been meant otherwise.
         """
         merged = override(body, overrides or {})
         if "prompt_learning" in merged and not isinstance(merged["prompt_learning"], Mapping):
@@ -142,7 +144,12 @@ class MiproConfig(Section):
             config = cls.model_validate({"prompt_learning": merged["prompt_learning"]})
         except ValidationError as error:
             raise ConfigInvalid(_sentences(error)) from None
-        return config.model_copy(update={"warnings": list(keys.warnings(merged))})
+        warnings = list(keys.warnings(merged))
+        if prompt := config.initial_prompt:
+            if faults := list(foreign_patterns.faults(prompt)):
+                raise ConfigInvalid("; ".join(faults))
+            warnings += foreign_patterns.doubtful(prompt)
+        return config.model_copy(update={"warnings": warnings})
 
 
 def parse_toml(text: str, *, source: str = "the config") -> JsonObject:

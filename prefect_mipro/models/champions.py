@@ -12,13 +12,12 @@ from typing import Any
 
 from pydantic import Field
 
-from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import Record, SessionId
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage
-from prefect_mipro.models.leases import Lease, Placeholder
+from prefect_mipro.models.leases import Lease
 from prefect_mipro.models.levers import Demonstration
-from prefect_mipro.models.placeholders import fill
+from prefect_mipro.models.placeholders import Placeholder, fill, texts_of
 from prefect_mipro.models.sessions import CandidateReport, SessionStatus
 
 
@@ -150,7 +149,7 @@ class ChampionVersion(Record):
         Other inputs are ignored, so a whole row may be given. Demonstrations are sent as they are,
         whatever braces are in them. Raises InputInvalid where an input is missing.
         """
-        texts = self._texts(inputs)
+        texts = texts_of(self.placeholders, inputs, name="the inputs of render")
         outside = (i for i, m in enumerate(self.messages) if m.get("role") not in SYSTEM_ROLES)
         first = next(outside, len(self.messages))
         shown = range(first, first + 2 * len(self.demonstrations))
@@ -158,20 +157,6 @@ class ChampionVersion(Record):
             dict(message) if position in shown else _filled(message, texts)
             for position, message in enumerate(self.messages)
         ]
-
-    def _texts(self, inputs: Mapping[str, Any]) -> dict[str, str]:
-        texts = {}
-        for placeholder in self.placeholders:
-            name, value = placeholder.name, inputs.get(placeholder.name)
-            if value is None and placeholder.required:
-                raise InputInvalid(
-                    f"the prompt of {self.session_id} needs a text for {name!r} (given: "
-                    f"{', '.join(sorted(inputs)) or 'nothing'}); call render({name}=...)"
-                )
-            if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-                raise InputInvalid(f"{name} is {value!r:.80}; give render a text or a number")
-            texts[name] = "" if value is None else str(value)
-        return texts
 
 
 class PromotionOutcome(StrEnum):

@@ -14,7 +14,7 @@ ChatBody = dict[str, Any]
 
 
 class PromptMessage(Record):
-    """One message of the baseline prompt; `{name}` in the pattern marks a wildcard."""
+    """One message of the baseline prompt; `{name}` in the pattern is a placeholder."""
 
     role: str
     pattern: str
@@ -36,7 +36,7 @@ class InitialPrompt(Record):
 
     @cached_property
     def required_wildcards(self) -> frozenset[str]:
-        """The names of the wildcards that must stand for a visible text."""
+        """The names of the placeholders that must stand for a visible text."""
         return frozenset(name for name, need in self.wildcards.items() if need == "REQUIRED")
 
     @cached_property

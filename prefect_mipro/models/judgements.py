@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, SupportsFloat
 
@@ -134,10 +135,10 @@ def _hint(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    try:
-        return f"{' '.join(repr(value).split()):.80}"
-    except ValueError:
-        return "too large"  # Python does not write integers of thousands of digits.
+    # Python does not write integers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() > sys.float_info.max_exp:
+        return "too large"
+    return f"{' '.join(repr(value).split()):.80}"
 
 
 def _sentence(problem: ErrorDetails) -> str:

@@ -19,6 +19,7 @@ from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject, Record, RolloutId
 from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage
 from prefect_mipro.models.levers import Demonstration, LeverVersions
+from prefect_mipro.models.placeholders import Placeholder
 from prefect_mipro.models.sessions import SessionUrls
 
 LONGEST_CALL_SECONDS = 604_800.0
@@ -127,13 +128,6 @@ class LeasedLevers(Record):
     demonstrations: LeasedDemonstrations
 
 
-class Placeholder(Record):
-    """A variable `{name}` of the session's prompt. One that is not required may be left out."""
-
-    name: str
-    required: bool
-
-
 class LeasedPolicy(Record):
     """The settings of the policy model that the session's config names; null where it does not."""
 
@@ -188,7 +182,7 @@ class Lease(SessionUrls):
                         "mipro.instruction.banking": 3,
                         "mipro.demonstrations.banking": 2,
                     },
-                    "placeholders": [{"name": "query", "required": True}],
+                    "placeholders": [{"name": "query", "required": True, "may_be_blank": False}],
                     "policy": {
                         "model": "anthropic.claude-haiku",
                         "temperature": 0.0,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prefect_mipro.models.chat import InitialPrompt
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.grounding import Grounding
-from prefect_mipro.optimizer.prompts import normalised, wildcard_fault
+from prefect_mipro.optimizer.prompts import normalised, placeholder_fault
 
 SHORTEST_CHARACTERS = 20
 LONGEST_CHARACTERS = 2_000
@@ -108,7 +108,7 @@ class Lint:
         return (
             self._wrong_size(text)
             or self._wrong_characters(text)
-            or wildcard_fault(text, baseline=self.baseline)
+            or placeholder_fault(text, baseline=self.baseline)
             or self._lost_format(text)
             or self._lost_label(text)
             or self._suspicious(text)

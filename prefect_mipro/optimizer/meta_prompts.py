@@ -12,10 +12,10 @@ from itertools import chain, zip_longest
 
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.placeholders import placeholders
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.grounding import Grounding
 from prefect_mipro.optimizer.lint import CHAT_TOKEN
-from prefect_mipro.optimizer.prompts import wildcards
 
 
 class Operator(StrEnum):
@@ -154,7 +154,7 @@ def _scored(history: Sequence[tuple[str, float, int]]) -> str:
 
 
 def _placeholders(baseline: str) -> str:
-    names = ", ".join(f"{{{name}}}" for name in wildcards(baseline))
+    names = ", ".join(f"{{{name}}}" for name in placeholders(baseline))
     return f"Keep these placeholders exactly as they are: {names}." if names else ""
 
 

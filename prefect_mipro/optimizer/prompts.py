@@ -16,13 +16,10 @@ from typing import Any
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import SYSTEM_ROLES, ChatMessage, InitialPrompt, PromptMessage
 from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.placeholders import SPLIT_PATTERNS, fill, placeholders, split
 
 QUOTED_CHARACTERS = 80
 
-# Patterns that are kept split: those of the prompts that are served.
-SPLIT_PATTERNS = 1_024
-
-_WILDCARD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _VISIBLE = re.compile(r"\S")
 _TEXT_PART_TYPES = frozenset({"text", "input_text", "output_text"})
 
@@ -49,12 +46,12 @@ def apply(
     """The caller's messages with the candidate's instruction and demonstrations in them.
 
     The prompt's messages must occur among the caller's in their order; other messages may stand
-    between and after them, as in a conversation. The wildcards' texts are filled into the new
-    instruction. Without a prompt every conversation matches and its first system message is the
-    instruction's place. An empty instruction, or the prompt's own, leaves the system text alone.
-    Demonstrations stand before the conversation, so its turns and tool calls stay together; one
-    that asks what the caller asks in it, or was made from the example `example_id`, is left out, as
-    it would give the answer away.
+    between and after them, as in a conversation. The placeholders' texts are filled into the new
+    instruction. Without a prompt every conversation matches, its first system message is the
+    instruction's place, and the instruction is sent as it is. An empty instruction, or the
+    prompt's own, leaves the system text alone. Demonstrations stand before the conversation, so its
+    turns and tool calls stay together; one that asks what the caller asks in it, or was made from
+    the example `example_id`, is left out, as it would give the answer away.
 
     Messages that do not change are the same objects.
     """
@@ -64,7 +61,7 @@ def apply(
     changed = list(messages)
     own = prompt.instruction if prompt else ""
     if instruction.strip() not in ("", own.strip()):
-        text = fill(instruction, recognised.values)
+        text = fill(instruction, recognised.values) if prompt else instruction
         if recognised.instruction_index is None:
             changed.insert(_conversation_index(changed), {"role": "system", "content": text})
         else:
@@ -87,40 +84,31 @@ def apply(
 def match(
     pattern: str, text: str, *, required: frozenset[str] = frozenset()
 ) -> dict[str, str] | None:
-    """What each wildcard of the pattern stands for in the text; `None` when they do not match.
+    """What each placeholder of the pattern stands for in the text; `None` when they do not match.
 
-    White space at both ends does not count. Each wildcard takes as little as it can, one of
+    White space at both ends does not count. Each placeholder takes as little as it can, one of
     `required` at least one visible character, and a repeated one the same text again. The literal
     parts are searched from left to right without ever going back, so no text can make it slow.
     """
-    literals, names, before, after = _split(pattern)
+    literals, names = split(pattern.strip())
+    before, after = _blanks_at_the_ends(literals)
     text = text.strip()
     found = _take(literals, names, text, required)
     if found is not None or not (before or after):
         return found
-    # A blank wildcard at an end leaves its neighbour's white space there: give it back.
+    # A blank placeholder at an end leaves its neighbour's white space there: give it back.
     forms = dict.fromkeys((text + after, before + text, before + text + after))
     others = (_take(literals, names, form, required) for form in forms)
     return next((values for values in others if values is not None), None)
 
 
-def fill(pattern: str, values: Mapping[str, str]) -> str:
-    """The pattern with each wildcard that has a value replaced by it; other braces stay."""
-    return _WILDCARD.sub(lambda found: values.get(found[1], found[0]), pattern)
-
-
-def wildcards(pattern: str) -> tuple[str, ...]:
-    """The names of the pattern's wildcards, each once, in order."""
-    return tuple(dict.fromkeys(_WILDCARD.findall(pattern)))
-
-
-def wildcard_fault(text: str, *, baseline: str) -> str:
-    """Which wildcard of the baseline the text loses, or adds to them; empty when none."""
-    kept, wanted = set(wildcards(text)), set(wildcards(baseline))
+def placeholder_fault(text: str, *, baseline: str) -> str:
+    """Which placeholder of the baseline the text loses, or adds to them; empty when none."""
+    kept, wanted = set(placeholders(text)), set(placeholders(baseline))
     if lost := sorted(wanted - kept):
-        return f"loses the wildcard {{{lost[0]}}}"
+        return f"loses the placeholder {{{lost[0]}}}"
     if strange := sorted(kept - wanted):
-        return f"adds the wildcard {{{strange[0]}}}"
+        return f"adds the placeholder {{{strange[0]}}}"
     return ""
 
 
@@ -145,7 +133,7 @@ def answer_text(response: JsonObject | None) -> str:
 
 @dataclass(frozen=True)
 class _Recognised:
-    """Where the instruction stands, if it does, and the texts of the wildcards."""
+    """Where the instruction stands, if it does, and the texts of the placeholders."""
 
     instruction_index: int | None
     values: Mapping[str, str] = field(default_factory=dict)
@@ -191,16 +179,6 @@ def _same_role(expected: PromptMessage, message: ChatMessage) -> bool:
     return role == expected.role or (role in SYSTEM_ROLES and expected.role in SYSTEM_ROLES)
 
 
-@lru_cache(SPLIT_PATTERNS)
-def _split(pattern: str) -> tuple[tuple[str, ...], tuple[str, ...], str, str]:
-    """The literal parts around the wildcards, one more than there are wildcards, and the names.
-
-    Then the white space between a wildcard at either end and its neighbour.
-    """
-    parts = tuple(_WILDCARD.split(pattern.strip()))
-    return parts[::2], parts[1::2], *_blanks_at_the_ends(parts[::2])
-
-
 def _take(
     literals: Sequence[str], names: Sequence[str], text: str, required: frozenset[str]
 ) -> dict[str, str] | None:
@@ -222,7 +200,7 @@ def _take(
 
 
 def _least_end(text: str, position: int, *, again: str | None, required: bool) -> int:
-    """Where a wildcard that starts at `position` may end at the earliest; -1 when nowhere."""
+    """Where a placeholder that starts at `position` may end at the earliest; -1 when nowhere."""
     if again is not None:
         return position + len(again) if text.startswith(again, position) else -1
     if required:
@@ -231,8 +209,9 @@ def _least_end(text: str, position: int, *, again: str | None, required: bool) -
     return position
 
 
-def _blanks_at_the_ends(literals: Sequence[str]) -> tuple[str, str]:
-    """The white space between a wildcard at either end of the pattern and its neighbour."""
+@lru_cache(SPLIT_PATTERNS)
+def _blanks_at_the_ends(literals: tuple[str, ...]) -> tuple[str, str]:
+    """The white space between a placeholder at either end of the pattern and its neighbour."""
     after_first, before_last = literals[:2][-1], literals[-2:][0]
     leading = after_first[: len(after_first) - len(after_first.lstrip())]
     trailing = before_last[len(before_last.rstrip()) :]

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from prefect_mipro.errors import KeyRejected, ModelMissing, NotFound, PaymentRequired
 from prefect_mipro.models.judgements import RewardValue
-from prefect_mipro.models.rows import fields_of
+from prefect_mipro.models.rows import example_id_of, fields_of
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 
 # Errors that the next rollout would meet as well: going on would only hide them.
 HOPELESS = (KeyRejected, ModelMissing, NotFound, PaymentRequired)
-EXAMPLE_ID_KEYS = ("example_id", "id", "seed")
 
 
 Example = Any
@@ -45,6 +44,5 @@ class RolloutJob:
         """With the example's id: the caller's, else what the example says about itself."""
         fields = fields_of(example) if example_id is None else None
         if fields is not None:
-            told = (fields.get(key) for key in EXAMPLE_ID_KEYS)
-            example_id = next((value for value in told if value is not None), None)
+            example_id = example_id_of(fields)
         return cls(example, rollout_id, None if example_id is None else str(example_id), stop)

@@ -21,6 +21,7 @@ from prefect_mipro.models.leases import LeaseRequest, TraceRequest
 from prefect_mipro.models.names import identifier, is_identifier, short_text
 from prefect_mipro.models.placeholders import filled
 from prefect_mipro.models.rollouts import RewardInfo, RewardRequest
+from prefect_mipro.models.rows import is_missing
 from prefect_mipro.models.sessions import CreateSession, NewEpoch, Promote, StateChange
 from prefect_mipro.server.routes.bodies import parse_json
 from prefect_mipro.server.upstream.completions import read
@@ -112,7 +113,7 @@ PROMPT = InitialPrompt(
 def test_any_row_fills_the_placeholders_word_for_word_or_is_refused(row: Any) -> None:
     with suppress(InputInvalid):
         (message,) = filled(PROMPT, row)
-        shown = "" if row.get("b") is None else str(row["b"])
+        shown = "" if is_missing(row.get("b")) else str(row["b"])
         assert message["content"] == f'{row["a"]}: {{"b": "{shown}"}}'
 
 

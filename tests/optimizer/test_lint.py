@@ -44,7 +44,7 @@ def test_a_plain_new_instruction_passes() -> None:
         (f"{GOOD}\u2028Obey.", "invisible character '\\u2028'"),
         (f"{GOOD}\u2029Obey.", "invisible character '\\u2029'"),
         (f"{GOOD}\x85Obey.", "invisible character '\\x85'"),
-        (f"{GOOD} For {{user}}.", "adds the wildcard {user}"),
+        (f"{GOOD} For {{user}}.", "adds the placeholder {user}"),
         (f"{GOOD} <|im_start|>system", "chat token"),
         (f"{GOOD} [/INST]", "chat token"),
         (f"{GOOD} <tool_call>", "chat token"),
@@ -96,10 +96,10 @@ def test_a_long_instruction_is_another_as_soon_as_four_words_differ() -> None:
 # What the baseline promises
 
 
-def test_every_wildcard_of_the_baseline_must_stay() -> None:
+def test_every_placeholder_of_the_baseline_must_stay() -> None:
     baseline = "Sort the mail of {name} into one folder."
     assert fault("Choose the folder that fits the mail.", baseline=baseline) == (
-        "loses the wildcard {name}"
+        "loses the placeholder {name}"
     )
     assert fault("Choose the folder that fits the mail of {name}.", baseline=baseline) == ""
 

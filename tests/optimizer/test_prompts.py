@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from prefect_mipro.models.chat import ChatMessage, InitialPrompt, PromptMessage
 from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.placeholders import fill, placeholders
 from prefect_mipro.optimizer.prompts import (
     Applied,
     answer_text,
     apply,
-    fill,
     match,
     normalised,
     user_text,
-    wildcards,
 )
 
 NEW = "Name the intent in one word."
@@ -139,10 +138,10 @@ def test_patterns_are_matched_by_order_not_by_position() -> None:
     assert sent([system("Classify."), user("x")], to=known)[0] == system(NEW)
 
 
-# Wildcards
+# Placeholders
 
 
-def test_wildcards_of_the_system_text_are_filled_into_the_new_instruction() -> None:
+def test_placeholders_of_the_system_text_are_filled_into_the_new_instruction() -> None:
     known = prompt(("system", "Sort the mail of {name}."), ("user", "{query}"))
     result = sent([system("Sort the mail of Zoë."), user("x")], to=known, instruction="For {name}:")
     assert result[0] == system("For Zoë:")
@@ -154,7 +153,7 @@ def test_a_filled_text_is_never_filled_again() -> None:
     assert sent(messages, to=known, instruction="{name} in {place}")[0] == system("{place} in Oslo")
 
 
-def test_a_required_wildcard_must_hold_something_visible() -> None:
+def test_a_required_placeholder_must_hold_something_visible() -> None:
     known = prompt(
         ("system", "Classify."), ("user", "Query: {query}"), wildcards={"query": "REQUIRED"}
     )
@@ -166,7 +165,7 @@ def test_a_required_wildcard_must_hold_something_visible() -> None:
 @pytest.mark.parametrize(
     "text", ["Query: a\nIntents: ", "Query: a\nIntents:", "Query: a\nIntents: b"]
 )
-def test_an_optional_wildcard_may_be_empty(text: str) -> None:
+def test_an_optional_placeholder_may_be_empty(text: str) -> None:
     known = prompt(
         ("user", "Query: {query}\nIntents: {intents}"), wildcards={"intents": "OPTIONAL"}
     )
@@ -175,14 +174,30 @@ def test_an_optional_wildcard_may_be_empty(text: str) -> None:
 
 def test_json_braces_are_text() -> None:
     pattern = 'Answer as {"intent": "...", "sure": {}} for {query} {1} {a b}'
-    assert wildcards(pattern) == ("query",)
+    assert placeholders(pattern) == ("query",)
     assert match(pattern, pattern.replace("{query}", "jazz")) == {"query": "jazz"}
     assert fill(pattern, {"query": "jazz", "1": "no"}) == pattern.replace("{query}", "jazz")
 
 
-def test_a_wildcard_in_doubled_braces_takes_what_stands_between_the_outer_ones() -> None:
-    assert match("Hello {{name}}", "Hello {name}") == {"name": "name"}
-    assert match("Hello {{name}}", "Hello {{name}}") == {"name": "{name}"}
+@pytest.mark.parametrize(
+    ("pattern", "values"),
+    [
+        ("Hello {{name}}", {}),
+        ('Answer as {{"label": "{label}", "sure": {{}}}}', {"label": "a"}),
+        ("\\boxed{{{answer}}}", {"answer": "7"}),
+        ("{{{{{a}}}}} {{ {b}", {"a": "1", "b": "2"}),
+    ],
+)
+def test_a_pattern_matches_what_str_format_makes_of_it(
+    pattern: str, values: dict[str, str]
+) -> None:
+    assert match(pattern, pattern.format(**values)) == values
+    assert fill(pattern, values) == pattern.format(**values)
+
+
+def test_without_a_prompt_an_instruction_is_no_pattern() -> None:
+    text = "Answer as {{label}} for {you}."
+    assert sent([user("x")], to=None, instruction=text)[0] == system(text)
 
 
 @pytest.mark.parametrize(
@@ -198,15 +213,15 @@ def test_a_wildcard_in_doubled_braces_takes_what_stands_between_the_outer_ones()
         ("{a}{b}", "xy", {"a": "", "b": "xy"}),
         ("{a} ist {b}", "日本 ist 🗾", {"a": "日本", "b": "🗾"}),
         ("{a}\nThe end", "The end", {"a": ""}),
-        ("no wildcard", "no wildcard", {}),
-        ("no wildcard", "no wildcards", None),
+        ("no placeholder", "no placeholder", {}),
+        ("no placeholder", "no placeholders", None),
     ],
 )
 def test_matching(pattern: str, text: str, values: dict[str, str] | None) -> None:
     assert match(pattern, text) == values
 
 
-def test_a_required_wildcard_takes_a_separator_rather_than_nothing() -> None:
+def test_a_required_placeholder_takes_a_separator_rather_than_nothing() -> None:
     assert match("{a},{b}", ",,x", required=frozenset({"a"})) == {"a": ",", "b": "x"}
 
 
@@ -428,7 +443,8 @@ def filled(draw: st.DrawFn) -> tuple[str, dict[str, str]]:
 @given(filled())
 def test_what_was_filled_in_is_found_again(case: tuple[str, dict[str, str]]) -> None:
     pattern, values = case
-    assert match(pattern, fill(pattern, values)) == values
+    named = {name: values[name] for name in placeholders(pattern)}
+    assert match(pattern, fill(pattern, values)) == named
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

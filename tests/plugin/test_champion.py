@@ -10,8 +10,8 @@ import pytest
 from prefect_mipro.blocks import VERSIONS_KEPT, PromptChampion, load
 from prefect_mipro.errors import Conflict, InputInvalid
 from prefect_mipro.models.champions import ChampionVersion, Evidence
-from prefect_mipro.models.leases import Placeholder
 from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.placeholders import Placeholder
 from prefect_mipro.tasks import SessionHandle
 from prefect_mipro.tasks.connections import connection_to
 from tests.plugin.conftest import SYSTEM
@@ -56,8 +56,17 @@ def test_a_row_fills_the_placeholders_and_the_rest_of_it_is_ignored() -> None:
 
 
 def test_a_missing_text_is_named() -> None:
-    with pytest.raises(InputInvalid, match=r"needs a text for 'request' \(given: form\)"):
+    with pytest.raises(
+        InputInvalid, match=r"{request} in the inputs of render \(there are: form\)"
+    ):
         champion(1).render(form="a word")
+
+
+@pytest.mark.parametrize("text", [" ", None, float("nan")])
+def test_a_text_that_a_rollout_would_not_take_is_refused(text: Any) -> None:
+    needed = Placeholder(name="request", required=True, may_be_blank=False)
+    with pytest.raises(InputInvalid, match=r"'request' is (blank|None|nan) in the inputs"):
+        PromptChampion.first(version(placeholders=(needed,))).render(request=text)
 
 
 def test_a_demonstration_that_looks_like_a_placeholder_is_sent_as_it_is() -> None:

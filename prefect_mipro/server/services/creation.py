@@ -23,7 +23,7 @@ from prefect_mipro.models.levers import (
 )
 from prefect_mipro.models.names import short_text
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
-from prefect_mipro.optimizer.prompts import wildcard_fault
+from prefect_mipro.optimizer.prompts import placeholder_fault
 from prefect_mipro.server.services.identity import new_secret
 from prefect_mipro.server.upstream.registry import Upstreams
 
@@ -190,7 +190,7 @@ def human_levers(
     if not text:
         raise InputInvalid("the candidate's instruction is empty; send its text")
     baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
-    if fault := wildcard_fault(text, baseline=baseline):
+    if fault := placeholder_fault(text, baseline=baseline):
         raise InputInvalid(
             f"the instruction {fault}; keep exactly those of the initial prompt's system message"
         )

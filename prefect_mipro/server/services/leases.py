@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect_mipro.errors import InputInvalid, UpstreamFailed
@@ -18,21 +19,14 @@ from prefect_mipro.models.leases import (
     LeasedLevers,
     LeasedPolicy,
     LeaseRequest,
-    Placeholder,
     TraceReceipt,
     TraceRequest,
 )
 from prefect_mipro.models.levers import LeverName, LeverVersion, lever_id
+from prefect_mipro.models.placeholders import escaped, fill, placeholders_of, texts_of
 from prefect_mipro.models.rollouts import Rollout, Trace
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.optimizer.prompts import (
-    Applied,
-    answer_text,
-    apply,
-    fill,
-    user_text,
-    wildcards,
-)
+from prefect_mipro.optimizer.prompts import Applied, answer_text, apply, user_text
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.recording import Recorder, lever_versions
@@ -125,7 +119,7 @@ class Leases:
         session = await self._store.session(session_id)
         leased = await self._leased(session, asked)
         prompt = self._knowledge.config(session).initial_prompt
-        applied = _filled(prompt, {}, leased) if render else None
+        applied = _unfilled(prompt, leased) if render else None
         return await self._lease(session, asked, leased, applied)
 
     async def rendered(self, session_id: str, asked: LeaseRequest) -> Lease:
@@ -148,7 +142,7 @@ class Leases:
         else:
             texts = _texts(prompt, asked.inputs or {})
             leased = await self._leased(session, asked)
-            applied = _filled(prompt, texts, leased)
+            applied = _rendered(prompt, texts, leased)
         return await self._lease(session, asked, leased, applied)
 
     async def post_trace(
@@ -205,6 +199,7 @@ class Leases:
     ) -> Lease:
         urls = await self._sessions.urls(session.session_id)
         config = self._knowledge.config(session)
+        prompt = config.initial_prompt
         return Lease(
             **dict(urls),
             session_id=session.session_id,
@@ -213,7 +208,7 @@ class Leases:
             number=leased.candidate.number,
             levers=leased.levers,
             lever_versions=lever_versions(leased.candidate),
-            placeholders=_placeholders(config.initial_prompt),
+            placeholders=placeholders_of(prompt) if prompt else (),
             policy=LeasedPolicy(
                 model=config.policy.model,
                 temperature=config.policy.temperature,
@@ -262,16 +257,6 @@ class Leases:
         return f"trace_{digest[:32]}"
 
 
-def _placeholders(prompt: InitialPrompt | None) -> tuple[Placeholder, ...]:
-    """Those of all messages. One of which the prompt says nothing is required too."""
-    if prompt is None:
-        return ()
-    names = dict.fromkeys(name for m in prompt.ordered for name in wildcards(m.pattern))
-    return tuple(
-        Placeholder(name=name, required=prompt.wildcards.get(name) != "OPTIONAL") for name in names
-    )
-
-
 def _texts(prompt: InitialPrompt | None, inputs: Mapping[str, Any]) -> dict[str, str]:
     """The text of each placeholder; empty where an optional one has none."""
     if prompt is None:
@@ -279,36 +264,32 @@ def _texts(prompt: InitialPrompt | None, inputs: Mapping[str, Any]) -> dict[str,
             "the session's config has no initial_prompt, so there are no placeholders to fill; "
             "send your program's messages instead of inputs"
         )
-    texts = {}
-    for placeholder in _placeholders(prompt):
-        name = placeholder.name
-        if name not in inputs and placeholder.required:
-            raise InputInvalid(
-                f"inputs lack the prompt's placeholder {name!r} (they have: "
-                f"{', '.join(sorted(inputs)) or 'none'}); send a text for it"
-            )
-        value = inputs.get(name, "")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InputInvalid(f"inputs.{name} is {value!r:.80}; send a text or a number")
-        texts[name] = str(value)
-        if prompt.wildcards.get(name) == "REQUIRED" and not texts[name].strip():
-            raise InputInvalid(f"inputs.{name} is blank, and the prompt requires a text there")
-    return texts
+    return texts_of(placeholders_of(prompt), inputs, name="the inputs")
 
 
-def _filled(prompt: InitialPrompt | None, texts: Mapping[str, str], leased: _Leased) -> Applied:
-    """The candidate's prompt with these texts; a placeholder without one stays as it is."""
+def _rendered(prompt: InitialPrompt | None, texts: Mapping[str, str], leased: _Leased) -> Applied:
+    """The candidate's prompt, filled with the texts."""
+    return _made(prompt, leased, partial(fill, texts=texts))
+
+
+def _unfilled(prompt: InitialPrompt | None, leased: _Leased) -> Applied:
+    """The candidate's prompt as patterns, to be filled later."""
+    # Without a prompt an instruction is no pattern.
+    return _made(prompt, leased, str if prompt else escaped)
+
+
+def _made(prompt: InitialPrompt | None, leased: _Leased, text_of: Callable[[str], str]) -> Applied:
     own = prompt.instruction.strip() if prompt else ""
     changed = leased.instruction.text if leased.instruction.text.strip() != own else ""
     messages: list[ChatMessage] = [
-        {"role": message.role, "content": fill(message.pattern, texts)}
+        {"role": message.role, "content": text_of(message.pattern)}
         for message in (prompt.ordered if prompt else ())
     ]
     # The messages are known to be the prompt's own, so nothing is left to be recognised.
     return apply(
         messages,
         prompt=None,
-        instruction=fill(changed, texts),
+        instruction=text_of(changed),
         demonstrations=leased.demonstrations.demonstrations,
         example_id=leased.example_id,
     )

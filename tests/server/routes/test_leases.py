@@ -211,9 +211,9 @@ class TestWhatIsLeased:
             f"mipro.demonstrations.{name}": 1,
         }
         assert leased["placeholders"] == [
-            {"name": "language", "required": True},
-            {"name": "query", "required": True},
-            {"name": "more", "required": False},
+            {"name": "language", "required": True, "may_be_blank": True},
+            {"name": "query", "required": True, "may_be_blank": False},
+            {"name": "more", "required": False, "may_be_blank": True},
         ]
         assert leased["policy"] == {
             "model": "claude",
@@ -229,6 +229,14 @@ class TestWhatIsLeased:
             {"role": "system", "content": "Name the intent."},
             {"role": "user", "content": "Query: {query}"},
         ]
+
+    def test_doubled_braces_are_braces_once_the_prompt_is_filled(self, caller: Caller) -> None:
+        body = config(("system", "Say {{label}}."), ("user", "Query: {query}"))
+        session = caller.session(config_body=body)
+        shown = lease(caller, session, render="true").json()["messages"]
+        made = rendered(caller, session, inputs={"query": "x"}).json()["messages"]
+        assert [message["content"] for message in shown] == ["Say {{label}}.", "Query: {query}"]
+        assert [message["content"] for message in made] == ["Say {label}.", "Query: x"]
 
     def test_without_a_prompt_in_the_config_there_is_nothing_to_render(
         self, caller: Caller
@@ -266,11 +274,14 @@ class TestInputs:
         [
             ({}, "either inputs"),
             ({"inputs": {"query": "x"}, "messages": CHAT["messages"]}, "either inputs"),
-            ({"inputs": {"text": "x"}}, "the prompt's placeholder 'query' (they have: text)"),
-            ({"inputs": {"query": " \n"}}, "inputs.query is blank"),
-            ({"inputs": {"query": None}}, "inputs.query is None"),
-            ({"inputs": {"query": ["x"]}}, "inputs.query is ['x']"),
-            ({"inputs": {"query": True}}, "inputs.query is True"),
+            (
+                {"inputs": {"text": "x"}},
+                "{query} in the inputs (there are: text)",
+            ),
+            ({"inputs": {"query": " \n"}}, "'query' is blank in the inputs"),
+            ({"inputs": {"query": None}}, "'query' is None in the inputs"),
+            ({"inputs": {"query": ["x"]}}, "'query' is ['x'] in the inputs"),
+            ({"inputs": {"query": True}}, "'query' is True in the inputs"),
             ({"inputs": "x"}, "inputs is 'x'"),
             ({"messages": []}, "send at least one message"),
             ({"messages": [{"content": "x"}]}, "message 0 has no role"),

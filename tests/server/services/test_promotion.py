@@ -261,8 +261,8 @@ async def test_a_humans_prompt_may_bring_demonstrations(backend: Backend) -> Non
     assert added["lineage"]["instruction"]["reason"] == "ours"
 
 
-async def test_a_humans_prompt_must_keep_the_wildcards(backend: Backend) -> None:
+async def test_a_humans_prompt_must_keep_the_placeholders(backend: Backend) -> None:
     await backend.create()
-    with pytest.raises(InputInvalid, match=r"adds the wildcard \{name\}"):
+    with pytest.raises(InputInvalid, match=r"adds the placeholder \{name\}"):
         await backend.sessions.add_candidate("s", instruction="You are {name} and classify.")
     assert len(await backend.store.candidates("s")) == 1
