@@ -61,6 +61,10 @@ def _rows(
             ],
         )
         yield "Failures among them", [_count(each.failures) if each else "" for each in tested]
+        yield (
+            "Of them without its prompt",
+            [_count(each.unapplied_examples) if each else "" for each in tested],
+        )
 
     def each(show: Callable[[CandidateReport], str]) -> list[str]:
         return [show(report) for report in reports]
@@ -78,6 +82,7 @@ def _rows(
     yield "USD per 1,000 rollouts", each(_cost)
     yield "Calls that failed", each(lambda r: _count(r.failed_calls))
     yield "Calls without its prompt", each(lambda r: _count(r.unapplied_calls))
+    yield "Rollouts without its prompt", each(lambda r: _count(r.unapplied_rollouts))
 
 
 def _estimate(mean: float, interval: tuple[float, float], *, bold: bool) -> str:

@@ -301,6 +301,11 @@ def _remarks(status: SessionStatus) -> Iterator[str]:
             f"In {apply.unapplied_calls} of {apply.calls} calls the candidate's prompt could not "
             f"take the baseline's place: {cell(apply.last_reason or 'no reason given')}"
         )
+    if apply.unapplied_rollouts:
+        yield (
+            f"{apply.unapplied_rollouts} of {status.rollout_count} rollouts ran without their "
+            "candidate's prompt. Their rewards are kept and count for no candidate."
+        )
     duel = status.duel
     if duel is not None:
         yield (

@@ -125,6 +125,8 @@ def _name(key: object, path: str) -> str:
 
 
 def _value(operation: Operation[T], reply: httpx.Response, send: Send, key: str) -> T:
+    if operation.heard:
+        operation.heard(reply.headers)
     try:
         answer = reply.json()
     except (ValueError, RecursionError):

@@ -44,7 +44,7 @@ class Operation(Generic[T_co]):
     """A request to be made, and how its answer is read.
 
     `path` starts at the backend's root and is escaped already. `repeatable` means that sending it
-    again after a failure does no harm.
+    again after a failure does no harm. `heard` is called with the headers of a good answer.
     """
 
     method: str
@@ -54,6 +54,7 @@ class Operation(Generic[T_co]):
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool
     answer: Callable[[JsonObject], T_co]
+    heard: Callable[[Mapping[str, str]], None] | None = None
 
 
 def raw(operation: Operation[object]) -> Operation[JsonObject]:

@@ -146,6 +146,7 @@ def _summary(
         rollouts=len(outcomes),
         rewarded=outcomes.count(RolloutOutcome.REWARDED),
         failed=outcomes.count(RolloutOutcome.FAILED),
+        unapplied_rollouts=sum(result.prompt_applied is False for result in loop.results),
         mean_score=sum(scores) / len(scores) if scores else None,
         candidates=len(status.candidates),
         baseline_candidate_id=status.baseline_candidate_id,

@@ -13,6 +13,9 @@ from prefect_mipro.models.base import Record
 class Statistics(Record):
     """Counts and sums over the rollouts of one candidate. Rewards are scaled to [0, 1].
 
+    `unapplied_rollouts` are those whose calls were all sent without the candidate's prompt: they
+    are no evidence, so their rewards, and those that they lack, are counted nowhere else.
+
     `missing` counts the rollouts that were given up and have no reward still, `first_byte_calls`
     the calls that `first_byte_seconds_sum` is the sum of, and `untimed_calls` those that
     `latency_seconds_sum` leaves out, because nobody knows how long they took.
@@ -26,6 +29,7 @@ class Statistics(Record):
     calls: int = 0
     failed_calls: int = 0
     unapplied_calls: int = 0
+    unapplied_rollouts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_seconds_sum: float = 0.0
@@ -37,7 +41,7 @@ class Statistics(Record):
     @property
     def in_flight(self) -> int:
         """Rollouts whose reward is still awaited."""
-        return self.rollouts - self.rewards - self.missing
+        return self.rollouts - self.rewards - self.missing - self.unapplied_rollouts
 
     @property
     def mean_reward(self) -> float | None:

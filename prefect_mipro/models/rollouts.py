@@ -19,6 +19,9 @@ class Rollout(Record):
     `position` counts a session's rollouts in the order of their pins, from 1. `propensity` is the
     probability with which selection chose the candidate. A rollout of a duel
     also carries the reward predicted before it ran (`optimizer.promotion`).
+
+    `applied` is whether the candidate's prompt was in any of its calls, `None` while that is not
+    known. A rollout whose calls were all sent as they came says nothing about its candidate.
     """
 
     session_id: str
@@ -32,6 +35,14 @@ class Rollout(Record):
     pinned_at: datetime
     position: int | None = None
     reward: float | None = None
+    applied: bool | None = None
+    epoch: int = 1
+    given_up_at: datetime | None = None
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether its reward counts for its candidate."""
+        return self.applied is not False
 
 
 class Trace(Record):
@@ -120,7 +131,12 @@ class Reward(Record):
 
 
 class RewardReceipt(Record):
-    """Answer to a reward call: what was counted, and for whom."""
+    """Answer to a reward call: what was counted, and for whom.
+
+    Where `prompt_applied` is false, all calls of the rollout were sent as they came, without the
+    candidate's prompt: the reward is kept, and does not count for the candidate. It is null while
+    nothing is known of its calls.
+    """
 
     status: str
     session_id: str
@@ -129,6 +145,7 @@ class RewardReceipt(Record):
     reward: float
     attached: bool
     duplicate: bool = False
+    prompt_applied: bool | None = None
 
 
 class ExampleTrace(Record):

@@ -136,6 +136,7 @@ class CandidateReport(Record):
     raw mean the wire asks for. `probability_best` and `probability_better` (than the champion)
     come from the same posterior. `cost_usd` is known where the config tells prices: of calls whose
     model has one. `latency_seconds` and `first_byte_seconds` are means over its calls.
+    `unapplied_rollouts` ran without its prompt, and their rewards are not among `reward_count`.
     """
 
     candidate_id: str
@@ -154,6 +155,7 @@ class CandidateReport(Record):
     probability_better: float
     failed_calls: int
     unapplied_calls: int
+    unapplied_rollouts: int = 0
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
@@ -169,10 +171,15 @@ class CandidateReport(Record):
 
 
 class ContextApply(Record):
-    """How often the candidate's prompt could take the baseline's place."""
+    """How often the candidate's prompt could take the baseline's place.
+
+    `unapplied_rollouts` are those in none of whose calls it could: they are no evidence.
+    `last_reason` says why, of the last call without it.
+    """
 
     calls: int
     unapplied_calls: int
+    unapplied_rollouts: int = 0
     last_reason: str | None = None
 
 
@@ -201,9 +208,10 @@ class LeverLineage(Record):
 class RewardFlow(Record):
     """How far the rewards are.
 
-    `in_flight` rollouts are awaited, `missing` ones given up. Up to the position `watermark`, in
-    the order in which rollouts began, each has its reward or is missing: the reward curve and the
-    evidence of a duel end there, because early rewards alone may mislead.
+    `in_flight` rollouts are awaited, `missing` ones given up; rollouts that are no evidence are in
+    none of the counts. Up to the position `watermark`, in the order in which rollouts began, each
+    has its reward or is missing: the reward curve and the evidence of a duel end there, because
+    early rewards alone may mislead.
     """
 
     rewarded: int

@@ -32,7 +32,9 @@ class RolloutResult(Record):
     """One rollout: what the program answered, and what that was worth.
 
     `score` is what the reward function said, unscaled. `candidate_id` is known once a reward
-    counts. `error` is empty unless the program or its reward function raised.
+    counts. `error` is empty unless the program or its reward function raised. `prompt_applied` is
+    whether the candidate's prompt was in any of its calls: where it is false, the rollout says
+    nothing about its candidate. It is `None` where that is not known before the reward.
     """
 
     rollout_id: str
@@ -42,6 +44,7 @@ class RolloutResult(Record):
     answer: Any = None
     score: float | None = None
     error: str = ""
+    prompt_applied: bool | None = None
     seconds: float
 
 
@@ -66,12 +69,14 @@ class RewardReport(Record):
     """What became of many rewards: the ids of their rollouts by outcome.
 
     `problems` says by rollout id why a reward was refused. A rollout that failed has no id, but its
-    place, such as `rewards[2]`.
+    place, such as `rewards[2]`. `unapplied_rollouts` is how many of the rollouts ran without their
+    candidate's prompt: their rewards are kept, and teach nothing.
     """
 
     session_id: str
     rollout_ids: dict[RewardOutcome, tuple[str, ...]]
     problems: dict[str, str]
+    unapplied_rollouts: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -80,7 +85,7 @@ class RewardReport(Record):
 
     @property
     def accepted(self) -> int:
-        """How many counted now."""
+        """How many were taken now."""
         return len(self.rollout_ids[RewardOutcome.ACCEPTED])
 
     @property
@@ -105,7 +110,8 @@ class Evaluation(Record):
 
     Rewards are scaled to [0, 1]; an example whose program raised counts as 0. `interval` is the
     95 % Wilson score interval: exact in spirit for rewards of 0 and 1 (accuracy), too wide for
-    rewards in between, never too narrow.
+    rewards in between, never too narrow. `unapplied_examples` were run without the candidate's
+    prompt: they say nothing about it.
     """
 
     candidate_id: str
@@ -113,9 +119,17 @@ class Evaluation(Record):
     failures: int
     mean_reward: float
     interval: tuple[float, float]
+    unapplied_examples: int = 0
 
     @classmethod
-    def of(cls, candidate_id: str, rewards: Sequence[float], *, failures: int = 0) -> Evaluation:
+    def of(
+        cls,
+        candidate_id: str,
+        rewards: Sequence[float],
+        *,
+        failures: int = 0,
+        unapplied_examples: int = 0,
+    ) -> Evaluation:
         """From one reward per example, in [0, 1]."""
         mean = sum(rewards) / len(rewards) if rewards else 0.0
         return cls(
@@ -124,17 +138,22 @@ class Evaluation(Record):
             failures=failures,
             mean_reward=mean,
             interval=wilson_interval(mean, len(rewards)),
+            unapplied_examples=unapplied_examples,
         )
 
 
 class OptimizationSummary(Record):
-    """What a run of the loop did and found. Counts are those of this run, not of the session."""
+    """What a run of the loop did and found. Counts are those of this run, not of the session.
+
+    `unapplied_rollouts` ran without their candidate's prompt, so nothing was learned from them.
+    """
 
     session_id: str
     state: SessionState
     rollouts: int
     rewarded: int
     failed: int
+    unapplied_rollouts: int = 0
     mean_score: float | None
     candidates: int
     baseline_candidate_id: str

@@ -28,11 +28,37 @@ _TEXT_PART_TYPES = frozenset({"text", "input_text", "output_text"})
 class Applied:
     """The messages to send upstream.
 
-    `reason` is empty when the candidate's prompt is in them, else it says why it is not.
+    `mismatch` is `None` when the candidate's prompt is in them.
     """
 
     messages: tuple[ChatMessage, ...]
-    reason: str = ""
+    mismatch: Mismatch | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why the candidate's prompt is not in them; empty when it is."""
+        return self.mismatch.reason if self.mismatch else ""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Why a conversation does not hold the prompt: the message looked for, and what came instead.
+
+    `reason` quotes the start of both; `looked_for` and `came` tell only their kind and length, for
+    logs, which show no prompts.
+    """
+
+    reason: str
+    looked_for: str
+    came: str
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Where a prompt stands in a conversation: its instruction, and its placeholders' texts."""
+
+    instruction_index: int | None
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 def apply(
@@ -42,6 +68,7 @@ def apply(
     instruction: str,
     demonstrations: Sequence[Demonstration],
     example_id: str | None = None,
+    recognised: Recognised | Mismatch | None = None,
 ) -> Applied:
     """The caller's messages with the candidate's instruction and demonstrations in them.
 
@@ -51,12 +78,13 @@ def apply(
     instruction's place, and the instruction is sent as it is. An empty instruction, or the
     prompt's own, leaves the system text alone. Demonstrations stand before the conversation, so its
     turns and tool calls stay together; one that asks what the caller asks in it, or was made from
-    the example `example_id`, is left out, as it would give the answer away.
+    the example `example_id`, is left out, as it would give the answer away. `recognised` is what
+    `recognise` says of messages and prompt, if it has been asked already.
 
     Messages that do not change are the same objects.
     """
-    recognised = _recognise(messages, prompt) if prompt else _Recognised(_system_index(messages))
-    if isinstance(recognised, str):
+    recognised = recognised or recognise(messages, prompt)
+    if isinstance(recognised, Mismatch):
         return Applied(tuple(messages), recognised)
     changed = list(messages)
     own = prompt.instruction if prompt else ""
@@ -79,6 +107,32 @@ def apply(
     start = _conversation_index(changed)
     changed[start:start] = _turns(shown)
     return Applied(tuple(changed))
+
+
+def recognise(
+    messages: Sequence[ChatMessage], prompt: InitialPrompt | None
+) -> Recognised | Mismatch:
+    """Where the prompt stands among the messages. Without a prompt every conversation matches."""
+    if prompt is None:
+        return Recognised(_system_index(messages))
+    required = prompt.required_wildcards
+    values: dict[str, str] = {}
+    instruction_index: int | None = None
+    position = 0
+    for number, expected in enumerate(prompt.ordered, start=1):
+        for index in range(position, len(messages)):
+            if not _same_role(expected, messages[index]):
+                continue
+            found = match(expected.pattern, _text(messages[index]), required=required)
+            if found is not None:
+                break
+        else:
+            return _mismatch(number, expected, messages[position:])
+        values = {**found, **values}
+        if instruction_index is None and expected.role in SYSTEM_ROLES:
+            instruction_index = index
+        position = index + 1
+    return Recognised(instruction_index, values)
 
 
 def match(
@@ -131,41 +185,18 @@ def answer_text(response: JsonObject | None) -> str:
     return _text(message) if isinstance(message, Mapping) else ""
 
 
-@dataclass(frozen=True)
-class _Recognised:
-    """Where the instruction stands, if it does, and the texts of the placeholders."""
-
-    instruction_index: int | None
-    values: Mapping[str, str] = field(default_factory=dict)
-
-
-def _recognise(messages: Sequence[ChatMessage], prompt: InitialPrompt) -> _Recognised | str:
-    required = prompt.required_wildcards
-    values: dict[str, str] = {}
-    instruction_index: int | None = None
-    position = 0
-    for expected in prompt.ordered:
-        for index in range(position, len(messages)):
-            if not _same_role(expected, messages[index]):
-                continue
-            found = match(expected.pattern, _text(messages[index]), required=required)
-            if found is not None:
-                break
-        else:
-            return _difference(expected, messages[position:])
-        values = {**found, **values}
-        if instruction_index is None and expected.role in SYSTEM_ROLES:
-            instruction_index = index
-        position = index + 1
-    return _Recognised(instruction_index, values)
-
-
-def _difference(expected: PromptMessage, messages: Sequence[ChatMessage]) -> str:
+def _mismatch(number: int, expected: PromptMessage, messages: Sequence[ChatMessage]) -> Mismatch:
     wanted = f"the prompt expects a {expected.role} message {_quoted(expected.pattern)}"
+    looked_for = (
+        f"message {number} of the prompt ({expected.role}, {len(expected.pattern)} characters)"
+    )
     found = next((m for m in messages if _same_role(expected, m)), None)
     if found is None:
-        return f"{wanted}, and no {expected.role} message is left"
-    return f"{wanted}, and got {_quoted(_text(found))}"
+        nothing = f"no {expected.role} message is left"
+        return Mismatch(f"{wanted}, and {nothing}", looked_for, nothing)
+    text = _text(found)
+    came = f"{_role(found)}, {len(text)} characters"
+    return Mismatch(f"{wanted}, and got {_quoted(text)}", looked_for, came)
 
 
 def _quoted(text: str) -> str:

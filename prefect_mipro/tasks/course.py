@@ -11,10 +11,12 @@ from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
+from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.programs import HOPELESS, Answer, OnError, RolloutJob
 from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
 from prefect_mipro.tasks.requests import reward_request
+from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Course:
     receipt: RewardReceipt | None = None
     refusal: RewardConflict | SessionEnded | None = None
     failure: Exception | None = None
+    live: LiveRollout | AsyncLiveRollout | None = None
 
     def failed(self, error: Exception, on_error: OnError) -> None:
         """Keep the error, and what stands for a reward; or raise it."""
@@ -41,7 +44,7 @@ class Course:
             self.judged = failure_reward(error, on_error)
 
     def send(self, connection: Connection, session: SessionHandle, on_error: OnError) -> None:
-        """Report the reward, if there is one."""
+        """Report the reward, if there is one, and tell of a prompt that was not applied."""
         while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
@@ -51,11 +54,13 @@ class Course:
                 self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
+        if self.ran_without_prompt:
+            tell_unapplied(connection, session)
 
     async def asend(
         self, connection: AsyncConnection, session: SessionHandle, on_error: OnError
     ) -> None:
-        """Report the reward, if there is one."""
+        """Report the reward, if there is one, and tell of a prompt that was not applied."""
         while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
@@ -65,6 +70,13 @@ class Course:
                 self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
+        if self.ran_without_prompt:
+            await atell_unapplied(connection, session)
+
+    @property
+    def ran_without_prompt(self) -> bool:
+        """Whether it is known that no call had the candidate's prompt."""
+        return self._prompt_applied is False
 
     def result(self) -> RolloutResult:
         """How it ended."""
@@ -77,6 +89,7 @@ class Course:
             answer=self.answer,
             score=self.judged.score if self.judged else None,
             error=f"{type(failure).__name__}: {failure}"[:500] if failure else "",
+            prompt_applied=self._prompt_applied,
             seconds=time.perf_counter() - self.started,
         )
 
@@ -92,6 +105,12 @@ class Course:
     def _reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
         stop = True if self.job.stop else None
         return reward_request(session, judged, self.job.rollout_id, self.job.example_id, stop)
+
+    @property
+    def _prompt_applied(self) -> bool | None:
+        """What the backend knows goes before what the program's answers told."""
+        known = self.receipt.prompt_applied if self.receipt else None
+        return self.live.prompt_applied if known is None and self.live else known
 
     def _outcome(self) -> RolloutOutcome:
         if self.failure:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CANDIDATE_HEADER = "x-mipro-candidate-id"
 CORRELATION_HEADER = "x-correlation-id"
 EXAMPLE_HEADER = "x-mipro-example-id"
+PROMPT_HEADER = "x-mipro-prompt"
 
 
 class _Live:
@@ -51,6 +52,18 @@ class _Live:
         self._prompt = session.prompt
         self._correlation_id = session.correlation_id
         self._api_key = connection.api_key
+        self._unapplied_reason = ""
+        self.prompt_applied: bool | None = None
+        """Whether the candidate's prompt was in any call so far, as far as the answers tell."""
+
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """Learn from the headers of an answer whether the candidate's prompt was in its call."""
+        word = headers.get(PROMPT_HEADER)
+        if word is not None:
+            self._learn_applied(word == "applied")
+
+    def _learn_applied(self, applied: bool) -> None:
+        self.prompt_applied = applied or bool(self.prompt_applied)
 
     @property
     def api_key(self) -> str:
@@ -99,6 +112,7 @@ class _Live:
             # Another call of the same rollout: the candidate stays the same.
             repeatable=True,
             answer=dict,
+            heard=self.heard,
         )
 
     def _lease(
@@ -118,10 +132,14 @@ class _Live:
         )
 
     def _trace(self, trace: TraceArguments) -> Operation[TraceReceipt]:
-        request = record_of(TraceRequest, **trace)
+        # The lease has said when its messages lack the prompt.
+        reason = {"unapplied_reason": self._unapplied_reason} if self._unapplied_reason else {}
+        request = record_of(TraceRequest, **(reason | trace))
+        self._learn_applied(not request.unapplied_reason)
         return operations.post_trace(self.session_id, self.rollout_id, request)
 
     def _shown(self, lease: Lease) -> Lease:
+        self._unapplied_reason = lease.unapplied_reason
         return without_secret(lease, self.session_id)
 
     def __reduce__(self) -> NoReturn:
@@ -160,7 +178,7 @@ class LiveRollout(_Live):
 
     def openai(self) -> OpenAI:
         """The official client for this rollout's calls; it needs the package `openai`."""
-        return self._openai.at(self.base_url, self._marks())
+        return self._openai.at(self, self._marks())
 
     def ask(self, row: Any, **parameters: Any) -> str:
         """The text of the answer to the session's own prompt, filled with the row's fields."""
@@ -214,7 +232,7 @@ class AsyncLiveRollout(_Live):
 
     def openai(self) -> AsyncOpenAI:
         """The official client for this rollout's calls; it needs the package `openai`."""
-        return self._openai.at(self.base_url, self._marks())
+        return self._openai.at(self, self._marks())
 
     async def ask(self, row: Any, **parameters: Any) -> str:
         """The text of the answer to the session's own prompt, filled with the row's fields."""

@@ -92,6 +92,7 @@ class OpenRollout(_Judged, LiveRollout):
         job = course.job
         super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
         self._course = course
+        course.live = self
 
 
 class AsyncOpenRollout(_Judged, AsyncLiveRollout):
@@ -101,6 +102,7 @@ class AsyncOpenRollout(_Judged, AsyncLiveRollout):
         job = course.job
         super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
         self._course = course
+        course.live = self
 
 
 class RolloutBlock:

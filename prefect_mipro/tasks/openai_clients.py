@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from pydantic import SecretStr
 
@@ -22,6 +24,16 @@ _MISSING = (
 )
 
 
+class Listener(Protocol):
+    """A rollout that wants to see the headers of its answers."""
+
+    base_url: str
+
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """See those of one answer."""
+        ...
+
+
 class OpenAIClient:
     """One client for all rollouts of a connection: a new one would open connections of its own."""
 
@@ -33,18 +45,26 @@ class OpenAIClient:
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._client: OpenAI | None = None
+        self._listeners: WeakValueDictionary[str, Listener] = WeakValueDictionary()
 
-    def at(self, base_url: str, headers: dict[str, str]) -> OpenAI:
+    def at(self, rollout: Listener, headers: dict[str, str]) -> OpenAI:
         """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
         with self._lock:
             if self._client is None:
                 self._client = self._new()
-        return self._client.with_options(base_url=base_url, default_headers=headers)
+            self._listeners[rollout.base_url] = rollout
+        return self._client.with_options(base_url=rollout.base_url, default_headers=headers)
 
     def close(self) -> None:
         """Close its connections."""
         if self._client is not None:
             self._client.close()
+
+    def _hear(self, response: Any) -> None:
+        with self._lock:
+            listener = self._listeners.get(_base_url(response))
+        if listener is not None:
+            listener.heard(response.headers)
 
     def _new(self) -> OpenAI:
         try:
@@ -55,7 +75,9 @@ class OpenAIClient:
             base_url=self._backend_url,
             api_key=usable(self._api_key),
             timeout=self._timeout_seconds,
-            http_client=DefaultHttpxClient(**_http_settings(self._backend_url)),
+            http_client=DefaultHttpxClient(
+                **_http_settings(self._backend_url), event_hooks={"response": [self._hear]}
+            ),
         )
 
 
@@ -69,17 +91,24 @@ class AsyncOpenAIClient:
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._client: AsyncOpenAI | None = None
+        self._listeners: WeakValueDictionary[str, Listener] = WeakValueDictionary()
 
-    def at(self, base_url: str, headers: dict[str, str]) -> AsyncOpenAI:
+    def at(self, rollout: Listener, headers: dict[str, str]) -> AsyncOpenAI:
         """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
         if self._client is None:
             self._client = self._new()
-        return self._client.with_options(base_url=base_url, default_headers=headers)
+        self._listeners[rollout.base_url] = rollout
+        return self._client.with_options(base_url=rollout.base_url, default_headers=headers)
 
     async def aclose(self) -> None:
         """Close its connections."""
         if self._client is not None:
             await self._client.close()
+
+    async def _hear(self, response: Any) -> None:
+        listener = self._listeners.get(_base_url(response))
+        if listener is not None:
+            listener.heard(response.headers)
 
     def _new(self) -> AsyncOpenAI:
         try:
@@ -90,8 +119,14 @@ class AsyncOpenAIClient:
             base_url=self._backend_url,
             api_key=usable(self._api_key),
             timeout=self._timeout_seconds,
-            http_client=DefaultAsyncHttpxClient(**_http_settings(self._backend_url)),
+            http_client=DefaultAsyncHttpxClient(
+                **_http_settings(self._backend_url), event_hooks={"response": [self._hear]}
+            ),
         )
+
+
+def _base_url(response: Any) -> str:
+    return str(response.request.url).partition("?")[0].removesuffix("/chat/completions")
 
 
 def usable(api_key: SecretStr | None) -> str:

@@ -28,6 +28,7 @@ from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import reward_request
+from prefect_mipro.tasks.unapplied import Seen, atell_unapplied, tell_unapplied
 
 Rewarded = RolloutResult | PrefectFuture[RolloutResult] | str
 Rewards = Mapping[str, RewardValue] | Sequence[tuple[Rewarded, RewardValue]]
@@ -113,6 +114,7 @@ def report_rewards(
             return said
 
         said = threaded(report, cases, max_workers=max_workers)
+        tell_unapplied(connection, session, Seen.REWARDS, rollouts=_unapplied(said))
     return _reported(session, refused, said)
 
 
@@ -136,6 +138,7 @@ async def areport_rewards(
             return said
 
         said = await gathered(report, cases, max_workers=max_workers)
+        await atell_unapplied(connection, session, Seen.REWARDS, rollouts=_unapplied(said))
     return _reported(session, refused, said)
 
 
@@ -150,6 +153,7 @@ class _Said(NamedTuple):
     rollout_id: str
     outcome: RewardOutcome
     problem: str = ""
+    prompt_applied: bool | None = None
 
 
 def _read(session: SessionHandle, rewards: Rewards) -> tuple[list[_Case], list[_Said]]:
@@ -203,7 +207,7 @@ def _counted(receipt: RewardReceipt) -> _Said:
         problem = "the backend knows no such rollout; it keeps the reward until one comes"
         return _Said(rollout_id, RewardOutcome.UNKNOWN, problem)
     outcome = RewardOutcome.REPEATED if receipt.duplicate else RewardOutcome.ACCEPTED
-    return _Said(rollout_id, outcome)
+    return _Said(rollout_id, outcome, prompt_applied=receipt.prompt_applied)
 
 
 def _refused(rollout_id: str, error: MiproError) -> _Said:
@@ -231,4 +235,10 @@ def _reported(
         session_id=session.session_id,
         rollout_ids={outcome: tuple(found) for outcome, found in ids.items()},
         problems=problems,
+        unapplied_rollouts=_unapplied(said),
     )
+
+
+def _unapplied(said: Iterable[list[_Said]]) -> int:
+    """How many of the rollouts ran without their candidate's prompt."""
+    return sum(any(each.prompt_applied is False for each in several) for several in said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from prefect import task
@@ -36,6 +36,7 @@ from prefect_mipro.tasks.programs import (
     Reward,
     RolloutJob,
 )
+from prefect_mipro.tasks.unapplied import WAY_OUT
 
 
 def _rollout_name() -> str:
@@ -181,7 +182,7 @@ def evaluate_candidate(
         connection_to(session) as connection,
     ):
 
-        def score(numbered: tuple[int, Example]) -> float | None:
+        def scored(numbered: tuple[int, Example]) -> _Scored:
             pace.turn()
             number, example = numbered
             rollout = LiveRollout(
@@ -189,15 +190,16 @@ def evaluate_candidate(
             )
             try:
                 judged = judgement(reward(example, program(rollout, example)))
-                return within(judged.score, reward_range)
+                score = within(judged.score, reward_range)
             except HOPELESS:
                 raise
             except Exception as error:
                 _log_failure(rollout.rollout_id, error)
-                return None
+                return _Scored(None, rollout.prompt_applied)
+            return _Scored(score, rollout.prompt_applied)
 
-        scores = threaded(score, list(enumerate(examples)), max_workers=workers)
-    return _evaluation(candidate_id, scores, reward_range)
+        results = threaded(scored, list(enumerate(examples)), max_workers=workers)
+    return _evaluation(candidate_id, results, reward_range)
 
 
 @task(name="evaluate-candidate", task_run_name="evaluate {candidate_id}", cache_policy=NO_CACHE)
@@ -220,7 +222,7 @@ async def aevaluate_candidate(
         async_connection_to(session) as connection,
     ):
 
-        async def score(numbered: tuple[int, Example]) -> float | None:
+        async def scored(numbered: tuple[int, Example]) -> _Scored:
             await pace.aturn()
             number, example = numbered
             rollout = AsyncLiveRollout(
@@ -229,15 +231,16 @@ async def aevaluate_candidate(
             try:
                 answer = await program(rollout, example)
                 judged = judgement(await _awaited(reward(example, answer)))
-                return within(judged.score, reward_range)
+                score = within(judged.score, reward_range)
             except HOPELESS:
                 raise
             except Exception as error:
                 _log_failure(rollout.rollout_id, error)
-                return None
+                return _Scored(None, rollout.prompt_applied)
+            return _Scored(score, rollout.prompt_applied)
 
-        scores = await gathered(score, list(enumerate(examples)), max_workers=workers)
-    return _evaluation(candidate_id, scores, reward_range)
+        results = await gathered(scored, list(enumerate(examples)), max_workers=workers)
+    return _evaluation(candidate_id, results, reward_range)
 
 
 def _run(
@@ -250,6 +253,7 @@ def _run(
 ) -> RolloutResult:
     course = Course(job)
     rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+    course.live = rollout
     try:
         course.answer = program(rollout, job.example)
         if reward is not None:
@@ -270,6 +274,7 @@ async def _arun(
 ) -> RolloutResult:
     course = Course(job)
     rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+    course.live = rollout
     try:
         course.answer = await program(rollout, job.example)
         if reward is not None:
@@ -280,12 +285,31 @@ async def _arun(
     return course.result()
 
 
+class _Scored(NamedTuple):
+    """A held-out example: its score, unless it raised, and whether the prompt was applied."""
+
+    score: float | None
+    prompt_applied: bool | None
+
+
 def _evaluation(
-    candidate_id: str, scores: Sequence[float | None], reward_range: tuple[float, float]
+    candidate_id: str, scored: Sequence[_Scored], reward_range: tuple[float, float]
 ) -> Evaluation:
     low, high = reward_range
-    scaled = [0.0 if score is None else (score - low) / (high - low) for score in scores]
-    return Evaluation.of(candidate_id, scaled, failures=sum(score is None for score in scores))
+    scaled = [0.0 if score is None else (score - low) / (high - low) for score, _ in scored]
+    unapplied = sum(each.prompt_applied is False for each in scored)
+    if unapplied:
+        run_logger().warning(
+            "%d of the %d held-out examples ran without the prompt of %s, so this evaluation says "
+            "nothing about it. %s",
+            *(unapplied, len(scored), candidate_id, WAY_OUT),
+        )
+    return Evaluation.of(
+        candidate_id,
+        scaled,
+        failures=sum(each.score is None for each in scored),
+        unapplied_examples=unapplied,
+    )
 
 
 async def _awaited(value: Any) -> Any:

@@ -27,6 +27,7 @@ from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.ownership import creation_metadata, joined, undo_creation
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
+from prefect_mipro.tasks.unapplied import Seen, atell_unapplied, tell_unapplied
 
 
 @task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
@@ -216,7 +217,10 @@ def report_reward(
     judged = _judged(score, feedback, expected, metadata)
     request = reward_request(session, judged, rollout_id, example_id, stop)
     with connection_to(session) as connection:
-        return connection.client.reward(session.session_id, request)
+        receipt = connection.client.reward(session.session_id, request)
+        rollouts = int(receipt.prompt_applied is False)
+        tell_unapplied(connection, session, Seen.REWARDS, rollouts=rollouts)
+        return receipt
 
 
 @task(name="report-reward", task_run_name="reward {rollout_id}", **REPEATABLE)
@@ -238,7 +242,10 @@ async def areport_reward(
     judged = _judged(score, feedback, expected, metadata)
     request = reward_request(session, judged, rollout_id, example_id, stop)
     async with async_connection_to(session) as connection:
-        return await connection.client.reward(session.session_id, request)
+        receipt = await connection.client.reward(session.session_id, request)
+        rollouts = int(receipt.prompt_applied is False)
+        await atell_unapplied(connection, session, Seen.REWARDS, rollouts=rollouts)
+        return receipt
 
 
 @task(name="list-candidates", task_run_name="candidates of {session.session_id}", **REPEATABLE)

@@ -38,7 +38,9 @@ def rollout_step(
     course = Course(job)
     with connection_to(session) as connection:
         rollout = LiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+        course.live = rollout
         course.answer = program(rollout, example) if program else rollout.ask(example)
+        course.send(connection, session, "raise")
     return course.result()
 
 
@@ -56,7 +58,9 @@ async def arollout_step(
     course = Course(job)
     async with async_connection_to(session) as connection:
         rollout = AsyncLiveRollout(session, connection, job.rollout_id, example_id=job.example_id)
+        course.live = rollout
         course.answer = await (program(rollout, example) if program else rollout.ask(example))
+        await course.asend(connection, session, "raise")
     return course.result()
 
 

@@ -27,6 +27,7 @@ from prefect_mipro.models.base import JsonObject, Record
 PROXY_PREFIX = "/api/mipro/v1/"
 CANDIDATE_HEADER = "x-mipro-candidate-id"
 ROLLOUT_HEADER = "x-mipro-rollout-id"
+PROMPT_HEADER = "x-mipro-prompt"
 # Clients of the old SDK parse the first 4,096 characters of an error and no more.
 LARGEST_ERROR_BYTES = 4_000
 LONGEST_MESSAGE = 1_000
@@ -187,6 +188,7 @@ def _headers(error: MiproError) -> dict[str, str]:
     if isinstance(error.detail, Mapping) and "candidate_id" in error.detail:
         headers[CANDIDATE_HEADER] = str(error.detail["candidate_id"])
         headers[ROLLOUT_HEADER] = str(error.detail["rollout_id"])
+        headers[PROMPT_HEADER] = str(error.detail["prompt"])
     return headers
 
 

@@ -32,6 +32,7 @@ from prefect_mipro.server.routes.dependencies import (
 )
 from prefect_mipro.server.routes.errors import (
     CANDIDATE_HEADER,
+    PROMPT_HEADER,
     PROXY_PREFIX,
     ROLLOUT_HEADER,
     error_response,
@@ -41,7 +42,7 @@ from prefect_mipro.server.routes.errors import (
     openai_error,
     short,
 )
-from prefect_mipro.server.services.calls import Call, Served
+from prefect_mipro.server.services.calls import Call, Served, prompt_word
 from prefect_mipro.server.telemetry.calls import MeteredCall
 
 # A client that goes away sooner is noticed then: short calls are over before, and to watch for it
@@ -54,6 +55,7 @@ _NINETEEN_DIGITS = b"0" * 19
 
 _CANDIDATE = CANDIDATE_HEADER.encode()
 _ROLLOUT = ROLLOUT_HEADER.encode()
+_PROMPT = PROMPT_HEADER.encode()
 
 
 class Proxy:
@@ -281,6 +283,7 @@ class _Answer:
             (b"content-type", served.content_type.encode("latin-1")),
             (_CANDIDATE, served.candidate_id.encode()),
             (_ROLLOUT, served.rollout_id.encode()),
+            (_PROMPT, prompt_word(applied=served.prompt_applied).encode()),
             *more,
             *((name.encode(), value.encode("latin-1")) for name, value in served.headers.items()),
         ]

@@ -101,9 +101,14 @@ class Assignments:
         *,
         correlation_id: str | None,
         example_id: str | None,
+        applied: bool | None,
         own: Reserved = NOTHING,
     ) -> Assigned:
-        """The pinned candidate, else one that is chosen. `own` is what the call has reserved."""
+        """The pinned candidate, else one that is chosen. `own` is what the call has reserved.
+
+        `applied` says whether a candidate's prompt has a place in the call's messages, and is kept
+        with the pin: a reward that comes before the call's trace is in the store knows it.
+        """
         while True:
             pinned_id = self._live.pinned(live.session, rollout_id)
             if pinned_id is not None:
@@ -115,7 +120,9 @@ class Assignments:
                 if choosing is not None:
                     await choosing.wait()
                     continue
-                pinning = await self._pin(live, rollout_id, correlation_id, example_id, own)
+                pinning = await self._pin(
+                    live, rollout_id, correlation_id, example_id, applied, own
+                )
             candidate = await self._knowledge.candidate(pinning.candidate_id)
             assigned = Assigned.while_pinning(
                 candidate, pinning.rollout, find=self._knowledge.candidate
@@ -130,6 +137,7 @@ class Assignments:
         rollout_id: str,
         correlation_id: str | None,
         example_id: str | None,
+        applied: bool | None,
         own: Reserved,
     ) -> Pinning:
         """Choose a candidate, and begin to pin it, unless the rollout was pinned before."""
@@ -147,6 +155,7 @@ class Assignments:
                 duel_number=choice.duel_number,
                 predicted_reward=choice.predicted_reward,
                 pinned_at=self._clock(),
+                applied=applied,
             )
             live.serve(choice.candidate_id)
             pin = self._journal.pin(rollout)

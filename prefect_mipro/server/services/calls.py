@@ -20,6 +20,11 @@ EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 
 
+def prompt_word(*, applied: bool) -> str:
+    """What an answer's header says about the candidate's prompt."""
+    return "applied" if applied else "as-sent"
+
+
 @dataclass(frozen=True)
 class Call:
     """One proxied call as it came in.
@@ -48,7 +53,8 @@ class Served:
     """An answer under way: the candidate that made it, the upstream's status, the body to come.
 
     `headers` are those that are worth passing on. `started` is when the upstream was called, by
-    the `timer`. `stream` says that a stream was asked for.
+    the `timer`. `prompt_applied` says that the candidate's prompt took the baseline's place; else
+    the messages went to the upstream as they came. `stream` says that a stream was asked for.
     """
 
     def __init__(
@@ -57,12 +63,14 @@ class Served:
         rollout_id: str,
         reply: Reply,
         *,
+        prompt_applied: bool,
         started: float,
         stream: bool = False,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.candidate_id = candidate_id
         self.rollout_id = rollout_id
+        self.prompt_applied = prompt_applied
         self.status = reply.status
         self.is_refusal = reply.status >= 400
         self.headers: Mapping[str, str] = reply.headers

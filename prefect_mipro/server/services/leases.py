@@ -26,7 +26,14 @@ from prefect_mipro.models.levers import LeverName, LeverVersion, lever_id
 from prefect_mipro.models.placeholders import escaped, fill, placeholders_of, texts_of
 from prefect_mipro.models.rollouts import Rollout, Trace
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.optimizer.prompts import Applied, answer_text, apply, user_text
+from prefect_mipro.optimizer.prompts import (
+    Applied,
+    Mismatch,
+    answer_text,
+    apply,
+    recognise,
+    user_text,
+)
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.recording import Recorder, lever_versions
@@ -117,7 +124,8 @@ class Leases:
             candidate_id=candidate_id,
         )
         session = await self._store.session(session_id)
-        leased = await self._leased(session, asked)
+        # Whether the program uses it, only the program knows.
+        leased = await self._leased(session, asked, applied=None)
         prompt = self._knowledge.config(session).initial_prompt
         applied = _unfilled(prompt, leased) if render else None
         return await self._lease(session, asked, leased, applied)
@@ -135,13 +143,20 @@ class Leases:
                 "program's own; GET .../prompt?render=true shows the prompt with its placeholders"
             )
         if asked.messages is not None:
-            leased = await self._leased(session, asked)
+            recognised = recognise(asked.messages, prompt)
+            leased = await self._leased(
+                session, asked, applied=not isinstance(recognised, Mismatch)
+            )
             applied = await self._serving.prompt_of(
-                session, leased.candidate, asked.messages, example_id=asked.example_id
+                session,
+                leased.candidate,
+                asked.messages,
+                example_id=asked.example_id,
+                recognised=recognised,
             )
         else:
             texts = _texts(prompt, asked.inputs or {})
-            leased = await self._leased(session, asked)
+            leased = await self._leased(session, asked, applied=True)
             applied = _rendered(prompt, texts, leased)
         return await self._lease(session, asked, leased, applied)
 
@@ -168,10 +183,8 @@ class Leases:
         if estimated:
             usage = likely_usage(posted.messages, answer_text(response))
         trace = self._trace(session, rollout, posted, response, usage, request_key)
-        config = self._knowledge.config(session)
-        duplicate = await self._recorder.post(
-            trace, session, config, candidate=candidate, estimated=estimated
-        )
+        live = await self._serving.live.of(session_id)
+        duplicate = await self._recorder.post(trace, live, candidate=candidate, estimated=estimated)
         return TraceReceipt(
             status="accepted",
             session_id=session_id,
@@ -181,18 +194,30 @@ class Leases:
             duplicate=duplicate,
         )
 
-    async def _leased(self, session: Session, asked: LeaseRequest) -> _Leased:
+    async def _leased(
+        self, session: Session, asked: LeaseRequest, *, applied: bool | None
+    ) -> _Leased:
         if asked.candidate_id is None:
             candidate = await self._serving.assign(
                 session,
                 rollout_id=asked.rollout_id,
                 correlation_id=asked.correlation_id,
                 example_id=asked.example_id,
+                applied=applied,
             )
+            await self._note_applied(session.session_id, asked.rollout_id, applied)
         else:
             candidate = await self._serving.candidate_of(session.session_id, asked.candidate_id)
         instruction, demonstrations = await self._knowledge.prompt_of(candidate)
         return _Leased(candidate, instruction, demonstrations, asked.example_id)
+
+    async def _note_applied(self, session_id: str, rollout_id: str, applied: bool | None) -> None:
+        """Keep what is known now, where an earlier lease or call has pinned the rollout."""
+        if applied is None:
+            return
+        rollout = await self._rollouts.find(session_id, rollout_id)
+        if not rollout.applied and rollout.applied is not applied:
+            await self._store.note_applied(session_id, rollout_id, applied=applied)
 
     async def _lease(
         self, session: Session, asked: LeaseRequest, leased: _Leased, applied: Applied | None

@@ -59,7 +59,8 @@ class Pinning(NamedTuple):
 class LiveSession:
     """A session as it is held. Its counters only grow: of two figures the larger is the newer.
 
-    `serving_*` are ahead of the store by the choices whose pins are under way.
+    `serving_*` are ahead of the store by the choices whose pins are under way. `unapplied_told` is
+    the number of `unapplied_calls` that the log has told of.
     """
 
     session: Session
@@ -72,6 +73,8 @@ class LiveSession:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    unapplied_calls: int = 0
+    unapplied_told: int = 0
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
     learned_at: float = LONG_AGO
@@ -121,8 +124,10 @@ class LiveSession:
         """Take over what was read since `began_at`, unless something newer was before."""
         if began_at < self.learned_at:
             return
-        self.learned_at = began_at
         session, totals = standing.session, standing.totals
+        if self.learned_at == LONG_AGO:  # what came before was told before
+            self.unapplied_told = totals.unapplied_calls
+        self.learned_at = began_at
         self.session = session
         self.duel = standing.duel
         self.active_candidates = standing.active_candidates
@@ -131,6 +136,7 @@ class LiveSession:
         self.prompt_tokens = max(self.prompt_tokens, totals.prompt_tokens)
         self.completion_tokens = max(self.completion_tokens, totals.completion_tokens)
         self.cost_usd = max(self.cost_usd, totals.cost_usd_sum)
+        self.unapplied_calls = max(self.unapplied_calls, totals.unapplied_calls)
         if not self.choosing and not self.pinning:
             self.serving_candidate_id = session.serving_candidate_id
             self.serving_rollouts = session.serving_rollouts
@@ -154,6 +160,14 @@ class LiveSession:
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.cost_usd += cost_usd or 0.0
+
+    def count_unapplied(self) -> bool:
+        """Count a call without its candidate's prompt; whether to tell of it: at 1, 10, 100..."""
+        self.unapplied_calls += 1
+        if self.unapplied_told and len(str(self.unapplied_calls)) == len(str(self.unapplied_told)):
+            return False
+        self.unapplied_told = self.unapplied_calls
+        return True
 
     @property
     def unpinned(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prefect_mipro.config import MiproConfig
+import logging
+
 from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.models.sensors import SensorKind
-from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.services.calls import Served
 from prefect_mipro.server.services.identity import Clock, NewId
@@ -22,6 +22,8 @@ from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.upstream.completions import Completion
 
 CALLER_WENT_AWAY = 499
+
+log = logging.getLogger(__name__)
 
 # As plain text, which is what is written.
 _TIMING = SensorKind.TIMING.value
@@ -100,15 +102,16 @@ class Recorder:
         if kept is not trace:
             size_bytes = 0
         size_bytes += sum(len(str(message.get("content"))) for message in kept.messages)
-        call = self._call(kept, candidate, estimated=estimated)
+        call = self._call(kept, candidate, estimated=estimated, applied=applied.mismatch is None)
         self._journal.record(call, size_bytes=size_bytes)
+        if applied.mismatch:
+            _tell_unapplied(live, applied.mismatch.looked_for, applied.mismatch.came)
         return trace
 
     async def post(
         self,
         trace: Trace,
-        session: Session,
-        config: MiproConfig,
+        live: LiveSession,
         *,
         candidate: Candidate,
         estimated: bool,
@@ -117,22 +120,46 @@ class Recorder:
 
         Raises Conflict where it stands for another trace.
         """
-        kept = self._redaction.trace(trace, session, config)
-        stored = await self._store.post_trace(self._call(kept, candidate, estimated=estimated))
+        kept = self._redaction.trace(trace, live.session, live.config)
+        # Only the program knows that it used the prompt; that it did not, it says.
+        applied = False if trace.unapplied_reason else None
+        call = self._call(kept, candidate, estimated=estimated, applied=applied)
+        stored = await self._store.post_trace(call)
         if _content(stored) != _content(kept):
             raise Conflict(
                 f"the trace id {trace.trace_id!r} stands for another trace already, which was not "
                 "changed; give each trace an id of its own, such as a UUID"
             )
+        if stored is kept and trace.unapplied_reason:
+            _tell_unapplied(live, "the candidate's prompt", "a posted trace without it")
         return stored is not kept
 
-    def _call(self, trace: Trace, candidate: Candidate, *, estimated: bool) -> CallRecord:
+    def _call(
+        self, trace: Trace, candidate: Candidate, *, estimated: bool, applied: bool | None
+    ) -> CallRecord:
         return CallRecord(
             trace,
             frame_id=f"frame_{trace.trace_id.removeprefix('trace_')}",
             sensors=_sensors(trace, estimated=estimated),
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),
+            applied=applied,
+        )
+
+
+def _tell_unapplied(live: LiveSession, looked_for: str, came: str) -> None:
+    """Log the first call of a session without its candidate's prompt, the tenth, and so on."""
+    if live.count_unapplied():
+        log.warning(
+            "prompt_not_applied",
+            extra={
+                "session_id": live.session_id,
+                "calls": live.unapplied_calls,
+                "looked_for": looked_for,
+                "came": came,
+                "hint": "send the messages of prompt_learning.initial_prompt, or state your own "
+                "there; the session's status quotes both",
+            },
         )
 
 

@@ -101,6 +101,7 @@ class Rollouts:
             reward=stored.value,
             attached=stored.candidate_id is not None,
             duplicate=attached.duplicate,
+            prompt_applied=attached.applied,
         )
 
     def _reward_of(self, session: Session, config: MiproConfig, request: RewardRequest) -> Reward:

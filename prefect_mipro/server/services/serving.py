@@ -12,9 +12,9 @@ from prefect_mipro.errors import CandidateNotFound, MiproError
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.optimizer.prompts import Applied, apply
+from prefect_mipro.optimizer.prompts import Applied, Mismatch, Recognised, apply, recognise
 from prefect_mipro.server.services.assignment import Assigned, Assignments
-from prefect_mipro.server.services.calls import Call, Served
+from prefect_mipro.server.services.calls import Call, Served, prompt_word
 from prefect_mipro.server.services.identity import NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
@@ -67,11 +67,16 @@ class Serving:
         rollout_id: str,
         correlation_id: str | None = None,
         example_id: str | None = None,
+        applied: bool | None = None,
     ) -> Candidate:
         """The rollout's candidate: the pinned one, else one that is chosen and pinned now."""
         live = await self.live.of(session.session_id)
         assigned = await self.assignments.of(
-            live, rollout_id, correlation_id=correlation_id, example_id=example_id
+            live,
+            rollout_id,
+            correlation_id=correlation_id,
+            example_id=example_id,
+            applied=applied,
         )
         return await assigned.settled()
 
@@ -91,10 +96,11 @@ class Serving:
         messages: Sequence[ChatMessage],
         *,
         example_id: str | None = None,
+        recognised: Recognised | Mismatch | None = None,
     ) -> Applied:
         """The caller's messages with the candidate's prompt in them."""
         live = await self.live.of(session.session_id)
-        return await self.applied(live, candidate, messages, example_id)
+        return await self.applied(live, candidate, messages, example_id, recognised)
 
     async def applied(
         self,
@@ -102,6 +108,7 @@ class Serving:
         candidate: Candidate,
         messages: Sequence[ChatMessage],
         example_id: str | None,
+        recognised: Recognised | Mismatch | None,
     ) -> Applied:
         """The same for a session at hand."""
         instruction, demonstrations = await self._knowledge.prompt_of(candidate)
@@ -111,6 +118,7 @@ class Serving:
             instruction=instruction.text,
             demonstrations=demonstrations.demonstrations,
             example_id=example_id,
+            recognised=recognised,
         )
 
 
@@ -134,6 +142,7 @@ class _Service:
             live = self._live = await self._serving.live.of(self._session.session_id)
             if self._call.learns:
                 self._reserved = reserve(live, self._call.body)
+            self._recognised = recognise(self._call.body["messages"], live.config.initial_prompt)
             self._assigned = await self._assign()
             candidate: Candidate | None = self._assigned.candidate
             while candidate is not None:
@@ -165,6 +174,7 @@ class _Service:
             self._rollout_id,
             correlation_id=call.correlation_id,
             example_id=call.example_id,
+            applied=isinstance(self._recognised, Recognised),
             own=self._reserved,
         )
 
@@ -174,7 +184,7 @@ class _Service:
         call, live = self._call, self._live
         call.metered.chosen(live.session_id, self._rollout_id, candidate.candidate_id)
         applied = self._applied = await self._serving.applied(
-            live, candidate, call.body["messages"], call.example_id
+            live, candidate, call.body["messages"], call.example_id, self._recognised
         )
         body = _with_policy_defaults(call.body, live.config)
         body["messages"] = list(applied.messages)
@@ -201,6 +211,7 @@ class _Service:
             candidate.candidate_id,
             self._rollout_id,
             reply,
+            prompt_applied=applied.mismatch is None,
             started=self._started,
             stream=body.get("stream") is True,
             timer=self._serving.timer,
@@ -229,6 +240,7 @@ class _Service:
                 failure.detail = {
                     "candidate_id": candidate.candidate_id,
                     "rollout_id": self._rollout_id,
+                    "prompt": prompt_word(applied=isinstance(self._recognised, Recognised)),
                     "reason": failure.detail,
                 }
         finally:

@@ -105,7 +105,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         agent_id=session.agent_id,
         version=session.version,
         rollout_count=totals.rollouts,
-        reward_count=totals.rewards,
+        reward_count=session.rewards,
         proposal_seq=session.proposal_number,
         best_reward=best_reward,
         best_score=best_reward,
@@ -134,6 +134,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         context_apply=ContextApply(
             calls=totals.calls,
             unapplied_calls=totals.unapplied_calls,
+            unapplied_rollouts=totals.unapplied_rollouts,
             last_reason=facts.last_unapplied,
         ),
         proposer=ProposerReport(
@@ -290,6 +291,7 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
         ),
         failed_calls=counted.failed_calls,
         unapplied_calls=counted.unapplied_calls,
+        unapplied_rollouts=counted.unapplied_rollouts,
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
         cost_usd=counted.cost_usd_sum if facts.config.has_prices else None,
@@ -368,10 +370,12 @@ def _e_value(log_evidence: Vector, *, decided: bool) -> float:
 
 def _loud(facts: Facts) -> list[str]:
     """What a user must not overlook."""
-    calls, unapplied = facts.totals.calls, facts.totals.unapplied_calls
-    if not unapplied:
+    totals = facts.totals
+    if not (totals.unapplied_calls or totals.unapplied_rollouts):
         return []
     return [
-        f"{unapplied} of {calls} calls were served as they came, without the candidate's prompt: "
-        f"{facts.last_unapplied or 'the messages did not match initial_prompt'}"
+        f"{totals.unapplied_calls} of {totals.calls} calls were served as they came, without the "
+        f"candidate's prompt, and {totals.unapplied_rollouts} of {totals.rollouts} rollouts do not "
+        f"count for that: {facts.last_unapplied or 'the messages did not match initial_prompt'}; "
+        "send the messages of prompt_learning.initial_prompt, or state your own there"
     ]

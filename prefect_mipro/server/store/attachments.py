@@ -1,4 +1,4 @@
-"""What a pin and a reward do to the counters, shared by those who pin and those who reward."""
+"""What pins, rewards, and the news whether a prompt was applied do to the counters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Connection,
     Double,
     Row,
@@ -47,7 +48,9 @@ _ROLLOUT = bindparam("of_rollout", type_=Text)
 _CANDIDATE = bindparam("of_candidate", type_=Text)
 _DUEL = bindparam("of_duel", type_=BigInteger)
 _VALUE = bindparam("earned", type_=Double)
-_LATE = bindparam("late", type_=BigInteger)
+_MISSING = bindparam("missing_now", type_=BigInteger)
+_UNAPPLIED = bindparam("unapplied_now", type_=BigInteger)
+_TIMES = bindparam("times", type_=BigInteger)  # -1 takes back
 
 _SELECT_ROLLOUT = select(rollouts).where(
     rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT
@@ -58,39 +61,49 @@ _SELECT_REWARD = select(rewards).where(
 _COUNT_ROLLOUT = (
     update(candidates)
     .where(candidates.c.candidate_id == _CANDIDATE, candidates.c.session_id == _SESSION)
-    .values(rollouts=candidates.c.rollouts + 1)
+    .values(
+        rollouts=candidates.c.rollouts + 1,
+        unapplied_rollouts=candidates.c.unapplied_rollouts + _UNAPPLIED,
+    )
 )
 _COUNT_DUEL_ROLLOUT = (
     update(duels)
     .where(duels.c.session_id == _SESSION, duels.c.number == _DUEL)
-    .values(rollouts=duels.c.rollouts + 1)
+    .values(rollouts=duels.c.rollouts + _TIMES)
 )
-_REWARD_ROLLOUT = (
-    update(rollouts)
-    .where(rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT)
-    .returning(rollouts.c.epoch, rollouts.c.position, rollouts.c.given_up_at)
+_UPDATE_ROLLOUT = update(rollouts).where(
+    rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT
 )
+_SET_APPLIED = _UPDATE_ROLLOUT.values(applied=bindparam("applied_now", type_=Boolean))
+_COUNT_AS_EVIDENCE = (
+    update(candidates)
+    .where(candidates.c.candidate_id == _CANDIDATE)
+    .values(
+        unapplied_rollouts=candidates.c.unapplied_rollouts - _TIMES,
+        missing=candidates.c.missing + _MISSING,
+    )
+)
+_VERSIONS = (
+    candidates.c.instruction_version,
+    candidates.c.demonstrations_version,
+    candidates.c.number,
+)
+_SELECT_VERSIONS = select(*_VERSIONS).where(candidates.c.candidate_id == _CANDIDATE)
 _REWARD_CANDIDATE = (
     update(candidates)
     .where(candidates.c.candidate_id == _CANDIDATE)
     .values(
-        rewards=candidates.c.rewards + 1,
-        missing=candidates.c.missing - _LATE,
-        reward_sum=candidates.c.reward_sum + _VALUE,
-        reward_square_sum=candidates.c.reward_square_sum + _VALUE * _VALUE,
+        rewards=candidates.c.rewards + _TIMES,
+        missing=candidates.c.missing + _MISSING,
+        reward_sum=candidates.c.reward_sum + _TIMES * _VALUE,
+        reward_square_sum=candidates.c.reward_square_sum + _TIMES * _VALUE * _VALUE,
     )
-    .returning(
-        candidates.c.instruction_version,
-        candidates.c.demonstrations_version,
-        candidates.c.number,
-        candidates.c.rewards,
-        candidates.c.reward_sum,
-    )
+    .returning(*_VERSIONS, candidates.c.rewards, candidates.c.reward_sum)
 )
 _REWARD_DUEL = (
     update(duels)
     .where(duels.c.session_id == _SESSION, duels.c.number == _DUEL)
-    .values(rewards=duels.c.rewards + 1, reward_sum=duels.c.reward_sum + _VALUE)
+    .values(rewards=duels.c.rewards + _TIMES, reward_sum=duels.c.reward_sum + _TIMES * _VALUE)
 )
 
 
@@ -110,17 +123,16 @@ def read_reward(connection: Connection, session_id: str, rollout_id: str) -> Rew
 def insert_rollout(change: Change, rollout: Rollout) -> Rollout:
     """Insert it and count it for its session, candidate and duel. Returns it with its position."""
     connection, of = change.connection, _of(rollout)
-    counted = connection.execute(_COUNT_ROLLOUT, of)
+    counted = connection.execute(_COUNT_ROLLOUT, {**of, "unapplied_now": not rollout.is_evidence})
     if not counted.rowcount:
         raise candidate_missing(rollout.candidate_id, rollout.session_id)
-    position = change["rollouts"] + 1
-    change.set(rollouts=position)
-    values = rollout_values(rollout, position=position, epoch=change["epoch"])
-    connection.execute(insert(rollouts), values)
-    if rollout.duel_number is not None:
-        connection.execute(_COUNT_DUEL_ROLLOUT, of)
+    place = {"position": change["rollouts"] + 1, "epoch": change["epoch"]}
+    change.set(rollouts=place["position"])
+    connection.execute(insert(rollouts), rollout_values(rollout, **place))
+    if rollout.duel_number is not None and rollout.is_evidence:
+        connection.execute(_COUNT_DUEL_ROLLOUT, {**of, "times": 1})
     make_room(change)
-    return rollout.model_copy(update={"position": position, "reward": None})
+    return rollout.model_copy(update={**place, "reward": None})
 
 
 def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
@@ -128,10 +140,18 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
     connection, value = change.connection, reward.value
     number = change["rewards"] + 1
     change.set(rewards=number)
+    late = rollout.given_up_at is not None
+    if late:
+        change.set(missing=change["missing"] - 1)
     example_id = reward.example_id if rollout.example_id is None else rollout.example_id
     rewarded = rollout.model_copy(update={"reward": value, "example_id": example_id})
-    pinned = connection.execute(
-        _REWARD_ROLLOUT,
+    deviations: Values = {}
+    if rollout.is_evidence:
+        versions, deviations = _count_reward(change, rewarded, missing_now=-int(late))
+    else:
+        versions = connection.execute(_SELECT_VERSIONS, _of(rollout)).one()
+    connection.execute(
+        _UPDATE_ROLLOUT,
         {
             "of_session": rollout.session_id,
             "of_rollout": rollout.rollout_id,
@@ -139,38 +159,55 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
             "reward_number": number,
             "example_id": example_id,
             "seed": seed_of(example_id),
+            **deviations,
         },
-    ).one()
-    late = pinned.given_up_at is not None
-    of = {**_of(rollout), "earned": value, "late": int(late)}
-    if late:
-        change.set(missing=change["missing"] - 1)
-    elif rollout.duel_number is not None:
-        connection.execute(_REWARD_DUEL, of)
-    counted = connection.execute(_REWARD_CANDIDATE, of).one()
-    deviation = _deviation(
-        value, rewards=counted.rewards - 1, reward_sum=counted.reward_sum - value
     )
-    count_reward(
-        change,
-        epoch=pinned.epoch,
-        position=pinned.position,
-        candidate_id=rollout.candidate_id,
-        value=value,
-        expected_deviation=_count_for_example(change, example_id, deviation),
-    )
-    connection.execute(insert(frames), frame_values(_frame(rollout, reward, counted)))
-    change.record(
-        "mipro.rollout.complete",
-        f"rollout {rollout.rollout_id} of {rollout.candidate_id} earned {value:g}",
-        data={
-            "rollout_id": rollout.rollout_id,
-            "candidate_id": rollout.candidate_id,
-            "reward": value,
-        },
-        at=reward.received_at,
-    )
+    connection.execute(insert(frames), frame_values(_frame(rollout, reward, versions)))
+    earned = f"rollout {rollout.rollout_id} of {rollout.candidate_id} earned {value:g}"
+    data = {
+        "rollout_id": rollout.rollout_id,
+        "candidate_id": rollout.candidate_id,
+        "reward": value,
+    }
+    if not rollout.is_evidence:
+        earned += ", which does not count: it ran without the candidate's prompt"
+        data["prompt_applied"] = False
+    change.record("mipro.rollout.complete", earned, data=data, at=reward.received_at)
     return rewarded
+
+
+def tell_applied(change: Change, rollout_id: str, applied: bool) -> None:
+    """Learn whether a call of the rollout had its candidate's prompt. One that had it is enough.
+
+    The rollout becomes evidence, or ceases to be, with the reward that it may have already.
+    """
+    connection = change.connection
+    of_rollout = {"of_session": change.session_id, "of_rollout": rollout_id}
+    row = connection.execute(_SELECT_ROLLOUT, of_rollout).mappings().one()
+    rollout = rollout_record(row)
+    if rollout.applied or rollout.applied is applied:
+        return
+    connection.execute(_SET_APPLIED, {**of_rollout, "applied_now": applied})
+    if rollout.is_evidence is applied:
+        return
+    times = 1 if applied else -1
+    missing = rollout.given_up_at is not None and rollout.reward is None
+    of = {**_of(rollout), "times": times, "missing_now": times * missing}
+    connection.execute(_COUNT_AS_EVIDENCE, of)
+    if rollout.duel_number is not None:
+        connection.execute(_COUNT_DUEL_ROLLOUT, of)
+    if rollout.reward is None:
+        return
+    if applied:
+        _, deviations = _count_reward(change, rollout)
+        connection.execute(_UPDATE_ROLLOUT, {**of_rollout, **deviations})
+    else:
+        _take_reward_back(
+            change,
+            rollout,
+            deviation=row["deviation"] or 0.0,
+            expected_deviation=row["expected_deviation"] or 0.0,
+        )
 
 
 def _of(rollout: Rollout) -> Values:
@@ -182,6 +219,64 @@ def _of(rollout: Rollout) -> Values:
     }
 
 
+def _count_reward(
+    change: Change, rollout: Rollout, *, missing_now: int = 0
+) -> tuple[Row[Any], Values]:
+    """Count it as evidence: for candidate, duel, example and block.
+
+    Returns the candidate's versions, and what was added for example and block.
+    """
+    assert rollout.reward is not None
+    counted = _add_reward(change, rollout, times=1, missing_now=missing_now)
+    deviation = _deviation(
+        rollout.reward,
+        rewards=counted.rewards - 1,
+        reward_sum=counted.reward_sum - rollout.reward,
+    )
+    expected = _count_for_example(change, rollout.example_id, deviation)
+    _add_to_block(change, rollout, expected_deviation=expected, times=1)
+    return counted, {"deviation": deviation, "expected_deviation": expected}
+
+
+def _take_reward_back(
+    change: Change, rollout: Rollout, *, deviation: float, expected_deviation: float
+) -> None:
+    """Undo what `_count_reward` did."""
+    _add_reward(change, rollout, times=-1)
+    if rollout.example_id is not None:
+        _add_to_example(change, rollout.example_id, -deviation, times=-1)
+    _add_to_block(change, rollout, expected_deviation=expected_deviation, times=-1)
+
+
+def _add_reward(change: Change, rollout: Rollout, *, times: int, missing_now: int = 0) -> Row[Any]:
+    of = {
+        **_of(rollout),
+        "earned": rollout.reward,
+        "times": times,
+        "missing_now": missing_now,
+    }
+    # One that comes late is no observation of its duel.
+    if rollout.duel_number is not None and rollout.given_up_at is None:
+        change.connection.execute(_REWARD_DUEL, of)
+    return change.connection.execute(_REWARD_CANDIDATE, of).one()
+
+
+def _add_to_block(
+    change: Change, rollout: Rollout, *, expected_deviation: float, times: int
+) -> None:
+    assert rollout.position is not None
+    assert rollout.reward is not None
+    count_reward(
+        change,
+        epoch=rollout.epoch,
+        position=rollout.position,
+        candidate_id=rollout.candidate_id,
+        value=rollout.reward,
+        expected_deviation=expected_deviation,
+        times=times,
+    )
+
+
 def _deviation(value: float, *, rewards: int, reward_sum: float) -> float:
     """How far a reward is from its candidate's mean before it, which leans to the middle."""
     return value - (reward_sum + 1) / (rewards + 2)
@@ -191,20 +286,24 @@ def _count_for_example(change: Change, example_id: str | None, deviation: float)
     """Returns the deviation that was to be expected of the example before."""
     if example_id is None:
         return 0.0
-    counted = add_to_row(
+    counted = _add_to_example(change, example_id, deviation, times=1)
+    return expected_deviation(counted.rewards - 1, counted.deviation_sum - deviation)
+
+
+def _add_to_example(change: Change, example_id: str, deviation: float, *, times: int) -> Row[Any]:
+    return add_to_row(
         change.connection,
         example_rewards,
         {
             "session_id": change.session_id,
             "example_key": example_key(example_id),
-            "rewards": 1,
+            "rewards": times,
             "deviation_sum": deviation,
         },
     )
-    return expected_deviation(counted.rewards - 1, counted.deviation_sum - deviation)
 
 
-def _frame(rollout: Rollout, reward: Reward, counted: Row[Any]) -> SensorFrame:
+def _frame(rollout: Rollout, reward: Reward, versions: Row[Any]) -> SensorFrame:
     sensor = Sensor(
         name="reward",
         kind=SensorKind.REWARD,
@@ -219,9 +318,9 @@ def _frame(rollout: Rollout, reward: Reward, counted: Row[Any]) -> SensorFrame:
         created_at=reward.received_at,
         sensors=(sensor,),
         lever_versions={
-            lever_id(rollout.session_id, LeverName.INSTRUCTION): counted.instruction_version,
-            lever_id(rollout.session_id, LeverName.DEMONSTRATIONS): counted.demonstrations_version,
-            prompt_lever_id(rollout.session_id): counted.number,
+            lever_id(rollout.session_id, LeverName.INSTRUCTION): versions.instruction_version,
+            lever_id(rollout.session_id, LeverName.DEMONSTRATIONS): versions.demonstrations_version,
+            prompt_lever_id(rollout.session_id): versions.number,
         },
         trace_ids=() if reward.trace_ref is None else (reward.trace_ref,),
     )

@@ -63,7 +63,12 @@ _COUNTED_ROLLOUTS = """
         max(position) AS last_position, max(reward_number) AS last_reward,
         sum(CASE WHEN given_up_at IS NOT NULL AND reward_number IS NULL THEN 1 ELSE 0 END)
             AS missing,
-        coalesce(sum(reward), 0) AS reward_sum
+        sum(CASE WHEN applied IS FALSE THEN 1 ELSE 0 END) AS unapplied,
+        sum(CASE WHEN applied IS NOT FALSE AND reward_number IS NOT NULL THEN 1 ELSE 0 END)
+            AS counted_rewards,
+        sum(CASE WHEN applied IS NOT FALSE AND given_up_at IS NOT NULL AND reward_number IS NULL
+            THEN 1 ELSE 0 END) AS counted_missing,
+        coalesce(sum(CASE WHEN applied IS NOT FALSE THEN reward END), 0) AS reward_sum
     FROM mipro_rollouts GROUP BY session_id, candidate_id
 """
 _COUNTED_CALLS = """
@@ -136,12 +141,13 @@ _QUERIES = (
         f"""
         SELECT c.candidate_id, 'counts ' || c.rollouts || ' rollouts, ' || c.rewards
             || ' rewards of ' || c.reward_sum, 'has ' || coalesce(f.rollouts, 0) || ', '
-            || coalesce(f.rewards, 0) || ' of ' || coalesce(f.reward_sum, 0)
+            || coalesce(f.counted_rewards, 0) || ' of ' || coalesce(f.reward_sum, 0)
         FROM mipro_candidates c
         JOIN mipro_sessions s ON s.session_id = c.session_id AND {_WHOLE}
         LEFT JOIN ({_COUNTED_ROLLOUTS}) AS f ON f.candidate_id = c.candidate_id
-        WHERE c.rollouts <> coalesce(f.rollouts, 0) OR c.rewards <> coalesce(f.rewards, 0)
-            OR c.missing <> coalesce(f.missing, 0)
+        WHERE c.rollouts <> coalesce(f.rollouts, 0) OR c.rewards <> coalesce(f.counted_rewards, 0)
+            OR c.missing <> coalesce(f.counted_missing, 0)
+            OR c.unapplied_rollouts <> coalesce(f.unapplied, 0)
             OR abs(c.reward_sum - coalesce(f.reward_sum, 0)) > 1e-6 * (1 + abs(c.reward_sum))
         """,
     ),

@@ -40,7 +40,10 @@ _BLOCKS = (
         sessions.c.rollouts,
     )
     .join_from(reward_blocks, sessions)
-    .where(reward_blocks.c.session_id == bindparam("of_session", type_=Text))
+    .where(
+        reward_blocks.c.session_id == bindparam("of_session", type_=Text),
+        reward_blocks.c.rewards > 0,
+    )
     .order_by(reward_blocks.c.epoch, reward_blocks.c.block, reward_blocks.c.candidate_id)
 )
 
@@ -96,8 +99,9 @@ def count_reward(
     candidate_id: str,
     value: float,
     expected_deviation: float,
+    times: int = 1,
 ) -> None:
-    """Add a reward to the block of its rollout."""
+    """Add a reward to the block of its rollout; -1 `times` takes it out again."""
     bounds = (
         present_epoch(change)
         if epoch == change["epoch"]
@@ -111,10 +115,10 @@ def count_reward(
             "epoch": epoch,
             "block": bounds.block(position),
             "candidate_id": candidate_id,
-            "rewards": 1,
-            "reward_sum": value,
-            "reward_square_sum": value * value,
-            "deviation_sum": expected_deviation,
+            "rewards": times,
+            "reward_sum": times * value,
+            "reward_square_sum": times * value * value,
+            "deviation_sum": times * expected_deviation,
         },
     )
 

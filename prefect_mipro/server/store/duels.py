@@ -11,7 +11,14 @@ from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
 from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
 from prefect_mipro.server.store.missing import watermark
 from prefect_mipro.server.store.rows import duel_record
-from prefect_mipro.server.store.tables import candidates, dueled, duels, retired, rollouts
+from prefect_mipro.server.store.tables import (
+    candidates,
+    dueled,
+    duels,
+    is_evidence,
+    retired,
+    rollouts,
+)
 
 
 def newest(connection: Connection, session_id: str) -> Duel | None:
@@ -62,6 +69,7 @@ def observations(
             dueled,
             rollouts.c.duel_number == number,
             rollouts.c.position <= settled,
+            is_evidence,
         )
         .order_by(rollouts.c.position)
     )
@@ -86,6 +94,7 @@ def awaited(connection: Connection, session_id: str, number: int) -> int:
             dueled,
             rollouts.c.duel_number == number,
             rollouts.c.position > watermark(connection, session_id),
+            is_evidence,
         )
     )
     return connection.execute(query).scalar_one()

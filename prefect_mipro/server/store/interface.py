@@ -178,14 +178,24 @@ class Store(Access, Upkeep, Protocol):
         """Insert all of them in their order; in the place of one that was pinned before, that one.
 
         Inserting counts it for its candidate and its duel, remembers the session's serving
-        candidate, and attaches a reward that waits for it.
+        candidate, and attaches a reward that waits for it. One that is no evidence counts as
+        `unapplied_rollouts` of its candidate, and for no duel.
+        """
+        ...
+
+    async def note_applied(self, session_id: str, rollout_id: str, *, applied: bool) -> None:
+        """Learn whether the candidate's prompt was in a call of the rollout; once is enough.
+
+        A rollout of which no call had it is no evidence: what its reward has added to statistics,
+        duel, blocks and example is taken back, and added once a call with the prompt is known.
         """
         ...
 
     async def record_calls(self, calls: Sequence[CallRecord]) -> None:
         """Insert all traces and frames, and add the calls to the statistics of their candidates.
 
-        It gives way to what else is to be written.
+        What they say of `applied` is noted, as by `note_applied`. It gives way to what else is to
+        be written.
         """
         ...
 
@@ -226,7 +236,8 @@ class Store(Access, Upkeep, Protocol):
 
         Attaching adds to the statistics of the candidate and of the duel, to the reward blocks, to
         the rewards of the example, and inserts a sensor frame of kind `reward`. The reward's
-        example id stands in where the rollout has none.
+        example id stands in where the rollout has none. The reward of a rollout that is no evidence
+        is kept, and added to nothing.
         """
         ...
 

@@ -30,7 +30,7 @@ _POSITION = bindparam("of_position", type_=BigInteger)
 _COUNT = bindparam("count", type_=BigInteger)
 
 _UNSETTLED_AFTER = (
-    select(rollouts.c.position, rollouts.c.candidate_id, rollouts.c.pinned_at)
+    select(rollouts.c.position, rollouts.c.candidate_id, rollouts.c.pinned_at, rollouts.c.applied)
     .where(rollouts.c.session_id == _SESSION, unsettled, rollouts.c.position > _POSITION)
     .order_by(rollouts.c.position)
     .limit(_COUNT)
@@ -69,14 +69,16 @@ def give_up(
             return 0
         last = {"of_session": session_id, "of_position": overdue[-1]["position"]}
         connection.execute(_GIVE_UP, {**last, "given_up_at": at})
-        counts = Counter(row["candidate_id"] for row in overdue)
-        connection.execute(
-            _COUNT_MISSING,
-            [
-                {"of_candidate": candidate_id, "count": count}
-                for candidate_id, count in sorted(counts.items())
-            ],
-        )
+        # What is no evidence lacks nothing.
+        counts = Counter(row["candidate_id"] for row in overdue if row["applied"] is not False)
+        if counts:
+            connection.execute(
+                _COUNT_MISSING,
+                [
+                    {"of_candidate": candidate_id, "count": count}
+                    for candidate_id, count in sorted(counts.items())
+                ],
+            )
         change.set(missing=change["missing"] + len(overdue))
         change.record(
             "mipro.rollout.missing",

@@ -52,11 +52,13 @@ class Attached:
     """What became of a reward: the stored one, and whether it was there already.
 
     `reward.rollout_id` and `reward.candidate_id` name who got it; `candidate_id` is `None` while
-    the reward waits for its rollout.
+    the reward waits for its rollout. `applied` is what is known of the rollout's calls: a reward
+    counts for nothing while it is false.
     """
 
     reward: Reward
     duplicate: bool
+    applied: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Standing:
 class CallRecord:
     """A call as it is written: its trace, and the frame of its sensors as plain JSON.
 
-    `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata.
+    `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata. `applied`
+    is whether the candidate's prompt was in the call, `None` where only the program knows.
     """
 
     trace: Trace
@@ -84,6 +87,7 @@ class CallRecord:
     sensors: Sequence[JsonObject]
     lever_versions: LeverVersions
     trace_ids: Sequence[str]
+    applied: bool | None = None
 
 
 @dataclass(frozen=True)

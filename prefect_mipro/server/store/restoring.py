@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ValidationError, create_model
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -274,6 +275,8 @@ def _kind(column: Column[Any]) -> Any:
             return Any
         case UtcTime():
             return AwareDatetime
+        case Boolean():
+            return bool
         case Integer():
             return int
         case Double():

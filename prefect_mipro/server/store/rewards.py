@@ -27,15 +27,17 @@ def add(connection: Connection, reward: Reward, *, request_key: str | None = Non
     with changing(connection, reward.session_id) as change:
         repeated = _repeated(connection, reward, request_key)
         if repeated is not None:
-            return Attached(repeated, duplicate=True)
+            known = read_rollout(connection, reward.session_id, repeated.rollout_id or "")
+            return Attached(repeated, duplicate=True, applied=known.applied if known else None)
         rollout = _rollout_of(change, reward)
         if rollout is not None:
             owner = {"rollout_id": rollout.rollout_id, "candidate_id": rollout.candidate_id}
             reward = reward.model_copy(update=owner)
         _insert(change, reward, request_key)
-        if rollout is not None:
-            attach(change, rollout, reward)
-        return Attached(reward, duplicate=False)
+        if rollout is None:
+            return Attached(reward, duplicate=False)
+        attach(change, rollout, reward)
+        return Attached(reward, duplicate=False, applied=rollout.applied)
 
 
 def of_example(connection: Connection, session_id: str, example_id: str) -> tuple[int, float]:

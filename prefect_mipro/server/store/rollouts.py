@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -12,7 +13,13 @@ from sqlalchemy import Connection, update
 
 from prefect_mipro.errors import RolloutNotFound
 from prefect_mipro.models.rollouts import Rollout
-from prefect_mipro.server.store.attachments import attach, insert_rollout, read_reward, read_rollout
+from prefect_mipro.server.store.attachments import (
+    attach,
+    insert_rollout,
+    read_reward,
+    read_rollout,
+    tell_applied,
+)
 from prefect_mipro.server.store.blocks import Epoch
 from prefect_mipro.server.store.bulk import ask_given, change_given, insert_rows, lock_given
 from prefect_mipro.server.store.changes import (
@@ -61,7 +68,8 @@ _FOUND = """
     EXISTS (SELECT 1 FROM mipro_rewards WHERE session_id = column1 AND rollout_id = column2)
 """
 _COUNT_ROLLOUTS = """
-    UPDATE mipro_candidates SET rollouts = rollouts + given.column3
+    UPDATE mipro_candidates SET rollouts = rollouts + given.column3,
+        unapplied_rollouts = unapplied_rollouts + given.column4
     FROM {given} WHERE session_id = given.column1 AND candidate_id = given.column2
 """
 _COUNT_DUEL_ROLLOUTS = """
@@ -81,6 +89,12 @@ _SERVED_COLUMNS = (
 )
 _ROLLOUT_KEY = (rollouts.c.session_id, rollouts.c.rollout_id)
 _CANDIDATE_KEY = (candidates.c.session_id, candidates.c.candidate_id)
+# Rollouts of which the calls say more than was known: that the prompt was applied, or not.
+_NEWS = """
+    SELECT column1, column2, column3 FROM mipro_rollouts, {given}
+    WHERE session_id = column1 AND rollout_id = column2 AND (applied IS NULL OR applied < column3)
+"""
+_NEWS_COLUMNS = (*_ROLLOUT_KEY, rollouts.c.applied)
 # The first answered call is an example until a second one follows.
 _COUNT_ANSWERED_CALLS = """
     UPDATE mipro_rollouts SET
@@ -148,7 +162,27 @@ def pin(connection: Connection, wanted: Sequence[Rollout]) -> tuple[Rollout, ...
     return tuple(pinned[index] for index in range(len(wanted)))
 
 
+def note_applied(
+    connection: Connection, session_id: str, rollout_id: str, *, applied: bool
+) -> None:
+    with changing(connection, session_id) as change:
+        tell_applied(change, rollout_id, applied)
+
+
 def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
+    news = _news(connection, calls)
+    with ExitStack() as locked:
+        changes = {
+            session_id: locked.enter_context(changing(connection, session_id))
+            for session_id in sorted({session_id for session_id, _, _ in news})
+        }
+        _lock_for(connection, calls)
+        for session_id, rollout_id, applied in news:
+            tell_applied(changes[session_id], rollout_id, bool(applied))
+        _record(connection, calls)
+
+
+def _record(connection: Connection, calls: Sequence[CallRecord]) -> None:
     _count_answered_calls(connection, calls)
     _count_calls(connection, calls)
     insert_rows(connection, traces, TRACE_COLUMNS, [trace_row(call.trace) for call in calls])
@@ -214,13 +248,12 @@ def _pin_new(
             )
         after = session.rollouts + len(own)
         served.append((session.session_id, after, serving_id, serving_rollouts))
-    chosen = Counter((rollout.session_id, rollout.candidate_id) for rollout in pinned.values())
-    _count_rollouts(connection, chosen)
+    _count_rollouts(connection, pinned.values())
     insert_rows(connection, rollouts, ROLLOUT_COLUMNS, rows)
     dueled = Counter(
         (rollout.session_id, rollout.duel_number)
         for rollout in pinned.values()
-        if rollout.duel_number is not None
+        if rollout.duel_number is not None and rollout.is_evidence
     )
     if dueled:
         columns = (duels.c.session_id, duels.c.number, duels.c.rollouts)
@@ -251,12 +284,36 @@ def _pin(connection: Connection, rollout: Rollout) -> Rollout:
         return attach(change, rollout, waiting)
 
 
-def _count_rollouts(connection: Connection, chosen: Mapping[tuple[str, str], int]) -> None:
+def _count_rollouts(connection: Connection, pinned: Collection[Rollout]) -> None:
     """For their candidates. Raises CandidateNotFound."""
-    columns = (*_CANDIDATE_KEY, candidates.c.rollouts)
-    if change_given(connection, _COUNT_ROLLOUTS, columns, _counted(chosen)) < len(chosen):
+    chosen = Counter((rollout.session_id, rollout.candidate_id) for rollout in pinned)
+    unapplied = Counter(
+        (rollout.session_id, rollout.candidate_id) for rollout in pinned if not rollout.is_evidence
+    )
+    columns = (*_CANDIDATE_KEY, candidates.c.rollouts, candidates.c.unapplied_rollouts)
+    rows = [(*key, number, unapplied[key]) for key, number in sorted(chosen.items())]
+    if change_given(connection, _COUNT_ROLLOUTS, columns, rows) < len(chosen):
         for session_id, candidate_id in sorted(chosen):
             check_candidates(connection, session_id, candidate_id)
+
+
+def _news(connection: Connection, calls: Sequence[CallRecord]) -> Sequence[tuple[str, str, bool]]:
+    """The rollouts of which the calls say something new, by key, and whether it was applied."""
+    told: dict[tuple[str, str], bool] = {}
+    for call in calls:
+        if call.applied is not None:
+            key = (call.trace.session_id, call.trace.rollout_id)
+            told[key] = told.get(key, False) or call.applied
+    rows = [(*key, applied) for key, applied in sorted(told.items())]
+    return sorted({tuple(row) for row in ask_given(connection, _NEWS, _NEWS_COLUMNS, rows)})
+
+
+def _lock_for(connection: Connection, calls: Sequence[CallRecord]) -> None:
+    """Lock all rollouts and candidates of the calls."""
+    of_rollouts = {(call.trace.session_id, call.trace.rollout_id) for call in calls}
+    of_candidates = {(call.trace.session_id, call.trace.candidate_id) for call in calls}
+    lock_given(connection, _LOCK_ROLLOUTS, _ROLLOUT_KEY, sorted(of_rollouts))
+    lock_given(connection, _LOCK_CANDIDATES, _CANDIDATE_KEY, sorted(of_candidates))
 
 
 def _counted(counts: Mapping[tuple[str, Any], int]) -> list[tuple[str, Any, int]]:
@@ -272,11 +329,11 @@ def _count_answered_calls(connection: Connection, calls: Sequence[CallRecord]) -
         before, example = answered.get(key, (0, None))
         if trace.status == 200 and not trace.error:
             has_text = bool(trace.input.strip() and trace.output.strip())
-            example = trace.trace_id if has_text and not before else None
+            teaches = has_text and not trace.unapplied_reason and not before
+            example = trace.trace_id if teaches else None
             before += 1
         answered[key] = (before, example)
     rows = [(*key, *counts) for key, counts in sorted(answered.items())]
-    lock_given(connection, _LOCK_ROLLOUTS, _ROLLOUT_KEY, sorted(answered))
     if change_given(connection, _COUNT_ANSWERED_CALLS, _ANSWERED_COLUMNS, rows) == len(rows):
         return
     for session_id, rollout_id in sorted(answered):
@@ -308,7 +365,6 @@ def _count_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
             sums[index] += value
     rows = [(*key, *sums) for key, sums in sorted(counts.items())]
     columns = (*_CANDIDATE_KEY, *_CALL_COUNTERS)
-    lock_given(connection, _LOCK_CANDIDATES, _CANDIDATE_KEY, sorted(counts))
     if change_given(connection, _COUNT_CALLS, columns, rows) < len(rows):
         for session_id, candidate_id in counts:
             check_candidates(connection, session_id, candidate_id)

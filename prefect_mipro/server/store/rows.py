@@ -85,6 +85,7 @@ def rollout_values(rollout: Rollout, *, position: int, epoch: int) -> Values:
         "epoch": epoch,
         "seed": seed_of(rollout.example_id),
         "reward": None,
+        "given_up_at": None,
     }
 
 
@@ -117,6 +118,7 @@ ROLLOUT_COLUMNS = (
     _COLUMNS.position,
     _COLUMNS.answered_calls,
     _COLUMNS.epoch,
+    _COLUMNS.applied,
 )
 TRACE_COLUMNS = tuple(column for column in traces.c if column.name != "position")
 FRAME_COLUMNS = tuple(column for column in frames.c if column.name != "position")
@@ -138,6 +140,7 @@ def rollout_row(rollout: Rollout, *, position: int, epoch: int) -> tuple[Any, ..
         position,
         0,
         epoch,
+        rollout.applied,
     )
 
 

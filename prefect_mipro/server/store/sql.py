@@ -162,6 +162,9 @@ class SqlStore:
     async def pin(self, wanted: Sequence[Rollout]) -> tuple[Rollout, ...]:
         return await self._database.write(rollouts.pin, wanted)
 
+    async def note_applied(self, session_id: str, rollout_id: str, *, applied: bool) -> None:
+        await self._change(session_id, rollouts.note_applied, rollout_id, applied=applied)
+
     async def record_calls(self, calls: Sequence[CallRecord]) -> None:
         await self._database.write_last(rollouts.record_calls, calls)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -143,6 +144,8 @@ candidates = Table(
     late_counter("first_byte_calls"),
     late_total("cost_usd_sum"),
     late_counter("untimed_calls"),
+    # Of the rollouts, those that are no evidence.
+    late_counter("unapplied_rollouts"),
     UniqueConstraint("session_id", "number"),
 )
 
@@ -209,6 +212,11 @@ rollouts = Table(
     late_counter("epoch", 1),
     # Since when its reward is not awaited any more; stays when the reward comes after all.
     Column("given_up_at", UtcTime),
+    # Whether the candidate's prompt was in any of its calls; unknown before the first.
+    Column("applied", Boolean),
+    # What its reward added to the sums of its example and of its block, to be taken back.
+    Column("deviation", Double),
+    Column("expected_deviation", Double),
     PrimaryKeyConstraint("session_id", "rollout_id"),
     CheckConstraint("duel_number IS NULL OR predicted_reward IS NOT NULL", name="prediction"),
 )
@@ -220,6 +228,8 @@ example = and_(rewarded, rollouts.c.example_trace_id.is_not(None))
 unsettled = and_(unrewarded, rollouts.c.given_up_at.is_(None))
 dueled = rollouts.c.duel_number.is_not(None)
 seeded = and_(rewarded, rollouts.c.seed.is_not(None))
+# Of these rollouts the rewards count for their candidates.
+is_evidence = rollouts.c.applied.is_not(False)
 
 Index(
     "ix_mipro_rollouts_unrewarded",

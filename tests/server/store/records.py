@@ -167,10 +167,11 @@ def frame(frame_id: str = "frame_1", rollout_id: str = "r1", **values: Any) -> S
     )
 
 
-def call(of: Trace, seen: SensorFrame) -> CallRecord:
+def call(of: Trace, seen: SensorFrame, *, applied: bool | None = None) -> CallRecord:
     """A trace and its frame as they are written."""
     sensors = [sensor.model_dump(mode="json") for sensor in seen.sensors]
-    return CallRecord(of, seen.frame_id, sensors, seen.lever_versions, seen.trace_ids)
+    told = seen.frame_id, sensors, seen.lever_versions, seen.trace_ids
+    return CallRecord(of, *told, applied=applied)
 
 
 async def pin(store: Store, wanted: Rollout) -> Rollout:
