@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic_core import PydanticCustomError
 
 # Ids stand unescaped in paths, so nothing that a path or a query would read may be in them.
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:~-]*$"
 ID_CHARACTERS = 200
 
 SessionId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
-RolloutId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
+
+# Many clients append it to any base URL, so in a proxy's path it cannot be told from a rollout.
+VERSION_STEP = "v1"
+
+
+def _no_version(rollout_id: str) -> str:
+    if rollout_id == VERSION_STEP:
+        raise PydanticCustomError("rollout_id", "a rollout cannot be called v1")
+    return rollout_id
+
+
+RolloutId = Annotated[
+    str,
+    StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS),
+    AfterValidator(_no_version),
+]
 
 JsonObject = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN
+from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, VERSION_STEP
 
 _ID = re.compile(ID_PATTERN.rstrip("$"))
 _SHOWN_CHARACTERS = 80
@@ -24,6 +24,20 @@ def identifier(name: str, value: str) -> str:
             "A-Z a-z 0-9 _ . : ~ - and begins with a letter or digit"
         )
     return value
+
+
+def is_rollout_id(value: str) -> bool:
+    """Whether the path of a proxy can carry it as a rollout's id."""
+    return is_identifier(value) and value != VERSION_STEP
+
+
+def rollout_identifier(value: str) -> str:
+    """The rollout id, if the path of a proxy can carry it. Raises InputInvalid."""
+    if value == VERSION_STEP:
+        raise InputInvalid(
+            f"the rollout id is {value!r}, which clients append to base URLs; choose another"
+        )
+    return identifier("the rollout id", value)
 
 
 def short_text(name: str, value: str) -> str:

@@ -11,13 +11,12 @@ from prefect.runtime import task_run
 from pydantic import ValidationError
 
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN
+from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.judgements import Judgement
+from prefect_mipro.models.names import is_rollout_id
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionUrls
 from prefect_mipro.tasks.connections import SessionHandle
-
-_ID = re.compile(rf"(?=.{{1,{ID_CHARACTERS}}}\Z){ID_PATTERN}")
 
 Urls = TypeVar("Urls", bound=SessionUrls)
 
@@ -50,11 +49,11 @@ def creation_request(
 
 def usable_id(rollout_id: Any) -> str:
     """The id, if a URL can carry it. Raises InputInvalid."""
-    if isinstance(rollout_id, str) and _ID.fullmatch(rollout_id):
+    if isinstance(rollout_id, str) and is_rollout_id(rollout_id):
         return rollout_id
     raise InputInvalid(
         f"the rollout id {rollout_id!r:.80} is not usable in a URL; use up to {ID_CHARACTERS} "
-        "letters, digits, '_', '-', '.', ':' or '~', a letter or digit first"
+        "letters, digits, '_', '-', '.', ':' or '~', a letter or digit first, and not 'v1'"
     )
 
 

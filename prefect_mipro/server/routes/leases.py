@@ -12,7 +12,7 @@ from fastapi import Query, Response
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import RolloutId, SessionId
 from prefect_mipro.models.leases import Lease, LeaseRequest, TraceReceipt, TraceRequest
-from prefect_mipro.models.names import identifier, short_text
+from prefect_mipro.models.names import identifier, rollout_identifier, short_text
 from prefect_mipro.models.sessions import SessionUrls
 from prefect_mipro.server.routes.dependencies import (
     LeasesOf,
@@ -53,7 +53,7 @@ async def prompt(
         return await sessions.urls(session_id)
     return await leases.lease(
         session_id,
-        rollout_id=identifier("the rollout id", rollout_id),
+        rollout_id=rollout_identifier(rollout_id),
         example_id=short_text("the example id", example_id) if example_id else None,
         correlation_id=short_text("the correlation id", correlation_id) if correlation_id else None,
         candidate_id=identifier("the candidate id", candidate_id) if candidate_id else None,

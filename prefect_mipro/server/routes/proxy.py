@@ -22,8 +22,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from prefect_mipro.errors import InputInvalid, MiproError, NotFound
+from prefect_mipro.models.base import VERSION_STEP
 from prefect_mipro.models.chat import ChatBody
-from prefect_mipro.models.names import identifier, short_text
+from prefect_mipro.models.names import identifier, rollout_identifier, short_text
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.routes.bodies import parse_json, read_body
 from prefect_mipro.server.routes.dependencies import (
@@ -59,7 +60,7 @@ _PROMPT = PROMPT_HEADER.encode()
 
 
 class Proxy:
-    """`POST .../chat/completions` and `GET .../models` below `{online_url}[/{rollout_id}]`.
+    """`POST .../chat/completions` and `GET .../models` below `{online_url}[/{rollout_id}][/v1]`.
 
     As an ASGI app: it answers errors itself, in OpenAI's shape.
     """
@@ -74,7 +75,7 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            match scope["path"].removeprefix(PROXY_PREFIX).rstrip("/").split("/"):
+            match _steps(scope["path"]):
                 case [proxy_id, "chat", "completions"] if proxy_id:
                     _require_method(scope, "POST")
                     await self._complete(proxy_id, None, scope, receive, send)
@@ -140,6 +141,25 @@ class Proxy:
         }
         body = orjson.dumps(entry if name else {"object": "list", "data": [entry]})
         await Response(body, media_type="application/json")(scope, receive, send)
+
+
+def _steps(path: str) -> list[str]:
+    """The steps of a path: session, rollout if it names one, and what is called.
+
+    Many clients append `/v1` to any base URL, and some a second slash to one that ends in a slash.
+    An empty step behind the session stays: the caller's rollout id was empty.
+    """
+    proxy_id, *steps = path.removeprefix(PROXY_PREFIX).rstrip("/").split("/")
+    if steps[-2:] == ["chat", "completions"]:
+        called = len(steps) - 2
+    else:
+        called = steps.index("models") if "models" in steps else 0
+    before = [
+        step
+        for place, step in enumerate(steps[:called])
+        if step != VERSION_STEP and (step or place == 0)
+    ]
+    return [proxy_id, *before, *steps[called:]]
 
 
 def parse_chat(body: bytes) -> ChatBody:
@@ -230,7 +250,7 @@ def _call(rollout_id: str | None, given: _Given, body: ChatBody, metered: Metere
     provider_key = given.header(b"x-provider-key")
     return Call(
         body=body,
-        rollout_id=identifier("the rollout id", rollout_id) if rollout_id else None,
+        rollout_id=rollout_identifier(rollout_id) if rollout_id else None,
         candidate_id=identifier("the candidate id", candidate_id) if candidate_id else None,
         correlation_id=short_text("the correlation id", correlation_id) if correlation_id else None,
         example_id=short_text("the example id", example_id) if example_id else None,

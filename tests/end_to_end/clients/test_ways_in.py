@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from prefect_mipro.errors import InputInvalid
 from tests.end_to_end.clients.conftest import MESSAGES, Place
 from tests.server.scripted_upstream import COMPLETION, answers
 
@@ -101,7 +102,43 @@ def test_the_path_may_end_in_a_slash(plain: httpx.Client) -> None:
     assert plain.get("/models/").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["//chat/completions", "/chat", "/chat/completions/more", "/"])
+@pytest.mark.parametrize("rollout", ["", "/r1"])
+@pytest.mark.parametrize("ending", ["/v1", "/v1/", "/v1/v1"])
+def test_a_version_behind_the_base_url_is_no_rollout(
+    place: Place, rollout: str, ending: str
+) -> None:
+    with httpx.Client() as plain:
+        base_url = f"{place.session_url}{rollout}{ending}"
+        answers = [plain.post(f"{base_url}/chat/completions", json=CHAT) for _ in range(2)]
+        models = plain.get(f"{base_url}/models/the-policy-model")
+    ids = {answer.headers["x-mipro-rollout-id"] for answer in answers}
+    assert ids == {"r1"} if rollout else len(ids) == 2
+    assert models.json()["id"] == "the-policy-model"
+
+
+def test_a_rollout_cannot_be_called_as_a_version_is(place: Place) -> None:
+    with (
+        openai.OpenAI(base_url=f"{place.session_url}/v1", api_key="x") as client,
+        pytest.raises(openai.UnprocessableEntityError, match=r"the rollout id is 'v1'.*another"),
+    ):
+        served(client, extra_headers={"x-mipro-rollout-id": "v1"})
+    with pytest.raises(InputInvalid, match="cannot be called v1"):
+        place.session.lease("v1", inputs={})
+
+
+@pytest.mark.parametrize("base", ["/r1/", "/r1/v1/", "/r1//v1"])
+def test_the_base_url_of_a_rollout_may_have_a_slash_too_many(place: Place, base: str) -> None:
+    answer = httpx.post(f"{place.session_url}{base}/chat/completions", json=CHAT)
+    assert answer.headers["x-mipro-rollout-id"] == "r1"
+
+
+def test_an_empty_rollout_in_the_path_is_refused(place: Place) -> None:
+    with httpx.Client() as plain:
+        for path in ("//chat/completions", "//v1/chat/completions"):
+            assert plain.post(place.session_url + path, json=CHAT).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/r2/chat/completions", "/chat", "/chat/completions/more", "/"])
 def test_other_paths_say_what_is_served(plain: httpx.Client, path: str) -> None:
     answer = plain.post(path, json=CHAT)
     assert answer.status_code == 404
