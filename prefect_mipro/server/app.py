@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
@@ -18,6 +20,7 @@ from prefect_mipro.server.garbage import rarely_collected
 from prefect_mipro.server.request_ids import named
 from prefect_mipro.server.routes import (
     candidates,
+    docs,
     errors,
     exports,
     health,
@@ -26,7 +29,9 @@ from prefect_mipro.server.routes import (
     sessions,
 )
 from prefect_mipro.server.routes.dependencies import Backend
+from prefect_mipro.server.routes.errors import error_response
 from prefect_mipro.server.routes.proxy import Proxy
+from prefect_mipro.server.routes.same_origin import SameOrigin
 from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.exports import Exports
@@ -109,12 +114,20 @@ def create_app(
             yield
 
     app = _Server(
+        SameOrigin(
+            listens_on=settings.host,
+            public_url=settings.public_url,
+            allowed=settings.allowed_hosts,
+        ),
         title="prefect-mipro",
         summary="Online prompt optimization: sessions, rewards and the chat-completions proxy.",
         description=PROXY_GUIDE,
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        # FastAPI's own pages load their scripts from a third party.
+        docs_url=None,
+        redoc_url=None,
         # Its own spans and logs would tell paths and faults as they are.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         exception_handlers={
@@ -132,17 +145,28 @@ def create_app(
         prompt_learning.router,
         candidates.router,
         exports.router,
+        docs.router,
     ):
         app.include_router(router)
     return app
 
 
 class _Server(FastAPI):
-    """The API, and before its middleware and routes the proxy: nearly all calls are its."""
+    """The API, and before its middleware and routes the proxy, which takes nearly all calls.
+
+    Both come after the check of where a request comes from.
+    """
+
+    def __init__(self, same_origin: SameOrigin, **options: Any) -> None:
+        super().__init__(**options)
+        self._same_origin = same_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             send = named(scope, send)
+            if refusal := self._same_origin.refusal(scope):
+                await error_response(Request(scope), refusal)(scope, receive, send)
+                return
         if Proxy.serves(scope):
             await self._proxy(scope, receive, send)
         else:

@@ -67,6 +67,9 @@ def _allowed_hosts(value: Any) -> Any:
     return [AllowedHost.parse(word) if isinstance(word, str) else word for word in words]
 
 
+AllowedHosts = Annotated[tuple[AllowedHost, ...], NoDecode, BeforeValidator(_allowed_hosts)]
+
+
 def with_driver(value: str) -> str:
     """The database URL with the driver that is used here, where it names none."""
     scheme, separator, rest = value.partition("://")
@@ -85,6 +88,7 @@ _SHOWN = frozenset(
     {
         "host",
         "port",
+        "allowed_hosts",
         "allowed_inference_hosts",
         "max_body_bytes",
         "max_calls_in_flight",
@@ -130,6 +134,12 @@ class ServerSettings(BaseSettings):
         default=None,
         description="URL under which callers reach this server; session URLs begin with it.",
     )
+    allowed_hosts: AllowedHosts = Field(
+        default=(),
+        description="More host names that callers may use for this server, separated by commas: "
+        "mipro.lan, *.example.com, mipro.lan:8765. Names of this machine and of --public-url "
+        "always work. A server that other machines reach takes any name unless this is set.",
+    )
     database_url: Annotated[str, AfterValidator(with_driver)] = Field(
         default=DEFAULT_DATABASE_URL,
         repr=False,  # it may hold a password
@@ -156,9 +166,7 @@ class ServerSettings(BaseSettings):
         "max_concurrent_calls, max_waiting_calls, calls_per_minute and fallback: see "
         "docs/upstreams.md.",
     )
-    allowed_inference_hosts: Annotated[
-        tuple[AllowedHost, ...], NoDecode, BeforeValidator(_allowed_hosts)
-    ] = Field(
+    allowed_inference_hosts: AllowedHosts = Field(
         default=(),
         description="Hosts that the inference_url of a session config may lead to, separated by "
         "commas: api.example.com, *.example.com (public addresses only), localhost:8000. "

@@ -24,7 +24,7 @@ from tests.server.test_main import first_line, process
 
 MEGABYTE = 1_000_000
 LARGEST_BODY = 2 * MEGABYTE
-HOST = b"Host: x\r\n"
+HOST = b"Host: localhost\r\n"
 PING = b"GET /health HTTP/1.1\r\n" + HOST
 LAST = b"Connection: close\r\n\r\n"
 NEXT = PING + LAST

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import closing
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from prefect_mipro.cli.exits import ExitCode
 from prefect_mipro.embedded import EmbeddedBackend
+from prefect_mipro.errors import Conflict
+from prefect_mipro.server.store.backup import copy_file
 from tests.cli.conftest import Command
 from tests.server.store.test_upgrade import MADE_BY_0001
 
@@ -47,6 +52,40 @@ def test_a_copy_made_while_the_server_runs_is_whole_and_private(
         query = "SELECT rollouts, rewards FROM mipro_sessions WHERE session_id = ?"
         assert copy.execute(query, (session_id,)).fetchone() == (3, 2)
     assert command("db", "check", "--database-url", f"sqlite:///{target}").code == ExitCode.OK
+
+
+def back_up(source: Path, target: Path, begun: Event) -> None:
+    """A backup, and the moment at which it opens the source."""
+    sys.addaudithook(lambda event, _: begun.set() if event == "sqlite3.connect" else None)
+    copy_file(source, target)
+
+
+def test_what_a_killed_backup_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    source, folder = tmp_path / "mipro.db", tmp_path / "backups"
+    folder.mkdir()
+    other = folder / "download.partial"
+    other.touch()
+    with closing(sqlite3.connect(source, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE kept (value)")
+        writer.execute("BEGIN EXCLUSIVE")  # so that the first backup waits
+        spawning = get_context("spawn")
+        begun = spawning.Event()
+        backup = spawning.Process(target=back_up, args=(source, folder / "first.db", begun))
+        backup.start()
+        assert begun.wait(60)
+        (partial,) = set(folder.iterdir()) - {other}
+        partial.with_name(f"{partial.name}-journal").touch()
+        small = tmp_path / "small.db"
+        small.touch()
+        copy_file(small, folder / "second.db")
+        assert partial.exists()
+        with pytest.raises(Conflict, match="another backup is writing"):
+            copy_file(small, folder / "first.db")
+        backup.kill()
+        backup.join()
+        assert partial.exists()
+    copy_file(source, folder / "third.db")
+    assert {file.name for file in folder.iterdir()} == {"download.partial", "second.db", "third.db"}
 
 
 def test_a_copy_takes_the_place_of_nothing(command: Command, file: Path, url: str) -> None:

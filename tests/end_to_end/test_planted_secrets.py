@@ -217,7 +217,11 @@ def told_by_callers(url: str, secrets: dict[str, str], model: Quoting) -> dict[s
             http.post(f"{before}/r/chat/completions", json=chat),
             http.post(f"{after}/r/nowhere", json=chat),
             http.get(f"{after}/r/chat/completions"),
-            http.post(f"{after}/r/chat/completions", content=b"{"),
+            http.post(
+                f"{after}/r/chat/completions",
+                content=b"{",
+                headers={"Content-Type": "application/json"},
+            ),
             http.post(
                 f"{after}/r/chat/completions", json=chat, headers={"x-provider-key": "two words"}
             ),

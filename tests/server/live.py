@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from prefect_mipro.server.connections import Connection
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class LiveServer:
     """An app on a free port of loopback for the length of a `with` block."""
 
-    def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, http=Connection, log_config=None, lifespan="on")
+    def __init__(self, app: ASGIApp) -> None:
+        config = uvicorn.Config(app, http=Connection, log_config=None, lifespan="on", ws="none")
         self._server = _Announcing(config)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))

@@ -51,6 +51,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body is not JSON, or is nested too deeply",
         401: "The key is missing or unknown",
+        403: "The request is a web page's, or names a host that this server does not answer to",
         404: "Nothing has this id",
         409: "The present state does not allow it",
         413: "The body is larger than the server accepts",

@@ -26,7 +26,7 @@ from prefect_mipro.models.base import VERSION_STEP
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.names import identifier, rollout_identifier, short_text
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.routes.bodies import parse_json, read_body
+from prefect_mipro.server.routes.bodies import parse_json, read_body, require_json_type
 from prefect_mipro.server.routes.dependencies import (
     Backend,
     offered_keys,
@@ -110,6 +110,7 @@ class Proxy:
                 # In a flood most calls end here, so nothing is done for them before.
                 backend.serving.journal.require_room()
                 session = await _admitted(backend, proxy_id, given)
+                require_json_type(given.header(b"content-type") or "")
                 body = await read_body(
                     given.header(b"content-length"), receive, limit_bytes=backend.max_body_bytes
                 )

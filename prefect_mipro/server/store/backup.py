@@ -10,31 +10,36 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from prefect_mipro.errors import Conflict, StoreFailed
-from prefect_mipro.server.store.files import make_private
+from prefect_mipro.server.store.lock import held
 
 _QUERY = ("host", "port", "sslmode")
+# Long enough that no other program's files end in it.
+_PARTIAL = ".mipro-backup-partial"
 
 
 def copy_file(source: Path, target: Path) -> int:
     """Copy a SQLite database as of one moment; the size of the copy in bytes.
 
     The copy is checked, and stands under its name only when it is whole. It is readable for its
-    owner only: sessions have secrets. Raises Conflict where the target is there already.
+    owner only: sessions have secrets. What a killed backup left in the folder is removed. Raises
+    Conflict where the target is there already, or another backup is writing it.
     """
     if target.exists():
         raise Conflict(f"{target} is there already; name another file, or move it away")
-    partial = target.with_name(f"{target.name}.partial")
+    partial = target.with_name(f"{target.name}{_PARTIAL}")
     try:
-        # One that a killed backup has left may be of another mode.
-        partial.unlink(missing_ok=True)
-        make_private(partial)
-        _copy(source, partial)
-        partial.rename(target)
+        for leftover in target.absolute().parent.glob(f"*{_PARTIAL}"):
+            _remove_abandoned(leftover)
+        with held(partial):  # for as long as this process lives
+            try:
+                _copy(source, partial)
+                partial.rename(target)
+            finally:
+                _remove(partial)
+    except BlockingIOError:
+        raise Conflict(f"another backup is writing {target}; wait until it ends") from None
     except (OSError, sqlite3.Error) as error:
         raise StoreFailed(f"{source} could not be copied to {target}: {error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target.stat().st_size
 
 
@@ -51,6 +56,19 @@ def dump_command(url: URL, target: Path) -> str:
     )
     name = shown.render_as_string()
     return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={name}"])
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove an unfinished copy, unless the backup that writes it is alive."""
+    with suppress(OSError), held(partial):
+        _remove(partial)
+
+
+def _remove(partial: Path) -> None:
+    """Remove an unfinished copy and SQLite's journal of it."""
+    for file in (partial, partial.with_name(f"{partial.name}-journal")):
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

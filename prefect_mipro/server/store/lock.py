@@ -1,7 +1,8 @@
-"""A file that one process holds, so that an SQLite database has one server."""
+"""A file that one process holds: the server of a SQLite database, or a backup that is written."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def held(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(descriptor)
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise BlockingIOError(errno.EWOULDBLOCK, "its holder removed it meanwhile", str(path))
         yield
     finally:
         os.close(descriptor)

@@ -16,11 +16,7 @@ from prefect_mipro.transport import is_loopback
 
 @dataclass(frozen=True)
 class AllowedHost:
-    """One entry of the list: `api.example.com`, `*.example.com`, either with `:port`.
-
-    What stands behind a name with a `*` must have public addresses; a host that is named in full
-    may be anywhere.
-    """
+    """One entry of a list of hosts: `api.example.com`, `*.example.com`, either with `:port`."""
 
     name: str
     port: int | None = None

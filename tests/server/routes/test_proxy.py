@@ -22,6 +22,7 @@ from tests.server.scripted_upstream import (
     hang,
 )
 
+JSON = {"Content-Type": "application/json"}
 CANDIDATE = "x-mipro-candidate-id"
 ROLLOUT = "x-mipro-rollout-id"
 
@@ -211,7 +212,7 @@ class TestBody:
     def test_what_makes_no_sense_is_a_bad_request(
         self, caller: Caller, body: bytes, word: str
     ) -> None:
-        answer = caller.program.post(chat_path(caller.session(), "r1"), content=body)
+        answer = caller.program.post(chat_path(caller.session(), "r1"), content=body, headers=JSON)
         assert answer.status_code == 400
         assert word in error_of(answer)["message"]
         assert error_of(answer)["type"] == "invalid_request_error"
@@ -229,14 +230,16 @@ class TestBody:
 
     def test_one_that_is_announced_too_large_is_refused(self, caller: Caller) -> None:
         answer = caller.program.post(
-            chat_path(caller.session(), "r1"), content=b" " * (LARGEST_BODY + 1)
+            chat_path(caller.session(), "r1"), content=b" " * (LARGEST_BODY + 1), headers=JSON
         )
         assert answer.status_code == 413
         assert error_of(answer)["code"] == "BodyTooLarge"
 
     def test_one_that_grows_too_large_is_refused(self, caller: Caller) -> None:
         pieces = (b" " * 10_000 for _ in range(100))
-        answer = caller.program.post(chat_path(caller.session(), "r1"), content=pieces)
+        answer = caller.program.post(
+            chat_path(caller.session(), "r1"), content=pieces, headers=JSON
+        )
         assert answer.status_code == 413
 
 
@@ -333,7 +336,7 @@ class TestDisconnects:
         """Send a call over a socket of our own, wait for these bytes, and hang up."""
         payload = json.dumps(body).encode()
         connection = http.client.HTTPConnection(urlsplit(caller.url).netloc, timeout=20)
-        connection.request("POST", chat_path(caller.session(), "r1"), payload)
+        connection.request("POST", chat_path(caller.session(), "r1"), payload, JSON)
         if after:
             assert connection.getresponse().readline() == after
         else:

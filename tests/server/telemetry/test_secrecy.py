@@ -118,7 +118,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
             upstream.script.append(upstream.stream(event(ANSWER) + DONE))
             http.post(chat, json=CHAT | {"stream": True})
             http.post(chat, json=CHAT)
-            http.post(chat, content=f'{{"messages": "{PROMPT}"')
+            http.post(
+                chat,
+                content=f'{{"messages": "{PROMPT}"',
+                headers={"Content-Type": "application/json"},
+            )
             http.post(chat, json={"messages": PROMPT})
             http.post(f"{online}x/chat/completions", json=CHAT, headers={"x-api-key": "wrong"})
             http.post(f"{online}/r/nowhere", json=CHAT)

@@ -320,7 +320,7 @@ async def main():
     app = create_app(ServerSettings(database_url="sqlite:///{tmp_path}/mipro.db"))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             await http.post("/api/mipro/v1/s.secret/r/chat/completions", json={{}})
             await http.get("/health")
 
