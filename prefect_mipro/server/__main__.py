@@ -205,7 +205,7 @@ def _log_start(settings: ServerSettings, stored_keys: Sequence[Key]) -> None:
         logger.warning("all keys are revoked: nobody may call; prefect-mipro keys create makes one")
     if not settings.api_keys and not stored_keys:
         logger.info(
-            "no keys are set: every program on this machine may call; no other machine, no web page",
+            "no keys are set: programs on this machine may call; no other machine, no web page",
             extra={"setting": f"{ENVIRONMENT_PREFIX}API_KEYS"},
         )
     if settings.public_url is None and not is_loopback(settings.host):

@@ -414,7 +414,7 @@ def test_being_open_is_said_at_the_start(tmp_path: Path) -> None:
         first_line(child)
         child.terminate()
         _, _, err = ended(child)
-    assert "every program on this machine may call; no other machine, no web page" in err
+    assert "programs on this machine may call; no other machine, no web page" in err
 
 
 def test_beyond_loopback_a_missing_public_url_is_warned_of(tmp_path: Path) -> None:

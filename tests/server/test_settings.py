@@ -122,12 +122,11 @@ def test_no_key_of_a_provider_is_shown() -> None:
     assert "sk-" not in f"{settings!r} {settings.providers['a']!r} {settings.every_provider!r}"
 
 
-def test_allowed_hosts_are_a_comma_list() -> None:
-    hosts = read("--allowed-inference-hosts", "*.example.com, localhost:8000")
-    assert hosts.allowed_inference_hosts == (
-        AllowedHost("*.example.com"),
-        AllowedHost("localhost", port=8000),
-    )
+@pytest.mark.parametrize("option", ["--allowed-hosts", "--allowed-inference-hosts"])
+def test_allowed_hosts_are_a_comma_list(option: str) -> None:
+    settings = read(option, "*.example.com, localhost:8000")
+    hosts = getattr(settings, option.removeprefix("--").replace("-", "_"))
+    assert hosts == (AllowedHost("*.example.com"), AllowedHost("localhost", port=8000))
 
 
 @pytest.mark.parametrize("given", [["--stop-with-stdin"], ["--stop-with-stdin", "true"]])
@@ -173,6 +172,7 @@ def test_the_own_url_can_be_called(host: str, url: str) -> None:
         (["--upstream-api-key", "with space"], ["--upstream-api-key", "no spaces"]),
         (["--max-calls-in-flight", "0"], ["--max-calls-in-flight", "'0'"]),
         (["--allowed-inference-hosts", "https://a.com"], ["'https://a.com' is not a host"]),
+        (["--allowed-hosts", "http://a.com"], ["--allowed-hosts", "'http://a.com' is not a host"]),
         (["--allowed-inference-hosts", "*"], ["'*' is not a host", "*.example.com"]),
         (
             ["--providers", '{"a": {"base_url": "http://h", "calls_per_minute": 0}}'],

@@ -18,7 +18,8 @@ from starlette.types import Scope
 
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.server.routes.errors import short
-from prefect_mipro.server.upstream.addresses import AllowedHost, is_loopback
+from prefect_mipro.server.upstream.addresses import AllowedHost
+from prefect_mipro.transport import is_loopback
 
 DOCS_PATH = "/docs"
 HOSTS_REMEMBERED = 256
