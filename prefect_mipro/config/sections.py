@@ -226,7 +226,11 @@ class TerminationSettings(Section):
 
 
 class MiproSettings(Section):
-    """The table `[prompt_learning.mipro]`."""
+    """The table `[prompt_learning.mipro]`.
+
+    With `fallback_to_champion` a call that the model refuses because of a candidate's prompt is
+    made once more with the champion's, and the rollout is the champion's then.
+    """
 
     mode: Literal["online"] = "online"
     system_id: str | None = None
@@ -264,6 +268,7 @@ class MiproSettings(Section):
     promotion: PromotionSettings = PromotionSettings()
     missing_rewards: MissingRewardSettings = MissingRewardSettings()
     trace_content: TraceContent = TraceContent.FULL
+    fallback_to_champion: bool = True
 
     @model_validator(mode="after")
     def _range_has_width(self) -> Self:

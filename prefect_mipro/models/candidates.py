@@ -18,7 +18,9 @@ class Statistics(Record):
 
     `missing` counts the rollouts that were given up and have no reward still, `first_byte_calls`
     the calls that `first_byte_seconds_sum` is the sum of, and `untimed_calls` those that
-    `latency_seconds_sum` leaves out, because nobody knows how long they took.
+    `latency_seconds_sum` leaves out, because nobody knows how long they took. `failures` are
+    rollouts that failed because of the candidate's prompt, including those that fell back to
+    another candidate.
     """
 
     rollouts: int = 0
@@ -37,11 +39,17 @@ class Statistics(Record):
     first_byte_seconds_sum: float = 0.0
     first_byte_calls: int = 0
     cost_usd_sum: float = 0.0
+    failures: int = 0
 
     @property
     def in_flight(self) -> int:
         """Rollouts whose reward is still awaited."""
         return self.rollouts - self.rewards - self.missing - self.unapplied_rollouts
+
+    @property
+    def answered_calls(self) -> int:
+        """Calls that the model answered, well or not."""
+        return self.calls - self.failed_calls
 
     @property
     def mean_reward(self) -> float | None:
@@ -64,6 +72,8 @@ class Candidate(Record):
     """What a rollout runs with.
 
     `number` counts a session's candidates from 1 and is the version of the wire's prompt lever.
+    `last_failure` says how a call failed last because of its prompt. `demonstration_room` is how
+    many characters of demonstrations would have fit where its prompt passed the model's context.
     """
 
     candidate_id: str
@@ -75,6 +85,8 @@ class Candidate(Record):
     label: str | None = None
     created_at: datetime
     retired_at: datetime | None = None
+    last_failure: str | None = None
+    demonstration_room: int | None = None
     statistics: Statistics = Statistics()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field, StrictBool
@@ -18,7 +19,8 @@ class Rollout(Record):
 
     `position` counts a session's rollouts in the order of their pins, from 1. `propensity` is the
     probability with which selection chose the candidate. A rollout of a duel
-    also carries the reward predicted before it ran (`optimizer.promotion`).
+    also carries the reward predicted before it ran (`optimizer.promotion`). After a fallback
+    `candidate_id` is the one that answered and `failed_candidate_id` the one that was chosen.
 
     `applied` is whether the candidate's prompt was in any of its calls, `None` while that is not
     known. A rollout whose calls were all sent as they came says nothing about its candidate.
@@ -38,11 +40,52 @@ class Rollout(Record):
     applied: bool | None = None
     epoch: int = 1
     given_up_at: datetime | None = None
+    failure: FailureKind | None = None
+    failed_candidate_id: str | None = None
 
     @property
     def is_evidence(self) -> bool:
         """Whether its reward counts for its candidate."""
         return self.applied is not False
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another candidate answered than the one that was chosen."""
+        return self.failed_candidate_id not in (None, self.candidate_id)
+
+
+class FailureKind(StrEnum):
+    """How a call failed because of its prompt.
+
+    A refused call has no answer. The others are answers that hardly anyone can use: a reward above
+    the bottom of the range says that the caller could.
+    """
+
+    REFUSED = "refused"
+    FILTERED = "filtered"
+    EMPTY = "empty"
+    CUT = "cut"
+
+
+class CallFailure(Record):
+    """A call that failed because of its candidate's prompt, and not by an outage.
+
+    `shares` are the candidates' shares of the traffic when its rollout was pinned. A refusal for
+    length tells the `demonstration_room`: how many characters of demonstrations would have fit.
+    """
+
+    candidate_id: str
+    kind: FailureKind
+    reason: str
+    shares: dict[str, float]
+    demonstration_room: int | None = None
+
+
+class FailedRollout(Record):
+    """A failed rollout as evidence: whose call failed, and the shares of the traffic then."""
+
+    candidate_id: str
+    shares: dict[str, float]
 
 
 class Trace(Record):

@@ -137,6 +137,8 @@ class CandidateReport(Record):
     come from the same posterior. `cost_usd` is known where the config tells prices: of calls whose
     model has one. `latency_seconds` and `first_byte_seconds` are means over its calls.
     `unapplied_rollouts` ran without its prompt, and their rewards are not among `reward_count`.
+    `failed_calls` are all that failed, by outages too; `failures` are rollouts that failed because
+    of the candidate's prompt, and `last_failure` says how the last one did.
     """
 
     candidate_id: str
@@ -154,6 +156,8 @@ class CandidateReport(Record):
     probability_best: float
     probability_better: float
     failed_calls: int
+    failures: int = 0
+    last_failure: str | None = None
     unapplied_calls: int
     unapplied_rollouts: int = 0
     prompt_tokens: int

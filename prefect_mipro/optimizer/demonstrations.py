@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from prefect_mipro.config import DemonstrationSettings
+from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import Demonstration, DemonstrationsValue
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.prompts import normalised
@@ -24,6 +25,10 @@ TEMPLATE_VERSION = "sets-2"
 GOOD_QUANTILE = 0.8
 # An example's own mean counts as if so many rewards of the overall mean came with it.
 PSEUDO_REWARDS = 2.0
+# A limit is believed from so many refusals on.
+FEWEST_REFUSALS = 2
+# Tokens are not equally long: of a limit in characters this share is used.
+CONTEXT_SHARE = 0.9
 # Draws per wanted set before the pool counts as used up.
 ATTEMPTS = 20
 # Outputs are labels when each occurs at least so often on average.
@@ -153,6 +158,34 @@ def propose_sets(
             seen.add(_members(value))
             made.append(ProposedSet(kind, value))
     return made
+
+
+def room_for_demonstrations(sent: int, *, added: int, fits: float | None) -> int | None:
+    """How many characters of demonstrations would have fit into a prompt that was too long.
+
+    Of `sent` characters the candidate `added` some. `fits` is the share of the prompt that the
+    model takes, where it told; else half of what was added is a guess. `None` if the caller's own
+    messages are too long.
+    """
+    if added <= 0:
+        return None
+    if fits is None:
+        return added // 2
+    room = int(CONTEXT_SHARE * fits * sent) - (sent - added)
+    return min(room, added) if room > 0 else None
+
+
+def known_room(candidates: Sequence[Candidate]) -> int | None:
+    """How many characters of demonstrations fit, by the refusals of retired candidates.
+
+    One refusal may be the fault of an unusual input. `None` while nothing tells a limit.
+    """
+    rooms = (
+        candidate.demonstration_room
+        for candidate in candidates
+        if not candidate.active and candidate.statistics.failures >= FEWEST_REFUSALS
+    )
+    return min((room for room in rooms if room is not None), default=None)
 
 
 def set_id(value: DemonstrationsValue) -> str:

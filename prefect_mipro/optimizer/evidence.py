@@ -39,8 +39,9 @@ class Evidence:
     ) -> Evidence:
         """From the reward blocks of one epoch, or without them from the arms' whole statistics.
 
-        Missing rewards are left out, or each counts as the scaled reward `impute`, spread over the
-        stretches as the others are. Blocks of other candidates are ignored.
+        Missing rewards are left out, or each counts as the scaled reward `impute`; failed rollouts
+        count as 0. Both are spread over the stretches as the others are. Blocks of other candidates
+        are ignored.
         """
         if blocks is None:
             counts = _column([arm.statistics.rewards for arm in arms])
@@ -48,10 +49,14 @@ class Evidence:
             square_sum = sum(arm.statistics.reward_square_sum for arm in arms)
         else:
             counts, sums, square_sum = _tabulate(arms, blocks)
+        failures = _column([arm.statistics.failures for arm in arms])
         if impute is not None:
-            missing = _column([arm.statistics.missing for arm in arms]) * _shares(counts)
+            missing = _column([arm.statistics.missing for arm in arms])
+            missing = np.maximum(missing - failures, 0.0) * _shares(counts)
             counts, sums = counts + missing, sums + impute * missing
             square_sum += impute**2 * float(missing.sum())
+        if failures.any():
+            counts = counts + failures * _shares(counts)
         pending = _column([max(0, arm.statistics.in_flight) for arm in arms])[:, 0]
         return cls(tuple(arms), counts, sums, square_sum, pending)
 

@@ -176,6 +176,11 @@ def user_text(messages: Sequence[ChatMessage]) -> str:
     return next((_text(m) for m in reversed(messages) if _role(m) == "user"), "")
 
 
+def characters(messages: Sequence[ChatMessage]) -> int:
+    """How long the text of all messages is."""
+    return sum(len(_text(message)) for message in messages)
+
+
 def answer_text(response: JsonObject | None) -> str:
     """The text of a chat completion's first choice; empty when it has none."""
     try:

@@ -8,7 +8,7 @@ planned when enough new rewards have come; choosing only draws.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -20,6 +20,7 @@ import numpy as np
 from prefect_mipro.config import PromotionSettings, SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Duel, DuelState
 from prefect_mipro.optimizer.evidence import Evidence, Vector
+from prefect_mipro.optimizer.failures import with_probation
 from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.strategies import STRATEGIES, Situation
 
@@ -84,10 +85,12 @@ def plan(
     champion_id: str,
     settings: SelectionSettings,
     rng: np.random.Generator,
+    probation: Set[str] = frozenset(),
 ) -> Plan:
     """Share the next rollouts out among the active candidates, of which the champion is one.
 
-    `belief` is the posterior of the evidence.
+    `belief` is the posterior of the evidence. Candidates on `probation` get few calls, whatever
+    the strategy (`optimizer.failures`).
     """
     rows = [belief.index(candidate_id) for candidate_id in active]
     situation = Situation(
@@ -100,7 +103,11 @@ def plan(
         champion=list(active).index(champion_id),
         settings=settings,
     )
-    return Plan(tuple(active), STRATEGIES[settings.strategy](situation, rng))
+    shares = STRATEGIES[settings.strategy](situation, rng)
+    if probation:
+        held = [candidate_id in probation for candidate_id in active]
+        shares = with_probation(shares, held, champion=situation.champion)
+    return Plan(tuple(active), shares)
 
 
 def choose(

@@ -74,6 +74,8 @@ The proxy is not in the list below: it takes the chat completions of any OpenAI 
   makes one.
 * Answers carry the headers `x-mipro-candidate-id` and `x-mipro-rollout-id`, and as
   `x-mipro-request-id` the id under which the log has them.
+* `x-mipro-fallback-from` names the candidate whose prompt the model refused before the champion's
+  was answered; the rollout is the champion's then.
 * `x-mipro-candidate-id` in a request asks for that candidate outside of learning.
 * `x-correlation-id` (or query `correlation_id`) and `x-mipro-example-id` (or query `example_id`)
   are kept with the rollout.
@@ -218,12 +220,16 @@ def _backend(
     redaction = Redaction(settings.trace_content)
     recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
-    serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
+    looks = Looks(live, promotion, journal)
+    serving = Serving(
+        upstreams, knowledge, live, assignments, journal, recorder, looks, new_id=new_id
+    )
     opened.push_async_callback(journal.close)
+    opened.push_async_callback(looks.close)
     rollouts = Rollouts(
         store,
         live,
-        Looks(live, promotion),
+        looks,
         proposals,
         redaction,
         telemetry=telemetry,

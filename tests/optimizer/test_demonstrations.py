@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -12,18 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_mipro.config import DemonstrationSettings
+from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.levers import Demonstration, DemonstrationsValue
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.demonstrations import (
     ProposedSet,
     SetKind,
     WorkedExample,
+    known_room,
     propose_sets,
+    room_for_demonstrations,
     set_id,
     worked_examples,
 )
 from tests.optimizer.traces import trace
 
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = ("music", "alarm", "weather", "book")
 
 
@@ -313,3 +318,33 @@ def test_any_pool_gives_sets_of_its_own_members(
         assert 0 < len(chosen) <= max(*sizes, len(set(answers))) + len(set(answers))
         assert len(set(chosen)) == len(chosen)
         assert set(chosen) <= members(pool)
+
+
+def test_the_room_for_demonstrations_follows_from_the_share_that_fits() -> None:
+    # 900 of 1,000 characters fit, less a tenth for uneven tokens; 400 are the caller's own.
+    assert room_for_demonstrations(1_000, added=600, fits=0.9) == 410
+    assert room_for_demonstrations(1_000, added=600, fits=None) == 300
+
+
+def test_a_caller_whose_own_prompt_is_too_long_tells_no_room() -> None:
+    assert room_for_demonstrations(1_000, added=600, fits=0.3) is None
+    assert room_for_demonstrations(1_000, added=0, fits=None) is None
+
+
+def test_the_room_is_that_of_candidates_retired_after_more_than_one_refusal() -> None:
+    def refused(number: int, room: int, failures: int, *, retired: bool = True) -> Candidate:
+        return Candidate(
+            candidate_id=f"cand_{number}",
+            session_id="s",
+            number=number,
+            instruction_version=1,
+            demonstrations_version=number,
+            created_at=AT,
+            retired_at=AT if retired else None,
+            demonstration_room=room,
+            statistics=Statistics(failures=failures),
+        )
+
+    unusual, in_play = refused(1, 100, 1), refused(2, 200, 5, retired=False)
+    assert known_room([unusual, in_play]) is None
+    assert known_room([unusual, in_play, refused(3, 400, 2), refused(4, 300, 2)]) == 300

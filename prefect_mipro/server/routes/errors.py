@@ -28,6 +28,7 @@ PROXY_PREFIX = "/api/mipro/v1/"
 CANDIDATE_HEADER = "x-mipro-candidate-id"
 ROLLOUT_HEADER = "x-mipro-rollout-id"
 PROMPT_HEADER = "x-mipro-prompt"
+FALLBACK_HEADER = "x-mipro-fallback-from"
 # Clients of the old SDK parse the first 4,096 characters of an error and no more.
 LARGEST_ERROR_BYTES = 4_000
 LONGEST_MESSAGE = 1_000

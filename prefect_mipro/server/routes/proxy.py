@@ -33,6 +33,7 @@ from prefect_mipro.server.routes.dependencies import (
 )
 from prefect_mipro.server.routes.errors import (
     CANDIDATE_HEADER,
+    FALLBACK_HEADER,
     PROMPT_HEADER,
     PROXY_PREFIX,
     ROLLOUT_HEADER,
@@ -57,6 +58,7 @@ _NINETEEN_DIGITS = b"0" * 19
 _CANDIDATE = CANDIDATE_HEADER.encode()
 _ROLLOUT = ROLLOUT_HEADER.encode()
 _PROMPT = PROMPT_HEADER.encode()
+_FALLBACK = FALLBACK_HEADER.encode()
 
 
 class Proxy:
@@ -308,6 +310,8 @@ class _Answer:
             *more,
             *((name.encode(), value.encode("latin-1")) for name, value in served.headers.items()),
         ]
+        if served.failed_candidate_id is not None:
+            headers.append((_FALLBACK, served.failed_candidate_id.encode()))
         self.started = True
         self._metered.started(served.status, streaming=streaming)
         await self._send(

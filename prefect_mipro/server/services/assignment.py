@@ -10,11 +10,11 @@ money.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.rollouts import Rollout
+from prefect_mipro.models.rollouts import CallFailure, Rollout
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.optimizer.selection import Choice, choose
 from prefect_mipro.server.services.beliefs import Beliefs, Chance
@@ -29,21 +29,30 @@ FindCandidate = Callable[[str], Awaitable[Candidate]]
 
 
 class Assigned:
-    """The candidate to go ahead with, and the pin of its rollout, which may be under way."""
+    """The candidate to go ahead with, and the pin of its rollout, which may be under way.
 
-    __slots__ = ("_find", "_pin", "candidate")
+    `shares` are the candidates' shares of the traffic when it was pinned, as far as they are known.
+    """
+
+    __slots__ = ("_find", "_pin", "candidate", "shares")
     _find: FindCandidate
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, shares: Mapping[str, float]) -> None:
         self.candidate = candidate
+        self.shares = shares
         self._pin: asyncio.Future[Rollout] | None = None
 
     @classmethod
     def while_pinning(
-        cls, candidate: Candidate, pin: asyncio.Future[Rollout], *, find: FindCandidate
+        cls,
+        candidate: Candidate,
+        pin: asyncio.Future[Rollout],
+        shares: Mapping[str, float],
+        *,
+        find: FindCandidate,
     ) -> Assigned:
         """Not settled before the pin is."""
-        assigned = cls(candidate)
+        assigned = cls(candidate, shares)
         assigned._pin, assigned._find = pin, find
         return assigned
 
@@ -112,7 +121,7 @@ class Assignments:
         while True:
             pinned_id = self._live.pinned(live.session, rollout_id)
             if pinned_id is not None:
-                return Assigned(await self._knowledge.candidate(pinned_id))
+                return Assigned(await self._knowledge.candidate(pinned_id), live.shares)
             pinning = live.pinning.get(rollout_id)
             if pinning is None:
                 # Of the calls of one rollout that come at once, one chooses.
@@ -125,11 +134,20 @@ class Assignments:
                 )
             candidate = await self._knowledge.candidate(pinning.candidate_id)
             assigned = Assigned.while_pinning(
-                candidate, pinning.rollout, find=self._knowledge.candidate
+                candidate, pinning.rollout, pinning.shares, find=self._knowledge.candidate
             )
             if self._store.shared or self._journal.pins_first:
-                return Assigned(await assigned.settled())
+                return Assigned(await assigned.settled(), pinning.shares)
             return assigned
+
+    async def fall_back(
+        self, live: LiveSession, rollout_id: str, failure: CallFailure, candidate: Candidate
+    ) -> None:
+        """Give the rollout of a refused call to the candidate that answers in its place."""
+        await self._store.fall_back(
+            live.session_id, rollout_id, failure, candidate.candidate_id, at=self._clock()
+        )
+        self._live.remember_pin(live.session, rollout_id, candidate.candidate_id)
 
     async def _pin(
         self,
@@ -159,7 +177,8 @@ class Assignments:
             )
             live.serve(choice.candidate_id)
             pin = self._journal.pin(rollout)
-            pinning = live.pinning[rollout_id] = Pinning(choice.candidate_id, pin)
+            pinning = Pinning(choice.candidate_id, pin, live.shares)
+            live.pinning[rollout_id] = pinning
             pin.add_done_callback(partial(self._pinned, live, rollout_id))
             return pinning
         finally:
@@ -181,14 +200,17 @@ class Assignments:
             return _certain(session.champion_id)
         duel = live.running_duel
         block = config.mipro.online_rollouts_per_candidate
-        if live.serving_candidate_id and duel is None and live.serving_rollouts % block:
-            return _certain(live.serving_candidate_id)
+        serving_id = live.serving_candidate_id
+        if serving_id and duel is None and live.serving_rollouts % block:
+            snapshot = await self._beliefs.recent(live)
+            if serving_id in snapshot.plan.of and serving_id not in snapshot.probation:
+                return _certain(serving_id)
         deviation = 0.0
         if duel and example_id:
             seen = await self._store.example_rewards(live.session_id, example_id)
             deviation = expected_deviation(*seen)
         snapshot = await self._beliefs.recent(live)
-        return choose(
+        choice = choose(
             snapshot.plan,
             duel=duel,
             expected_deviation=deviation,
@@ -196,6 +218,8 @@ class Assignments:
             promotion=config.mipro.promotion,
             rng=Chance(config, live.session_id, rollout_id),
         )
+        live.shares = choice.propensities
+        return choice
 
 
 def _certain(candidate_id: str) -> Choice:

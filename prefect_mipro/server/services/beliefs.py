@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,11 +16,13 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.candidates import Arm, Candidate, RewardBlock
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.evidence import Evidence
+from prefect_mipro.optimizer.failures import failure_evidence, on_probation
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
 from prefect_mipro.optimizer.selection import Plan, plan
 from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge, Recent
 from prefect_mipro.server.services.live import LiveSession
 from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.records import Failures
 
 # A belief serves until so many rewards, or so many rollouts without any, have come since. It moves
 # less than the noise of a draw in between, and a choice then costs no more than the draw. Where
@@ -29,6 +31,8 @@ REFIT_REWARDS = 4
 REFIT_ROLLOUTS = 16
 REFIT_REWARDS_SHARE = 1 / 64
 REFIT_ROLLOUTS_SHARE = 1 / 2
+# Each failure counts as long as there are few.
+REFIT_FAILURES_SHARE = 1 / 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,9 @@ class Snapshot:
     """A session's candidates, what they earned in its present epoch, and what follows from it.
 
     `session` is as it was when the candidates were read. The belief is over all of `candidates`,
-    the retired ones included: they teach about the levers they share.
+    the retired ones included: they teach about the levers they share. `failure_evidence` is that
+    against each candidate in play but the baseline, and those on `probation` get few calls
+    (`optimizer.failures`).
     """
 
     session: Session
@@ -44,6 +50,9 @@ class Snapshot:
     blocks: tuple[RewardBlock, ...]
     belief: Posterior
     plan: Plan
+    failures: Failures
+    failure_evidence: Mapping[str, float]
+    probation: frozenset[str]
 
     @cached_property
     def active(self) -> tuple[Candidate, ...]:
@@ -69,11 +78,19 @@ class Snapshot:
         awaited = sum(candidate.statistics.in_flight for candidate in self.candidates)
         return self.session.rollouts + max(REFIT_ROLLOUTS, REFIT_ROLLOUTS_SHARE * awaited)
 
+    @cached_property
+    def most_failures(self) -> float:
+        """From how many failed rollouts on it serves no longer."""
+        return self.failures.total + max(1.0, REFIT_FAILURES_SHARE * self.failures.total)
+
     def suits(self, session: Session | LiveSession) -> bool:
         """Whether little enough has happened since."""
         then = self.session
-        if isinstance(session, LiveSession) and session.active_candidates != len(self.active):
-            return False
+        if isinstance(session, LiveSession):
+            if session.active_candidates != len(self.active):
+                return False
+            if session.failures >= self.most_failures:
+                return False
         return (
             session.rewards < self.most_rewards
             and session.rollouts < self.most_rollouts
@@ -110,8 +127,9 @@ class Beliefs:
         """What is to be believed now."""
         candidates = await self._store.candidates(session.session_id)
         blocks = await self._store.reward_blocks(session.session_id)
+        failures = await self._store.failures(session.session_id)
         config = self._knowledge.config(session)
-        snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks)
+        snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks, failures)
         self._held.get(session.session_id, dict)["last"] = snapshot
         return snapshot
 
@@ -125,6 +143,7 @@ def _fit(
     config: MiproConfig,
     candidates: tuple[Candidate, ...],
     blocks: tuple[RewardBlock, ...],
+    failures: Failures,
 ) -> Snapshot:
     present = [block for block in blocks if block.epoch == session.epoch]
     arms = [candidate.arm for candidate in candidates]
@@ -132,15 +151,30 @@ def _fit(
         arms = [_of_epoch(arm, present) for arm in arms]
     evidence = Evidence.of(arms, present, impute=config.mipro.imputed_reward)
     belief = posterior(evidence, scales=replace(DEFAULT_SCALES, caution=config.caution))
+    active = [candidate for candidate in candidates if candidate.active]
+    active_ids = [candidate.candidate_id for candidate in active]
+    against = failure_evidence(
+        failures.newest,
+        active_ids,
+        baseline_id=session.baseline_id,
+        champion_id=session.champion_id,
+    )
+    probation = on_probation(
+        failures.newest,
+        against,
+        unanswered={c.candidate_id for c in active if not c.statistics.answered_calls},
+        champion_id=session.champion_id,
+    )
     shares = plan(
         evidence,
         belief=belief,
-        active=[candidate.candidate_id for candidate in candidates if candidate.active],
+        active=active_ids,
         champion_id=session.champion_id,
         settings=config.mipro.selection,
         rng=generator(config, session, session.rewards, session.rollouts),
+        probation=probation,
     )
-    return Snapshot(session, candidates, blocks, belief, shares)
+    return Snapshot(session, candidates, blocks, belief, shares, failures, against, probation)
 
 
 def _of_epoch(arm: Arm, blocks: Sequence[RewardBlock]) -> Arm:

@@ -54,7 +54,8 @@ class Served:
 
     `headers` are those that are worth passing on. `started` is when the upstream was called, by
     the `timer`. `prompt_applied` says that the candidate's prompt took the baseline's place; else
-    the messages went to the upstream as they came. `stream` says that a stream was asked for.
+    the messages went to the upstream as they came. `stream` says that a stream was asked for. After
+    a fallback `failed_candidate_id` names the candidate that failed.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class Served:
         self.headers: Mapping[str, str] = reply.headers
         self.size_bytes = 0
         self.first_byte_seconds: float | None = None
+        self.failed_candidate_id: str | None = None
         self._reply = reply
         self._started = started
         self._stream = stream
         self._is_stream: bool | None = None
         self._timer = timer
+        self._body: bytes | None = None
         self._whole: Completion | None = None
         self._events: Events | None = None
 
@@ -113,6 +116,8 @@ class Served:
 
         A success that is not a chat completion raises CompletionInvalid.
         """
+        if self._body is not None:
+            return self._body
         self.first_byte_seconds = self._timer() - self._started
         body = await self._reply.read()
         if self.is_refusal:
@@ -121,6 +126,7 @@ class Served:
         self._whole = read(body)
         if not self.is_refusal:
             require_completion(self._whole)
+        self._body = body
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -24,25 +24,28 @@ from prefect_mipro.models.leases import (
 )
 from prefect_mipro.models.levers import LeverName, LeverVersion, lever_id
 from prefect_mipro.models.placeholders import escaped, fill, placeholders_of, texts_of
-from prefect_mipro.models.rollouts import Rollout, Trace
+from prefect_mipro.models.rollouts import CallFailure, Rollout, Trace
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.prompts import (
     Applied,
     Mismatch,
     answer_text,
     apply,
+    characters,
     recognise,
     user_text,
 )
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.recording import Recorder, lever_versions
+from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.services.recording import Recorder, call_failure, lever_versions
 from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.upstream.completions import Completion
+from prefect_mipro.server.upstream.prompt_failures import prompt_failure
 
 LONGEST_SAYING = 1_000
 
@@ -184,7 +187,12 @@ class Leases:
             usage = likely_usage(posted.messages, answer_text(response))
         trace = self._trace(session, rollout, posted, response, usage, request_key)
         live = await self._serving.live.of(session_id)
-        duplicate = await self._recorder.post(trace, live, candidate=candidate, estimated=estimated)
+        failure = await self._failure_of(live, trace, posted, candidate)
+        duplicate = await self._recorder.post(
+            trace, live, candidate=candidate, estimated=estimated, failure=failure
+        )
+        if failure is not None:
+            self._serving.looks.begin(session_id)
         return TraceReceipt(
             status="accepted",
             session_id=session_id,
@@ -192,6 +200,22 @@ class Leases:
             candidate_id=rollout.candidate_id,
             trace_id=trace.trace_id,
             duplicate=duplicate,
+        )
+
+    async def _failure_of(
+        self, live: LiveSession, trace: Trace, posted: TraceRequest, candidate: Candidate
+    ) -> CallFailure | None:
+        """How the call failed because of the candidate's prompt, as far as the program tells."""
+        if posted.unapplied_reason:
+            return None
+        answer = {"error": {"message": posted.error}} if posted.error else trace.response
+        _, shown = await self._knowledge.prompt_of(candidate)
+        return call_failure(
+            candidate,
+            prompt_failure(200, Completion(answer)),
+            shares=live.shares,
+            sent=characters(trace.messages),
+            added=sum(len(d.input) + len(d.output) for d in shown.demonstrations),
         )
 
     async def _leased(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,10 +49,14 @@ NOTHING = Reserved()
 
 
 class Pinning(NamedTuple):
-    """A pin under way: the candidate that was chosen, and the rollout as it will be pinned."""
+    """A pin under way: the candidate that was chosen, and the rollout as it will be pinned.
+
+    `shares` are those of the traffic that the candidates got then.
+    """
 
     candidate_id: str
     rollout: asyncio.Future[Rollout]
+    shares: Mapping[str, float]
 
 
 @dataclass(eq=False)
@@ -60,7 +64,8 @@ class LiveSession:
     """A session as it is held. Its counters only grow: of two figures the larger is the newer.
 
     `serving_*` are ahead of the store by the choices whose pins are under way. `unapplied_told` is
-    the number of `unapplied_calls` that the log has told of.
+    the number of `unapplied_calls` that the log has told of. `shares` are the candidates' shares of
+    the traffic at the newest draw.
     """
 
     session: Session
@@ -75,6 +80,8 @@ class LiveSession:
     cost_usd: float = 0.0
     unapplied_calls: int = 0
     unapplied_told: int = 0
+    failures: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
     learned_at: float = LONG_AGO
@@ -137,6 +144,7 @@ class LiveSession:
         self.completion_tokens = max(self.completion_tokens, totals.completion_tokens)
         self.cost_usd = max(self.cost_usd, totals.cost_usd_sum)
         self.unapplied_calls = max(self.unapplied_calls, totals.unapplied_calls)
+        self.failures = totals.failures
         if not self.choosing and not self.pinning:
             self.serving_candidate_id = session.serving_candidate_id
             self.serving_rollouts = session.serving_rollouts

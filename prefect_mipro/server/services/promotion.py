@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
 from prefect_mipro.config import MiproConfig, PromotionSettings
 from prefect_mipro.errors import Conflict, StoreFailed
-from prefect_mipro.models.candidates import Duel, DuelState, Statistics
+from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
+from prefect_mipro.models.levers import LeverName
 from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.optimizer.failures import RETIRE_EVIDENCE
 from prefect_mipro.optimizer.promotion import challenger, verdict
 from prefect_mipro.optimizer.stopping import Progress, has_budget, has_goal, reached, used_up
 from prefect_mipro.server.services.beliefs import Beliefs, Snapshot, generator
@@ -43,10 +46,69 @@ class Promotion:
         if session.rewards - live.rewards_at_give_up >= GIVE_UP_EVERY:
             live.rewards_at_give_up = session.rewards
             await self.give_up(session)
-        if config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
+        if live.failures and await self._retire_failing(session, await self._beliefs.recent(live)):
+            # The next look finds the session without them.
+            session = await self._store.session(session.session_id)
+        elif config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
             snapshot = await self._beliefs.recent(live)
             session = await self._judge(session, config, snapshot, live.duel)
         await self._end_if_done(session, live)
+
+    async def _retire_failing(self, session: Session, snapshot: Snapshot) -> bool:
+        """Take the candidates out of play that fail more often than the baseline beyond chance."""
+        session_id = session.session_id
+        failing = [
+            candidate
+            for candidate in snapshot.active
+            if snapshot.failure_evidence.get(candidate.candidate_id, 0.0) >= RETIRE_EVIDENCE
+        ]
+        reasons = {candidate: _why_failing(candidate) for candidate in failing}
+        for candidate in await self._too_long_as_well(session_id, snapshot, failing):
+            reasons[candidate] = "its demonstrations are no shorter than some that do not fit"
+        for candidate, reason in reasons.items():
+            if candidate.candidate_id == session.champion_id:
+                await self._store.set_champion(
+                    session_id, session.baseline_id, at=self._clock(), reason=reason
+                )
+            await self._store.retire(
+                session_id,
+                [candidate.candidate_id],
+                at=self._clock(),
+                reason=reason,
+                ends_duel=True,
+            )
+            log.warning(
+                "candidate_retired",
+                extra={
+                    "session_id": session_id,
+                    "candidate_id": candidate.candidate_id,
+                    "reason": reason,
+                },
+            )
+        if failing:
+            self._beliefs.forget(session_id)
+        return bool(failing)
+
+    async def _too_long_as_well(
+        self, session_id: str, snapshot: Snapshot, failing: Sequence[Candidate]
+    ) -> list[Candidate]:
+        """Candidates never answered whose demonstrations are as long as some that do not fit."""
+        too_long = [c for c in failing if c.demonstration_room is not None]
+        if not too_long:
+            return []
+        lengths = {
+            version.version: sum(len(d.input) + len(d.output) for d in version.demonstrations)
+            for version in await self._store.levers(session_id)
+            if version.lever is LeverName.DEMONSTRATIONS
+        }
+        shortest = min(lengths[candidate.demonstrations_version] for candidate in too_long)
+        return [
+            candidate
+            for candidate in snapshot.active
+            if lengths[candidate.demonstrations_version] >= max(shortest, 1)
+            and not candidate.statistics.answered_calls
+            and candidate not in failing
+        ]
 
     async def give_up(self, session: Session) -> None:
         """Count the rewards that are overdue as missing; later, while nothing can be written."""
@@ -189,3 +251,11 @@ class Promotion:
             return None
         rng = generator(config, session, session.rewards)
         return snapshot.belief.exploration_value(rng, active=snapshot.active_ids)
+
+
+def _why_failing(candidate: Candidate) -> str:
+    counted = candidate.statistics
+    return (
+        f"its prompt fails more often than the baseline: {counted.failures} of "
+        f"{counted.calls} calls, the last with {candidate.last_failure}"
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
-from prefect_mipro.models.rollouts import Trace
+from prefect_mipro.models.rollouts import CallFailure, Trace
 from prefect_mipro.models.sensors import SensorKind
+from prefect_mipro.optimizer.demonstrations import room_for_demonstrations
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.services.calls import Served
 from prefect_mipro.server.services.identity import Clock, NewId
@@ -20,6 +22,7 @@ from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.upstream.completions import Completion
+from prefect_mipro.server.upstream.prompt_failures import PromptFailure
 
 CALLER_WENT_AWAY = 499
 
@@ -59,17 +62,18 @@ class Recorder:
         rollout_id: str,
         applied: Applied,
         served: Served | None,
-        failure: MiproError | None,
+        error: MiproError | None,
         *,
         latency_seconds: float,
         asked_model: str | None,
+        failure: CallFailure | None,
     ) -> Trace:
         """Keep what the call was and what it cost, also when its caller has gone away by now."""
         completion = served.completion if served else Completion(error="the caller went away")
         output = answer_text(completion.response)
         usage = completion.usage
         # The model has worked, and may be paid for it, whether or not the answer came to its end.
-        worked = not served.is_refusal if served else failure is None
+        worked = not served.is_refusal if served else error is None
         estimated = worked and not (usage.prompt_tokens or usage.completion_tokens)
         if estimated:
             usage = likely_usage(applied.messages, output)
@@ -88,8 +92,8 @@ class Recorder:
             input=user_text(applied.messages),
             output=output,
             unapplied_reason=applied.reason,
-            status=failure.status if failure else served.status if served else CALLER_WENT_AWAY,
-            error=failure.message if failure else completion.error,
+            status=error.status if error else served.status if served else CALLER_WENT_AWAY,
+            error=error.message if error else completion.error,
             latency_seconds=latency_seconds,
             first_byte_seconds=served.first_byte_seconds if served else None,
             usage=usage,
@@ -102,7 +106,13 @@ class Recorder:
         if kept is not trace:
             size_bytes = 0
         size_bytes += sum(len(str(message.get("content"))) for message in kept.messages)
-        call = self._call(kept, candidate, estimated=estimated, applied=applied.mismatch is None)
+        call = self._call(
+            kept,
+            candidate,
+            estimated=estimated,
+            applied=applied.mismatch is None,
+            failure=failure,
+        )
         self._journal.record(call, size_bytes=size_bytes)
         if applied.mismatch:
             _tell_unapplied(live, applied.mismatch.looked_for, applied.mismatch.came)
@@ -115,6 +125,7 @@ class Recorder:
         *,
         candidate: Candidate,
         estimated: bool,
+        failure: CallFailure | None,
     ) -> bool:
         """Write the trace of a call made elsewhere, once; whether its id was there already.
 
@@ -123,7 +134,7 @@ class Recorder:
         kept = self._redaction.trace(trace, live.session, live.config)
         # Only the program knows that it used the prompt; that it did not, it says.
         applied = False if trace.unapplied_reason else None
-        call = self._call(kept, candidate, estimated=estimated, applied=applied)
+        call = self._call(kept, candidate, estimated=estimated, applied=applied, failure=failure)
         stored = await self._store.post_trace(call)
         if _content(stored) != _content(kept):
             raise Conflict(
@@ -135,7 +146,13 @@ class Recorder:
         return stored is not kept
 
     def _call(
-        self, trace: Trace, candidate: Candidate, *, estimated: bool, applied: bool | None
+        self,
+        trace: Trace,
+        candidate: Candidate,
+        *,
+        estimated: bool,
+        applied: bool | None,
+        failure: CallFailure | None,
     ) -> CallRecord:
         return CallRecord(
             trace,
@@ -144,6 +161,7 @@ class Recorder:
             lever_versions=lever_versions(candidate),
             trace_ids=(trace.trace_id, trace.rollout_id),
             applied=applied,
+            failure=failure,
         )
 
 
@@ -161,6 +179,30 @@ def _tell_unapplied(live: LiveSession, looked_for: str, came: str) -> None:
                 "there; the session's status quotes both",
             },
         )
+
+
+def call_failure(
+    candidate: Candidate,
+    told: PromptFailure | None,
+    *,
+    shares: Mapping[str, float],
+    sent: int,
+    added: int,
+) -> CallFailure | None:
+    """What an answer tells against the candidate, as it is kept.
+
+    Of `sent` characters of the prompt the candidate added some to the caller's own.
+    """
+    if told is None:
+        return None
+    room = room_for_demonstrations(sent, added=added, fits=told.fits) if told.too_long else None
+    return CallFailure(
+        candidate_id=candidate.candidate_id,
+        kind=told.kind,
+        reason=told.reason,
+        shares=dict(shares),
+        demonstration_room=room,
+    )
 
 
 def _content(trace: Trace) -> JsonObject:

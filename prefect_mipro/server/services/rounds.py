@@ -169,8 +169,11 @@ class Round:
         )
 
     def sets(self, rng: np.random.Generator) -> list[ProposedSet]:
-        """New demonstration sets, as many as there is room for."""
+        """New demonstration sets, as many as there is room for, and as long as the model takes."""
         settings = self.config.mipro.demonstrations
+        longest = demonstrations.known_room(self.snapshot.candidates)
+        if longest is not None and longest < settings.max_set_characters:
+            settings = settings.model_copy(update={"max_set_characters": longest})
         count = min(settings.sets_per_batch, self.room.demonstration_sets)
         if count <= 0:
             return []

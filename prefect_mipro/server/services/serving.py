@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import CandidateNotFound, MiproError
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatBody, ChatMessage
+from prefect_mipro.models.rollouts import CallFailure, FailureKind
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.optimizer.prompts import Applied, Mismatch, Recognised, apply, recognise
+from prefect_mipro.optimizer.prompts import (
+    Applied,
+    Mismatch,
+    Recognised,
+    apply,
+    characters,
+    recognise,
+)
 from prefect_mipro.server.services.assignment import Assigned, Assignments
 from prefect_mipro.server.services.calls import Call, Served, prompt_word
 from prefect_mipro.server.services.identity import NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import NOTHING, Live, LiveSession
-from prefect_mipro.server.services.recording import Recorder
+from prefect_mipro.server.services.looks import Looks
+from prefect_mipro.server.services.recording import Recorder, call_failure
 from prefect_mipro.server.services.reservations import reserve, text_or_none
 from prefect_mipro.server.upstream.interface import Reply
+from prefect_mipro.server.upstream.prompt_failures import prompt_failure
 from prefect_mipro.server.upstream.registry import Upstreams
 from prefect_mipro.server.upstream.stream_usage import UsageRequests, leaves_usage_open
+
+log = logging.getLogger(__name__)
+
+# What another prompt may still be answered for: the caller has seen nothing of it.
+REFUSALS = frozenset({FailureKind.REFUSED, FailureKind.FILTERED})
 
 
 class Serving:
@@ -37,6 +54,7 @@ class Serving:
         assignments: Assignments,
         journal: Journal,
         recorder: Recorder,
+        looks: Looks,
         *,
         new_id: NewId,
         timer: Callable[[], float] = time.perf_counter,
@@ -46,6 +64,7 @@ class Serving:
         self.assignments = assignments
         self.journal = journal
         self.recorder = recorder
+        self.looks = looks
         self.new_id = new_id
         self.timer = timer
         self.usage_requests = UsageRequests()
@@ -122,6 +141,19 @@ class Serving:
         )
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A model that is asked with a candidate's prompt; `served` once its answer is under way."""
+
+    candidate: Candidate
+    applied: Applied
+    model: str | None
+    stream: bool
+    chat: AbstractAsyncContextManager[Reply]
+    started: float
+    served: Served | None = None
+
+
 # One for each call, and a class rather than a generator: entering and leaving those costs more.
 class _Service:
     """One call on its way: entered, its answer is under way; left, it is on record."""
@@ -133,8 +165,7 @@ class _Service:
         self._reserved = NOTHING
         self._rollout_id = call.rollout_id or serving.new_id("rollout")
         self._candidate: Candidate | None = None
-        self._served: Served | None = None
-        self._started: float | None = None
+        self._asked: _Asked | None = None
 
     async def __aenter__(self) -> Served:
         self._serving.journal.begin_call()
@@ -147,11 +178,13 @@ class _Service:
             candidate: Candidate | None = self._assigned.candidate
             while candidate is not None:
                 candidate = await self._ask(candidate)
+            assert self._asked is not None
+            await self._fall_back(self._asked)
         except BaseException as error:
             self._leave(error)
             raise
-        assert self._served is not None
-        return self._served
+        assert self._asked.served is not None
+        return self._asked.served
 
     async def __aexit__(
         self,
@@ -159,8 +192,9 @@ class _Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        assert self._asked is not None
         try:
-            await self._chat.__aexit__(kind, error, traceback)
+            await self._asked.chat.__aexit__(kind, error, traceback)
         finally:
             self._leave(error)
 
@@ -168,7 +202,7 @@ class _Service:
         call, serving, live = self._call, self._serving, self._live
         if call.candidate_id is not None:
             candidate = await serving.candidate_of(live.session_id, call.candidate_id)
-            return Assigned(candidate)
+            return Assigned(candidate, {})
         return await serving.assignments.of(
             live,
             self._rollout_id,
@@ -180,20 +214,12 @@ class _Service:
 
     async def _ask(self, candidate: Candidate) -> Candidate | None:
         """Ask the model with that candidate; another one when the rollout is pinned to that."""
-        self._candidate = candidate
-        call, live = self._call, self._live
-        call.metered.chosen(live.session_id, self._rollout_id, candidate.candidate_id)
-        applied = self._applied = await self._serving.applied(
-            live, candidate, call.body["messages"], call.example_id, self._recognised
-        )
-        body = _with_policy_defaults(call.body, live.config)
-        body["messages"] = list(applied.messages)
-        self._asked_model = text_or_none(body.get("model"))
-        self._started = self._serving.timer()
-        call.metered.forwarded(live.config.policy.provider, body.get("model"))
-        chat = self._begin_chat(body)
+        self._choose(candidate)
+        self._asked = None
+        asked = self._asked = await self._prepare(candidate)
+        self._call.metered.forwarded(self._live.config.policy.provider, asked.model)
         try:
-            reply = await chat.__aenter__()
+            reply = await asked.chat.__aenter__()
         except MiproError:
             # Only of a pinned rollout anything can be kept.
             await self._assigned.settled()
@@ -201,22 +227,111 @@ class _Service:
         try:
             settled = await self._assigned.settled()
         except BaseException as error:
-            await chat.__aexit__(type(error), error, error.__traceback__)
+            await asked.chat.__aexit__(type(error), error, error.__traceback__)
             raise
         if settled.candidate_id != candidate.candidate_id:
-            await chat.__aexit__(None, None, None)
+            await asked.chat.__aexit__(None, None, None)
             return settled
-        self._chat = chat
-        self._served = Served(
-            candidate.candidate_id,
-            self._rollout_id,
-            reply,
-            prompt_applied=applied.mismatch is None,
-            started=self._started,
-            stream=body.get("stream") is True,
-            timer=self._serving.timer,
-        )
+        asked.served = self._served(asked, reply)
         return None
+
+    async def _fall_back(self, refused: _Asked) -> None:
+        """Ask once more with the champion's prompt where the model refuses the candidate's.
+
+        The rollout is the champion's then. Where that gets no better answer, the refusal stays.
+        """
+        try:
+            again = await self._answered_otherwise(refused)
+        except BaseException as error:
+            await refused.chat.__aexit__(type(error), error, error.__traceback__)
+            raise
+        if again is not None:
+            await self._go_on_with(again, refused)
+
+    async def _answered_otherwise(self, refused: _Asked) -> _Asked | None:
+        """The call with another prompt, its answer under way; `None` where the first one stays."""
+        served = refused.served
+        assert served is not None
+        other_id = self._fallback_id(refused.candidate)
+        if other_id is None or await served.is_stream():
+            return None
+        await served.read()
+        failure = self._failure_of(refused)
+        if failure is None or failure.kind not in REFUSALS:
+            return None
+        other = await self._serving.candidate_of(self._live.session_id, other_id)
+        again = await self._prepare(other)
+        if again.applied.messages == refused.applied.messages:
+            return None
+        try:
+            reply = await again.chat.__aenter__()
+        except MiproError:
+            return None
+        again.served = self._served(again, reply)
+        again.served.failed_candidate_id = refused.candidate.candidate_id
+        try:
+            if await self._is_better(again):
+                await self._serving.assignments.fall_back(
+                    self._live, self._rollout_id, failure, other
+                )
+                return again
+        except MiproError as error:
+            log.warning("fallback_failed", extra={"reason": error.message})
+        except BaseException as error:
+            await again.chat.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await again.chat.__aexit__(None, None, None)
+        return None
+
+    def _fallback_id(self, candidate: Candidate) -> str | None:
+        """The champion, or for itself the baseline; `None` where nothing is to be asked again."""
+        live = self._live
+        if not (self._call.learns and live.config.mipro.fallback_to_champion):
+            return None
+        others = (live.champion_id, live.session.baseline_id)
+        return next((other for other in others if other != candidate.candidate_id), None)
+
+    async def _is_better(self, again: _Asked) -> bool:
+        """Whether its answer is one to pass on."""
+        served = again.served
+        assert served is not None
+        if served.is_refusal:
+            return False
+        if not await served.is_stream():
+            await served.read()
+        return self._failure_of(again) is None
+
+    async def _go_on_with(self, again: _Asked, refused: _Asked) -> None:
+        """Make the second answer that of the call, and keep the first one on record."""
+        self._record(refused, None)
+        self._asked, self._assigned = again, Assigned(again.candidate, {})
+        self._choose(again.candidate)
+        try:
+            await refused.chat.__aexit__(None, None, None)
+        except BaseException as error:
+            await again.chat.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    def _choose(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+        self._call.metered.chosen(self._live.session_id, self._rollout_id, candidate.candidate_id)
+
+    async def _prepare(self, candidate: Candidate) -> _Asked:
+        """The call as it goes to the model, about to be sent."""
+        call, live = self._call, self._live
+        applied = await self._serving.applied(
+            live, candidate, call.body["messages"], call.example_id, self._recognised
+        )
+        body = _with_policy_defaults(call.body, live.config)
+        body["messages"] = list(applied.messages)
+        return _Asked(
+            candidate,
+            applied,
+            text_or_none(body.get("model")),
+            body.get("stream") is True,
+            self._begin_chat(body),
+            self._serving.timer(),
+        )
 
     def _begin_chat(self, body: ChatBody) -> AbstractAsyncContextManager[Reply]:
         policy, key = self._live.config.policy, self._call.provider_key
@@ -227,15 +342,26 @@ class _Service:
             return self._serving.usage_requests.chat(upstream, body, api_key=key)
         return upstream.chat(body, api_key=key)
 
+    def _served(self, asked: _Asked, reply: Reply) -> Served:
+        return Served(
+            asked.candidate.candidate_id,
+            self._rollout_id,
+            reply,
+            started=asked.started,
+            prompt_applied=asked.applied.mismatch is None,
+            stream=asked.stream,
+            timer=self._serving.timer,
+        )
+
     def _leave(self, error: BaseException | None) -> None:
         """Keep what is to be kept of it, and make room for another."""
-        candidate = self._candidate
+        candidate, asked = self._candidate, self._asked
         try:
             failure = error if isinstance(error, MiproError) else None
             if candidate is None:
                 return
-            if self._call.learns and self._assigned.is_pinned_to(candidate):
-                self._record(candidate, failure)
+            if asked and self._call.learns and self._assigned.is_pinned_to(asked.candidate):
+                self._record(asked, failure)
             if failure is not None:
                 failure.detail = {
                     "candidate_id": candidate.candidate_id,
@@ -248,21 +374,37 @@ class _Service:
                 self._live.reserved -= self._reserved
             self._serving.journal.end_call()
 
-    def _record(self, candidate: Candidate, failure: MiproError | None) -> None:
-        if self._started is None:
-            return
-        trace = self._serving.recorder.record(
+    def _record(self, asked: _Asked, error: MiproError | None) -> None:
+        serving = self._serving
+        failure = self._failure_of(asked)
+        trace = serving.recorder.record(
             self._live,
-            candidate,
+            asked.candidate,
             self._rollout_id,
-            self._applied,
-            self._served,
-            failure,
-            latency_seconds=self._serving.timer() - self._started,
-            asked_model=self._asked_model,
+            asked.applied,
+            asked.served,
+            error,
+            latency_seconds=serving.timer() - asked.started,
+            asked_model=asked.model,
+            failure=failure,
         )
         self._call.metered.read(
             trace.usage, model=trace.model, cost_usd=trace.cost_usd, broken=trace.error != ""
+        )
+        if failure is not None:
+            serving.looks.begin(self._live.session_id)
+
+    def _failure_of(self, asked: _Asked) -> CallFailure | None:
+        """How the call failed because of the candidate's prompt, as far as its answer tells."""
+        if asked.served is None or asked.applied.mismatch:
+            return None
+        sent = characters(asked.applied.messages)
+        return call_failure(
+            asked.candidate,
+            prompt_failure(asked.served.status, asked.served.completion),
+            shares=self._assigned.shares,
+            sent=sent,
+            added=sent - characters(self._call.body["messages"]),
         )
 
 

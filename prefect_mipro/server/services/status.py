@@ -33,6 +33,7 @@ from prefect_mipro.models.sessions import (
     SessionUrls,
     Spending,
 )
+from prefect_mipro.optimizer.demonstrations import known_room
 from prefect_mipro.optimizer.evidence import Vector
 from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.promotion import detectable_lift, log_evidence, log_evidence_against
@@ -290,6 +291,8 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
             else belief.probability_better(candidate.candidate_id, than=facts.session.champion_id)
         ),
         failed_calls=counted.failed_calls,
+        failures=counted.failures,
+        last_failure=candidate.last_failure if counted.failures else None,
         unapplied_calls=counted.unapplied_calls,
         unapplied_rollouts=counted.unapplied_rollouts,
         prompt_tokens=counted.prompt_tokens,
@@ -371,11 +374,24 @@ def _e_value(log_evidence: Vector, *, decided: bool) -> float:
 def _loud(facts: Facts) -> list[str]:
     """What a user must not overlook."""
     totals = facts.totals
-    if not (totals.unapplied_calls or totals.unapplied_rollouts):
-        return []
-    return [
-        f"{totals.unapplied_calls} of {totals.calls} calls were served as they came, without the "
-        f"candidate's prompt, and {totals.unapplied_rollouts} of {totals.rollouts} rollouts do not "
-        f"count for that: {facts.last_unapplied or 'the messages did not match initial_prompt'}; "
-        "send the messages of prompt_learning.initial_prompt, or state your own there"
-    ]
+    loud = []
+    if totals.unapplied_calls or totals.unapplied_rollouts:
+        loud.append(
+            f"{totals.unapplied_calls} of {totals.calls} calls were served as they came, without "
+            f"the candidate's prompt, and {totals.unapplied_rollouts} of {totals.rollouts} "
+            "rollouts do not count for that: "
+            f"{facts.last_unapplied or 'the messages did not match initial_prompt'}; "
+            "send the messages of prompt_learning.initial_prompt, or state your own there"
+        )
+    if totals.failures:
+        loud.append(
+            f"{totals.failures} rollouts failed because of their candidates' prompts; see failures "
+            "and last_failure of the candidates"
+        )
+    room = known_room(facts.candidates)
+    if room is not None:
+        loud.append(
+            f"demonstration sets have {room} characters at most: longer ones passed the model's "
+            "context"
+        )
+    return loud

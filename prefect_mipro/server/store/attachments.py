@@ -13,6 +13,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     insert,
+    null,
     select,
     update,
 )
@@ -75,6 +76,14 @@ _UPDATE_ROLLOUT = update(rollouts).where(
     rollouts.c.session_id == _SESSION, rollouts.c.rollout_id == _ROLLOUT
 )
 _SET_APPLIED = _UPDATE_ROLLOUT.values(applied=bindparam("applied_now", type_=Boolean))
+_TAKE_FAILURE_BACK = _UPDATE_ROLLOUT.values(
+    failure=None, failed_candidate_id=None, failure_shares=null()
+)
+_COUNT_FAILURE_BACK = (
+    update(candidates)
+    .where(candidates.c.candidate_id == _CANDIDATE)
+    .values(failures=candidates.c.failures - 1)
+)
 _COUNT_AS_EVIDENCE = (
     update(candidates)
     .where(candidates.c.candidate_id == _CANDIDATE)
@@ -146,6 +155,11 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
     example_id = reward.example_id if rollout.example_id is None else rollout.example_id
     rewarded = rollout.model_copy(update={"reward": value, "example_id": example_id})
     deviations: Values = {}
+    if rollout.failure is not None and not (late or rollout.fell_back) and value > 0.0:
+        # The caller could use the answer.
+        of_rollout = {"of_session": rollout.session_id, "of_rollout": rollout.rollout_id}
+        connection.execute(_TAKE_FAILURE_BACK, of_rollout)
+        connection.execute(_COUNT_FAILURE_BACK, _of(rollout))
     if rollout.is_evidence:
         versions, deviations = _count_reward(change, rewarded, missing_now=-int(late))
     else:
@@ -174,6 +188,11 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
         data["prompt_applied"] = False
     change.record("mipro.rollout.complete", earned, data=data, at=reward.received_at)
     return rewarded
+
+
+def count_duel_reward(connection: Connection, rollout: Rollout, value: float) -> None:
+    """Add what the rollout counts for in its duel."""
+    connection.execute(_REWARD_DUEL, {**_of(rollout), "earned": value, "times": 1})
 
 
 def tell_applied(change: Change, rollout_id: str, applied: bool) -> None:
@@ -234,7 +253,9 @@ def _count_reward(
         reward_sum=counted.reward_sum - rollout.reward,
     )
     expected = _count_for_example(change, rollout.example_id, deviation)
-    _add_to_block(change, rollout, expected_deviation=expected, times=1)
+    # Chance did not choose who answers after a fallback: the harder inputs fail.
+    if not rollout.fell_back:
+        _add_to_block(change, rollout, expected_deviation=expected, times=1)
     return counted, {"deviation": deviation, "expected_deviation": expected}
 
 
@@ -255,8 +276,9 @@ def _add_reward(change: Change, rollout: Rollout, *, times: int, missing_now: in
         "times": times,
         "missing_now": missing_now,
     }
-    # One that comes late is no observation of its duel.
-    if rollout.duel_number is not None and rollout.given_up_at is None:
+    # One that comes late is no observation of its duel, and one that fell back has been counted.
+    in_time = rollout.given_up_at is None and not rollout.fell_back
+    if rollout.duel_number is not None and in_time:
         change.connection.execute(_REWARD_DUEL, of)
     return change.connection.execute(_REWARD_CANDIDATE, of).one()
 

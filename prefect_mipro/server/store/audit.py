@@ -78,6 +78,11 @@ _COUNTED_CALLS = """
     FROM mipro_traces GROUP BY candidate_id
 """
 
+_COUNTED_FAILURES = """
+    SELECT failed_candidate_id AS candidate_id, count(*) AS failures
+    FROM mipro_rollouts WHERE failure IS NOT NULL GROUP BY failed_candidate_id
+"""
+
 _QUERIES = (
     (
         "calls have their rollouts",
@@ -149,6 +154,17 @@ _QUERIES = (
             OR c.missing <> coalesce(f.counted_missing, 0)
             OR c.unapplied_rollouts <> coalesce(f.unapplied, 0)
             OR abs(c.reward_sum - coalesce(f.reward_sum, 0)) > 1e-6 * (1 + abs(c.reward_sum))
+        """,
+    ),
+    (
+        "counters of failures",
+        f"""
+        SELECT c.candidate_id, 'counts ' || c.failures || ' failed rollouts',
+            'has ' || coalesce(f.failures, 0)
+        FROM mipro_candidates c
+        JOIN mipro_sessions s ON s.session_id = c.session_id AND {_WHOLE}
+        LEFT JOIN ({_COUNTED_FAILURES}) AS f ON f.candidate_id = c.candidate_id
+        WHERE c.failures <> coalesce(f.failures, 0)
         """,
     ),
     (

@@ -15,10 +15,14 @@ from prefect_mipro.server.store.tables import (
     candidates,
     dueled,
     duels,
+    failed,
     is_evidence,
     retired,
     rollouts,
 )
+
+# What a rollout counts for whose call failed because of the prompt.
+FAILED_REWARD = 0.0
 
 
 def newest(connection: Connection, session_id: str) -> Duel | None:
@@ -58,10 +62,17 @@ def observations(
     # Read first: what is settled stays so.
     settled = watermark(connection, session_id)
     in_time = rollouts.c.given_up_at.is_(None)
+    chosen_id = func.coalesce(rollouts.c.failed_candidate_id, rollouts.c.candidate_id)
+    fell_back = chosen_id != rollouts.c.candidate_id
     query = (
         select(
-            rollouts.c.candidate_id,
-            case((in_time, rollouts.c.reward), else_=impute),
+            chosen_id,
+            case(
+                (fell_back, FAILED_REWARD),
+                (in_time, rollouts.c.reward),
+                (failed, FAILED_REWARD),
+                else_=impute,
+            ),
             rollouts.c.predicted_reward,
         )
         .where(
@@ -74,7 +85,7 @@ def observations(
         .order_by(rollouts.c.position)
     )
     if impute is None:
-        query = query.where(in_time)
+        query = query.where(in_time | failed)
     return tuple(
         DuelObservation(
             is_challenger=candidate_id == duel.challenger_id,

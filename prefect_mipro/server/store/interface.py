@@ -28,13 +28,21 @@ from prefect_mipro.models.candidates import (
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import LeverVersion
-from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
+from prefect_mipro.models.rollouts import (
+    CallFailure,
+    ExampleTrace,
+    Reward,
+    Rollout,
+    SeedEval,
+    Trace,
+)
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store.access import Access
 from prefect_mipro.server.store.records import (
     Attached,
     CallRecord,
+    Failures,
     Overview,
     Page,
     SeedEvalFilter,
@@ -168,7 +176,13 @@ class Store(Access, Upkeep, Protocol):
         *,
         at: datetime,
         reason: str,
-    ) -> None: ...
+        ends_duel: bool = False,
+    ) -> None:
+        """Take candidates out of play.
+
+        A running duel with one of them goes on, and may still be won, unless this `ends_duel`.
+        """
+        ...
 
     # rollouts
 
@@ -194,9 +208,32 @@ class Store(Access, Upkeep, Protocol):
     async def record_calls(self, calls: Sequence[CallRecord]) -> None:
         """Insert all traces and frames, and add the calls to the statistics of their candidates.
 
-        What they say of `applied` is noted, as by `note_applied`. It gives way to what else is to
-        be written.
+        What they say of `applied` is noted, as by `note_applied`. A call with a failure marks its
+        rollout, unless that has its reward or was given up. After a refused call no reward is
+        awaited; in a duel the rollout counts as 0. A reward above 0 takes other failures back.
+        It gives way to what else is to be written.
         """
+        ...
+
+    async def fall_back(
+        self,
+        session_id: str,
+        rollout_id: str,
+        failure: CallFailure,
+        candidate_id: str,
+        *,
+        at: datetime,
+    ) -> Rollout:
+        """Give the rollout of a failed call to the candidate that answers in its place.
+
+        Its reward is counted for that candidate, but is no evidence; in a duel it counts as a
+        failure of the one that was chosen. A rollout that failed before, has its reward or was
+        given up stays as it is. Returns the rollout as it is then. Raises RolloutNotFound.
+        """
+        ...
+
+    async def failures(self, session_id: str) -> Failures:
+        """How many rollouts have failed because of their prompts, and the newest ones."""
         ...
 
     async def post_trace(self, call: CallRecord) -> Trace:

@@ -19,6 +19,7 @@ from sqlalchemy import (
 
 from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.levers import LeverName, LeverVersion
+from prefect_mipro.server.store import duels
 from prefect_mipro.server.store.changes import (
     candidate_missing,
     changing,
@@ -146,6 +147,7 @@ def retire(
     *,
     at: datetime,
     reason: str,
+    ends_duel: bool = False,
 ) -> None:
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, *candidate_ids)
@@ -162,6 +164,9 @@ def retire(
                     data={"candidate_id": candidate_id, "reason": reason},
                     at=at,
                 )
+        duel = duels.newest(connection, session_id) if ends_duel else None
+        if duel is not None and {duel.champion_id, duel.challenger_id} & set(candidate_ids):
+            duels.abandon(change, at=at, reason=reason)
 
 
 def _retirements(rows: Sequence[RowMapping]) -> dict[tuple[str, int], datetime]:

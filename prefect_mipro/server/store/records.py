@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Duel, Statistics
 from prefect_mipro.models.levers import LeverVersions
-from prefect_mipro.models.rollouts import Reward, Trace
+from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Trace
 from prefect_mipro.models.sessions import Session, SessionState
 
 T = TypeVar("T")
@@ -88,6 +88,18 @@ class CallRecord:
     lever_versions: LeverVersions
     trace_ids: Sequence[str]
     applied: bool | None = None
+    failure: CallFailure | None = None
+
+
+@dataclass(frozen=True)
+class Failures:
+    """A session's failed rollouts: how many there are, and the newest ones, oldest first.
+
+    `total` is over all epochs, `newest` of the present one.
+    """
+
+    total: int = 0
+    newest: tuple[FailedRollout, ...] = ()
 
 
 @dataclass(frozen=True)

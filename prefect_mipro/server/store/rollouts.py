@@ -13,6 +13,7 @@ from sqlalchemy import Connection, update
 
 from prefect_mipro.errors import RolloutNotFound
 from prefect_mipro.models.rollouts import Rollout
+from prefect_mipro.server.store import failures
 from prefect_mipro.server.store.attachments import (
     attach,
     insert_rollout,
@@ -171,14 +172,19 @@ def note_applied(
 
 def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
     news = _news(connection, calls)
+    failed = [call for call in calls if call.failure is not None]
+    changed = {session_id for session_id, _, _ in news}
+    changed |= {call.trace.session_id for call in failed}
     with ExitStack() as locked:
         changes = {
             session_id: locked.enter_context(changing(connection, session_id))
-            for session_id in sorted({session_id for session_id, _, _ in news})
+            for session_id in sorted(changed)
         }
         _lock_for(connection, calls)
         for session_id, rollout_id, applied in news:
             tell_applied(changes[session_id], rollout_id, bool(applied))
+        for call in failed:
+            failures.note(changes[call.trace.session_id], call)
         _record(connection, calls)
 
 

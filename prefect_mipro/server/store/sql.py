@@ -19,13 +19,21 @@ from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.keys import Key
 from prefect_mipro.models.levers import LeverVersion
-from prefect_mipro.models.rollouts import ExampleTrace, Reward, Rollout, SeedEval, Trace
+from prefect_mipro.models.rollouts import (
+    CallFailure,
+    ExampleTrace,
+    Reward,
+    Rollout,
+    SeedEval,
+    Trace,
+)
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import (
     blocks,
     deletion,
     duels,
+    failures,
     keys,
     lineage,
     missing,
@@ -47,6 +55,7 @@ from prefect_mipro.server.store.database import Database, P, T, Work
 from prefect_mipro.server.store.records import (
     Attached,
     CallRecord,
+    Failures,
     Overview,
     Page,
     SeedEvalFilter,
@@ -152,9 +161,22 @@ class SqlStore:
         await self._change(session_id, lineage.add, levers, candidates)
 
     async def retire(
-        self, session_id: str, candidate_ids: Sequence[str], *, at: datetime, reason: str
+        self,
+        session_id: str,
+        candidate_ids: Sequence[str],
+        *,
+        at: datetime,
+        reason: str,
+        ends_duel: bool = False,
     ) -> None:
-        await self._change(session_id, lineage.retire, candidate_ids, at=at, reason=reason)
+        await self._change(
+            session_id,
+            lineage.retire,
+            candidate_ids,
+            at=at,
+            reason=reason,
+            ends_duel=ends_duel,
+        )
 
     async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None:
         return await self._database.read(rollouts.find, session_id, rollout_id)
@@ -167,6 +189,22 @@ class SqlStore:
 
     async def record_calls(self, calls: Sequence[CallRecord]) -> None:
         await self._database.write_last(rollouts.record_calls, calls)
+
+    async def fall_back(
+        self,
+        session_id: str,
+        rollout_id: str,
+        failure: CallFailure,
+        candidate_id: str,
+        *,
+        at: datetime,
+    ) -> Rollout:
+        return await self._change(
+            session_id, failures.fall_back, rollout_id, failure, candidate_id, at=at
+        )
+
+    async def failures(self, session_id: str) -> Failures:
+        return await self._database.read(failures.newest, session_id)
 
     async def post_trace(self, call: CallRecord) -> Trace:
         return await self._change_of(call.trace.session_id, posted.post_trace, call)

@@ -146,6 +146,10 @@ candidates = Table(
     late_counter("untimed_calls"),
     # Of the rollouts, those that are no evidence.
     late_counter("unapplied_rollouts"),
+    late_counter("failures"),
+    Column("last_failure", Words),
+    # How many characters of demonstrations would have fit, as far as its refusals tell.
+    Column("demonstration_room", BigInteger),
     UniqueConstraint("session_id", "number"),
 )
 
@@ -217,6 +221,10 @@ rollouts = Table(
     # What its reward added to the sums of its example and of its block, to be taken back.
     Column("deviation", Double),
     Column("expected_deviation", Double),
+    # How a call failed because of the prompt, whose prompt it was, and the shares of the traffic.
+    Column("failure", Text),
+    Column("failed_candidate_id", Text),
+    Column("failure_shares", JSON(none_as_null=True)),
     PrimaryKeyConstraint("session_id", "rollout_id"),
     CheckConstraint("duel_number IS NULL OR predicted_reward IS NOT NULL", name="prediction"),
 )
@@ -227,6 +235,7 @@ unrewarded = rollouts.c.reward_number.is_(None)
 example = and_(rewarded, rollouts.c.example_trace_id.is_not(None))
 unsettled = and_(unrewarded, rollouts.c.given_up_at.is_(None))
 dueled = rollouts.c.duel_number.is_not(None)
+failed = rollouts.c.failure.is_not(None)
 seeded = and_(rewarded, rollouts.c.seed.is_not(None))
 # Of these rollouts the rewards count for their candidates.
 is_evidence = rollouts.c.applied.is_not(False)
@@ -291,6 +300,14 @@ Index(
     rollouts.c.position,
     sqlite_where=dueled,
     postgresql_where=dueled,
+)
+
+Index(
+    "ix_mipro_rollouts_failed",
+    rollouts.c.session_id,
+    rollouts.c.position,
+    sqlite_where=failed,
+    postgresql_where=failed,
 )
 
 traces = Table(

@@ -105,6 +105,7 @@ class Backend:
     proposals: Proposals
     journal: Journal
     live: Live
+    looks: Looks
     now: list[datetime]
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
@@ -191,11 +192,14 @@ async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]
     redaction = Redaction()
     recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
-    serving = Serving(upstreams, knowledge, live, assignments, journal, recorder, new_id=new_id)
+    looks = Looks(live, promotion, journal)
+    serving = Serving(
+        upstreams, knowledge, live, assignments, journal, recorder, looks, new_id=new_id
+    )
     rollouts = Rollouts(
         store,
         live,
-        Looks(live, promotion),
+        looks,
         proposals,
         redaction,
         telemetry=telemetry,
@@ -223,7 +227,10 @@ async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]
         clock=clock,
         new_id=new_id,
     )
-    yield Backend(store, model, sessions, urls, serving, rollouts, proposals, journal, live, now)
+    yield Backend(
+        store, model, sessions, urls, serving, rollouts, proposals, journal, live, looks, now
+    )
+    await looks.close()
     await proposals.close()
     await journal.close()
     await store.close()

@@ -37,7 +37,7 @@ async def test_rewards_that_come_at_once_share_a_look_and_each_is_seen(backend: 
     for number in range(REWARDS):
         await backend.call(f"r{number}")
     promotion = Counted(backend)
-    looks = Looks(Live(backend.store, Knowledge(backend.store)), promotion)
+    looks = Looks(Live(backend.store, Knowledge(backend.store)), promotion, backend.journal)
 
     async def rewarded(number: int) -> int:
         told = reward(f"reward_{number}", f"r{number}", session_id="s", candidate_id=None)
@@ -54,7 +54,7 @@ async def test_rewards_that_come_at_once_share_a_look_and_each_is_seen(backend: 
 async def test_a_reward_that_comes_alone_is_looked_at_by_itself(backend: Backend) -> None:
     await backend.create()
     promotion = Counted(backend)
-    looks = Looks(Live(backend.store, Knowledge(backend.store)), promotion)
+    looks = Looks(Live(backend.store, Knowledge(backend.store)), promotion, backend.journal)
     for _ in range(3):
         await looks.look("s")
     assert len(promotion.seen) == 3

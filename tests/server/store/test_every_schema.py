@@ -40,6 +40,10 @@ OBSTACLES = {
         "ALTER TABLE mipro_candidates ADD COLUMN untimed_calls BIGINT",
         "ALTER TABLE mipro_candidates DROP COLUMN untimed_calls",
     ),
+    "0009": (
+        "ALTER TABLE mipro_candidates ADD COLUMN failures BIGINT",
+        "ALTER TABLE mipro_candidates DROP COLUMN failures",
+    ),
 }
 
 
@@ -102,7 +106,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     await (await open_store(url)).close()
 
 
-@pytest.mark.parametrize("revision", ["0002", "0006", "0007"])
+@pytest.mark.parametrize("revision", ["0002", "0006", "0007", "0009"])
 async def test_a_migration_that_fails_leaves_a_postgresql_as_it_was(
     old_file: Path, empty_postgres_url: str, revision: str
 ) -> None:

@@ -1,0 +1,165 @@
+"""Rollouts that failed because of their candidate's prompt."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, Text, bindparam, case, func, select, update
+
+from prefect_mipro.errors import RolloutNotFound
+from prefect_mipro.models.rollouts import CallFailure, FailedRollout, FailureKind, Rollout
+from prefect_mipro.server.store.attachments import (
+    count_duel_reward,
+    read_rollout,
+    tell_applied,
+)
+from prefect_mipro.server.store.changes import Change, changing, check_candidates
+from prefect_mipro.server.store.records import CallRecord, Failures
+from prefect_mipro.server.store.rows import Values
+from prefect_mipro.server.store.tables import candidates, failed, rollouts, sessions
+
+# Older failures say little about the candidates in play.
+NEWEST = 512
+
+_COUNT_ROLLOUT = (
+    update(candidates)
+    .where(candidates.c.candidate_id == bindparam("of_candidate", type_=Text))
+    .values(rollouts=candidates.c.rollouts + 1)
+)
+
+
+def newest(connection: Connection, session_id: str) -> Failures:
+    mine = candidates.c.session_id == session_id
+    total = connection.scalar(select(func.sum(candidates.c.failures)).where(mine)) or 0
+    if not total:
+        return Failures()
+    query = (
+        select(rollouts.c.failed_candidate_id, rollouts.c.failure_shares)
+        .join(sessions, sessions.c.session_id == rollouts.c.session_id)
+        .where(
+            rollouts.c.session_id == session_id,
+            failed,
+            rollouts.c.position >= sessions.c.epoch_first,
+        )
+        .order_by(rollouts.c.position.desc())
+        .limit(NEWEST)
+    )
+    found = [
+        FailedRollout(candidate_id=candidate_id, shares=shares or {})
+        for candidate_id, shares in connection.execute(query)
+    ]
+    # PostgreSQL adds whole numbers up to decimals.
+    return Failures(int(total), tuple(reversed(found)))
+
+
+def note(change: Change, call: CallRecord) -> None:
+    """Count the failure of a call, each rollout once. A refused call ends its rollout."""
+    failure, rollout_id, at = call.failure, call.trace.rollout_id, call.trace.created_at
+    assert failure is not None
+    refused = failure.kind is FailureKind.REFUSED
+    if not _mark(change, rollout_id, failure, {"given_up_at": at} if refused else {}):
+        return
+    connection = change.connection
+    _count_failure(connection, failure, rollouts=0, missing=int(refused))
+    if refused:
+        change.set(missing=change["missing"] + 1)
+        rollout = read_rollout(connection, change.session_id, rollout_id)
+        if rollout is not None and rollout.duel_number is not None:
+            count_duel_reward(connection, rollout, 0.0)
+    change.record(
+        "mipro.rollout.failed",
+        f"a call of rollout {rollout_id} of {failure.candidate_id} failed: {failure.reason}",
+        data={
+            "rollout_id": rollout_id,
+            "candidate_id": failure.candidate_id,
+            "reason": failure.reason,
+        },
+        at=at,
+    )
+
+
+def fall_back(
+    connection: Connection,
+    session_id: str,
+    rollout_id: str,
+    failure: CallFailure,
+    candidate_id: str,
+    *,
+    at: datetime,
+) -> Rollout:
+    with changing(connection, session_id) as change:
+        rollout = read_rollout(connection, session_id, rollout_id)
+        if rollout is None:
+            raise RolloutNotFound(f"session {session_id!r} has no rollout {rollout_id!r}")
+        check_candidates(connection, session_id, candidate_id)
+        tell_applied(change, rollout_id, applied=True)
+        to = {"candidate_id": candidate_id}
+        if not _mark(change, rollout_id, failure, to):
+            return rollout
+        for each_id in sorted({failure.candidate_id, candidate_id}):  # as they are locked elsewhere
+            if each_id == candidate_id:
+                connection.execute(_COUNT_ROLLOUT, {"of_candidate": candidate_id})
+            else:
+                _count_failure(connection, failure, rollouts=-1, missing=0)
+        if rollout.duel_number is not None:
+            count_duel_reward(connection, rollout, 0.0)
+        change.record(
+            "mipro.rollout.fell_back",
+            f"rollout {rollout_id} went on with {candidate_id}: a call of {failure.candidate_id} "
+            f"failed: {failure.reason}",
+            data={
+                "rollout_id": rollout_id,
+                "candidate_id": candidate_id,
+                "failed_candidate_id": failure.candidate_id,
+                "reason": failure.reason,
+            },
+            at=at,
+        )
+        return rollout.model_copy(
+            update={
+                **to,
+                "failure": failure.kind,
+                "failed_candidate_id": failure.candidate_id,
+            }
+        )
+
+
+def _mark(change: Change, rollout_id: str, failure: CallFailure, more: Values) -> bool:
+    """Mark the rollout as failed, unless its outcome is known by now. Whether it was marked."""
+    marked = change.connection.execute(
+        update(rollouts)
+        .where(
+            rollouts.c.session_id == change.session_id,
+            rollouts.c.rollout_id == rollout_id,
+            rollouts.c.candidate_id == failure.candidate_id,
+            rollouts.c.failure.is_(None),
+            rollouts.c.reward_number.is_(None),
+            rollouts.c.given_up_at.is_(None),
+        )
+        .values(
+            failure=failure.kind,
+            failed_candidate_id=failure.candidate_id,
+            failure_shares=failure.shares,
+            **more,
+        )
+    )
+    return bool(marked.rowcount)
+
+
+def _count_failure(
+    connection: Connection, failure: CallFailure, *, rollouts: int, missing: int
+) -> None:
+    """For the candidate that failed, with these changes of its other counters."""
+    values: Values = {
+        "rollouts": candidates.c.rollouts + rollouts,
+        "missing": candidates.c.missing + missing,
+        "failures": candidates.c.failures + 1,
+        "last_failure": failure.reason,
+    }
+    room = failure.demonstration_room
+    if room is not None:
+        known = func.coalesce(candidates.c.demonstration_room, room)
+        values["demonstration_room"] = case((known < room, known), else_=room)
+    connection.execute(
+        update(candidates).where(candidates.c.candidate_id == failure.candidate_id).values(values)
+    )

@@ -1,0 +1,27 @@
+"""Calls that failed because of a candidate's prompt."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    failures = sa.Column("failures", sa.BigInteger(), nullable=False, server_default="0")
+    op.add_column("mipro_candidates", failures)
+    op.add_column("mipro_candidates", sa.Column("last_failure", sa.Text()))
+    op.add_column("mipro_candidates", sa.Column("demonstration_room", sa.BigInteger()))
+    op.add_column("mipro_rollouts", sa.Column("failure", sa.Text()))
+    op.add_column("mipro_rollouts", sa.Column("failed_candidate_id", sa.Text()))
+    op.add_column("mipro_rollouts", sa.Column("failure_shares", sa.JSON(none_as_null=True)))
+    condition = sa.text("failure IS NOT NULL")
+    op.create_index(
+        "ix_mipro_rollouts_failed",
+        "mipro_rollouts",
+        ["session_id", "position"],
+        sqlite_where=condition,
+        postgresql_where=condition,
+    )
