@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 
-from prefect_mipro.artifacts.markdown import BLOCK_CHARACTERS, fenced, plain
+from prefect_mipro.artifacts.markdown import BLOCK_CHARACTERS, escaped, fenced, plain
 
 # Of a longer stretch that did not change, only so many words at both ends are shown.
 CONTEXT_WORDS = 15
@@ -16,7 +15,6 @@ CONTEXT_WORDS = 15
 LEAST_SIMILARITY = 0.4
 
 _WORDS = re.compile(r"\n|[^\s]+")
-_PUNCTUATION = re.compile(r"([!-%'-/:;=?@\[-`{-~])")
 
 
 def difference(before: str, after: str) -> str:
@@ -46,11 +44,11 @@ def _unchanged(words: Sequence[str], *, first: bool, last: bool) -> Iterator[str
     tail = [] if last else words[-CONTEXT_WORDS:]
     hidden = len(words) - len(head) - len(tail)
     if hidden <= CONTEXT_WORDS:
-        yield from map(_escaped, words)
+        yield from map(escaped, words)
         return
-    yield from map(_escaped, head)
+    yield from map(escaped, head)
     yield f"*… {hidden:,} words …*"
-    yield from map(_escaped, tail)
+    yield from map(escaped, tail)
 
 
 def _marked(words: Sequence[str], mark: str) -> Iterator[str]:
@@ -59,16 +57,10 @@ def _marked(words: Sequence[str], mark: str) -> Iterator[str]:
         if is_break:
             yield from run
         else:
-            yield f"{mark}{' '.join(map(_escaped, run))}{mark}"
+            yield f"{mark}{' '.join(map(escaped, run))}{mark}"
 
 
 def _joined(pieces: Sequence[str]) -> str:
     lines = re.split(r" ?\n ?", " ".join(pieces))
     # Two spaces at the end of a line make its break visible.
     return "  \n".join(line.strip() for line in lines).strip()
-
-
-def _escaped(word: str) -> str:
-    if word == "\n":
-        return word
-    return html.escape(_PUNCTUATION.sub(r"\\\1", word), quote=False)

@@ -1,8 +1,11 @@
-"""Foreign text in markdown: escaped for cells, fenced for prompts, so that it can only be read."""
+"""Foreign text in markdown: escaped for cells, fenced for prompts, so that it can only be read.
+
+Prefect's first UI shows the cells of tables as markdown, its second one as plain text. Escapes are
+backslashes, and only where markdown would find something, so that both can be read.
+"""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
@@ -11,7 +14,16 @@ CELL_CHARACTERS = 120
 LINE_CHARACTERS = 64
 BLOCK_CHARACTERS = 20_000
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$@])")
+_SPECIAL = re.compile(
+    r"""
+    [\\`*\[\]<>&|~@]                     # code, emphasis, links, pictures, HTML, cells, addresses
+    | (?<![^\W_])_ | _(?![^\W_])          # emphasis; not within a word, such as an id
+    | :(?=//) | (?<=www)\.               # addresses without markup
+    | ^[-+=\#]                           # lists, headings, lines
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_LIST_NUMBER = re.compile(r"^(\d{1,9})(?=[.)])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -21,9 +33,14 @@ def one_line(text: str, *, characters: int = CELL_CHARACTERS) -> str:
     return flat if len(flat) <= characters else f"{flat[: characters - 1]}…"
 
 
+def escaped(text: str) -> str:
+    """Markdown that shows a line of text, or a part of one, as it is: no markup, no link."""
+    return _LIST_NUMBER.sub(r"\1\\", _SPECIAL.sub(r"\\\g<0>", text))
+
+
 def cell(text: str, *, characters: int = CELL_CHARACTERS) -> str:
-    """One line that shows the text itself: no markup, no link, no end of the table cell."""
-    return html.escape(_SPECIAL.sub(r"\\\1", one_line(text, characters=characters)), quote=False)
+    """The text on one line, escaped."""
+    return escaped(one_line(text, characters=characters))
 
 
 def plain(text: str) -> str:

@@ -72,7 +72,7 @@ def headline(status: SessionStatus) -> str:
 
 
 def leaderboard(status: SessionStatus) -> list[Row]:
-    """One row per candidate, champion first, then by mean reward; finite numbers and plain text.
+    """One row per candidate, champion first, then by mean reward; finite numbers and escaped text.
 
     Prefect's tables show only a list of dicts, and take the columns from the first.
     """
@@ -93,15 +93,15 @@ def leaderboard(status: SessionStatus) -> list[Row]:
             "rewards": report.reward_count,
             "demonstrations": len(report.demonstrations),
             "parent": _parent_number(report, status),
-            "origin": _origin(report, characters=40),
-            "instruction": one_line(report.instruction),
+            "origin": cell(_origin(report), characters=40),
+            "instruction": cell(report.instruction),
             "rollouts": report.rollout_count,
             "raw mean": _finite_or_blank(report.avg_reward),
             "tokens": report.prompt_tokens + report.completion_tokens,
             "cost USD": _finite_or_blank(report.cost_usd),
             "latency s": _finite_or_blank(report.latency_seconds),
             "first byte s": _finite_or_blank(report.first_byte_seconds),
-            "id": report.candidate_id,
+            "id": cell(report.candidate_id),
         }
         for report in ranked[:LEADERBOARD_ROWS]
     ]
@@ -111,14 +111,17 @@ def sensor_frames(status: SessionStatus) -> list[Row]:
     """One row per recent sensor frame, in the order of the status."""
     return [
         {
-            "frame": frame.frame_id,
+            "frame": cell(frame.frame_id),
             "created": frame.created_at.isoformat(timespec="seconds") if frame.created_at else "",
             "sensors": frame.sensor_count or 0,
-            "kinds": ", ".join(frame.sensor_kinds),
-            "lever versions": ", ".join(
-                f"{lever} = {version}" for lever, version in sorted(frame.lever_versions.items())
+            "kinds": cell(", ".join(frame.sensor_kinds)),
+            "lever versions": cell(
+                ", ".join(
+                    f"{lever} = {version}"
+                    for lever, version in sorted(frame.lever_versions.items())
+                )
             ),
-            "traces": one_line(", ".join(frame.trace_ids)),
+            "traces": cell(", ".join(frame.trace_ids)),
         }
         for frame in status.sensor_frames[:LEADERBOARD_ROWS]
     ]
@@ -175,7 +178,7 @@ def candidates_chart(status: SessionStatus) -> str:
         low, high = report.interval
         bars.append(
             Bar(
-                label=f"{report.number} {word or _origin(report, characters=26)}",
+                label=f"{report.number} {word or one_line(_origin(report), characters=26)}",
                 mean=finite(report.mean),
                 low=finite(low),
                 high=finite(high),
@@ -362,8 +365,8 @@ def _place(reward: float) -> int:
     return min(STRIP_LETTERS - 1, max(0, int(finite(reward) * STRIP_LETTERS)))
 
 
-def _origin(report: CandidateReport, *, characters: int) -> str:
-    return one_line(report.origin.replace("_", " "), characters=characters)
+def _origin(report: CandidateReport) -> str:
+    return report.origin.replace("_", " ")
 
 
 def _range(report: CandidateReport) -> str:

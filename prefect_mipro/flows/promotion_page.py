@@ -13,15 +13,15 @@ NAMELESS = "(the caller's own)"
 
 def headline(version: ChampionVersion) -> str:
     """One sentence, the numbers first: what the prompt earns, and what the baseline does."""
-    evidence = version.evidence
+    session, evidence = cell(version.session_id), version.evidence
     if evidence is None:
-        return f"Candidate {version.number} of {version.session_id}."
+        return f"Candidate {version.number} of {session}."
     own = f"{_between(evidence.interval)} over {evidence.rewards} rewards"
     if version.number == 1:
-        return f"{evidence.mean:.2f}: the baseline of {version.session_id} ({own})."
+        return f"{evidence.mean:.2f}: the baseline of {session} ({own})."
     return (
         f"{evidence.mean:.2f} against {evidence.baseline_mean:.2f}: candidate {version.number} of "
-        f"{version.session_id} ({own}) and the baseline ({_between(evidence.baseline_interval)})."
+        f"{session} ({own}) and the baseline ({_between(evidence.baseline_interval)})."
     )
 
 

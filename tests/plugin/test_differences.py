@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_mipro.artifacts.differences import difference
+from tests.plugin.markdown import active
 
 
 def test_new_words_are_bold_and_old_ones_struck_out() -> None:
@@ -56,9 +56,8 @@ def test_foreign_text_can_only_be_read(hostile: str) -> None:
     shown = difference(
         "Name the intent of this request.", f"Name the intent of this request. {hostile}"
     )
-    _, _, added = shown.partition("**")
-    assert not re.search(r"(?<!\\)[\[\]()#!*<>](?!\*$)", added.removesuffix("**"))
     assert read(shown).endswith(f"**{hostile}**")
+    assert not active(shown)
 
 
 @given(st.text(st.sampled_from("ab c\n*_~.#`<>&[]()|-"), max_size=60))
@@ -73,4 +72,4 @@ def test_the_new_text_can_be_read_off(text: str) -> None:
 
 def read(markdown: str) -> str:
     """The text that a reader sees."""
-    return html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown))
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown)

@@ -10,8 +10,10 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
 
 from prefect_mipro.artifacts.charts import ticks
+from prefect_mipro.artifacts.markdown import cell, one_line, table
 from prefect_mipro.artifacts.reports import (
     artifact_key,
     candidates_chart,
@@ -22,11 +24,11 @@ from prefect_mipro.artifacts.reports import (
     reward_chart,
     sensor_frames,
 )
+from prefect_mipro.models.sensors import SensorFrameSummary
 from prefect_mipro.models.sessions import ContextApply, ProposerReport, SessionState
 from prefect_mipro.models.summaries import Evaluation
 from tests.plugin.examples import candidate, candidate_id, duel, large_status, status
-
-HOSTILE = "a|b `tick` <script>alert(1)</script> ![x](http://evil/x.png) [y](javascript:z)\n# Head"
+from tests.plugin.markdown import active, hostile_texts, shown
 
 
 def test_progress_is_the_share_of_planned_rollouts_that_are_done() -> None:
@@ -162,7 +164,7 @@ def test_champion_page_shows_prompt_demonstrations_and_difference() -> None:
     assert "```text\nClassify the request, in a word.\n```" in page
     assert "<details><summary>1 demonstration, " in page
     assert "user: wake me at six\nassistant: set_alarm" in page
-    assert "Classify the request\\, ~~wording 1\\.~~ **in a word\\.**" in page
+    assert "Classify the request, ~~wording 1\\.~~ **in a word.**" in page
     assert "It has 1 demonstration, the baseline has none." in page
 
 
@@ -206,22 +208,51 @@ def test_a_long_instruction_opens_on_a_click() -> None:
     assert "<details><summary>The instruction, 800 words</summary>" in page
 
 
-def test_foreign_text_outside_of_fences_is_escaped() -> None:
-    page = champion_page(
-        status(
-            candidate(1),
-            session_id="support-bot",
-            context_apply=ContextApply(calls=9, unapplied_calls=2, last_reason=HOSTILE),
-            proposer=ProposerReport(rounds=1, failures=1, error=HOSTILE, waiting_for=HOSTILE),
-            warnings=[HOSTILE],
-        )
+@given(hostile_texts)
+def test_a_cell_shows_the_text_and_nothing_else(text: str) -> None:
+    line = one_line(text)
+    parts = shown(cell(text)) if line else []
+    assert "".join(part.content for part in parts) == line
+    assert {part.type for part in parts} <= {"text", "text_special"}
+    assert not active(table(["", "text"], [["a", cell(text)]]))
+
+
+def test_a_cell_can_be_read_where_no_markdown_is_shown() -> None:
+    """As in the tables of Prefect's second UI."""
+    text = 'Reply with one label (e.g. "a-b"): {labels}. Don\'t guess, cand_1f! 3.5 > 2'
+    assert cell(text) == text.replace(">", "\\>")
+
+
+@settings(max_examples=50)
+@given(hostile_texts)
+def test_no_foreign_text_is_active_in_any_artifact(text: str) -> None:
+    hostile = status(
+        candidate(1, instruction=text[::-1]),
+        candidate(
+            2,
+            instruction=text,
+            origin=text,
+            label=text,
+            demonstrations=[{"input": text, "output": text}],
+        ),
+        candidate(3, candidate_id=f"c{text}"),
+        session_id=text,
+        champion=2,
+        context_apply=ContextApply(calls=9, unapplied_calls=2, last_reason=text),
+        proposer=ProposerReport(rounds=1, failures=1, error=text, waiting_for=text),
+        sensor_frames=[
+            SensorFrameSummary(
+                frame_id=text, sensor_kinds=(text,), trace_ids=(text,), lever_versions={text: 1}
+            )
+        ],
+        stop_reason=text,
+        warnings=[text],
     )
-    prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", page, flags=re.DOTALL | re.MULTILINE)
-    assert "<script" not in prose
-    assert "](http" not in prose
-    assert "](javascript" not in prose
-    assert "\n# Head" not in prose
-    assert "a\\|b \\`tick\\`" in prose
+    assert not active(champion_page(hostile))
+    assert not active(headline(hostile))
+    for row in (*leaderboard(hostile), *sensor_frames(hostile)):
+        for value in row.values():
+            assert not active(str(value))
 
 
 def test_a_prompt_cannot_close_its_fence() -> None:
