@@ -48,7 +48,31 @@ _SUSPICIOUS = (
         re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u[0-9a-f]{4}|\"verdict\":", re.I),
         "a mark of the request",
     ),
-    (re.compile(r"\b(?:https?|ftp|file|data|javascript):\S|\bwww\.|\]\(", re.I), "a link"),
+    (
+        re.compile(
+            r"""
+            \b[a-z][a-z0-9+.-]{0,30}://[^\s/?\#"'<>()\]]*\w
+            | \b(?:https?|ftp|file|data|javascript|vbscript):\S
+            # Of the scheme of the page that shows it.
+            | (?<![\w:/])//(?:[\w-]+(?:[.:][\w-]+)+|[\w-]+(?=/\w)|\[[0-9a-f:.]+\])
+            | \bwww\.[\w.-]*\w | \]\(
+            """,
+            re.IGNORECASE | re.VERBOSE,
+        ),
+        "a link",
+    ),
+    (
+        re.compile(
+            r"""
+            </?(?:script|style|iframe|frame|frameset|object|embed|applet|svg|math|link|meta|base
+                |form|img|video|audio|picture)(?=[\s/>])
+            | <[a-z][^<>]*\b(?:on[a-z]+|href|src|srcset|style|action|formaction|poster)\s*=
+            | <!(?:--|doctype\b) | &(?:\#[0-9]+|\#x[0-9a-f]+|[a-z]{2,8});
+            """,
+            re.IGNORECASE | re.VERBOSE,
+        ),
+        "HTML",
+    ),
     (re.compile(r"[\w.+-]+@[\w-]+\.\w"), "a mail address"),
     (re.compile(r"[A-Za-z0-9+/_-]{48,}|\d(?:[ .-]?\d){8,}"), "a code or a long number"),
     (
@@ -142,7 +166,7 @@ class Lint:
         known = _plain(self.allowed).casefold()
         for pattern, name in _SUSPICIOUS:
             for found in pattern.finditer(_plain(text)):
-                if found[0].casefold() not in known:
+                if not _stands_in(known, found[0].casefold()):
                     return f"holds {name}: {found[0][:40]!r}"
         return ""
 
@@ -178,6 +202,12 @@ def _names(text: str, label: str) -> bool:
     """Whether the label stands in the text as words of its own."""
     pattern = rf"(?<!\w){re.escape(normalised(label))}(?!\w)"
     return re.search(pattern, normalised(text)) is not None
+
+
+def _stands_in(known: str, text: str) -> bool:
+    """Whether the text is there and ends there: `example.co` is not in `example.com`."""
+    end = r"(?![\w-]|\.\w)" if text[-1:].isalnum() else ""
+    return re.search(re.escape(text) + end, known) is not None
 
 
 def _near_duplicate(text: str, others: Sequence[str]) -> str:

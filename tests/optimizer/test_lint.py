@@ -56,6 +56,17 @@ def test_a_plain_new_instruction_passes() -> None:
         (f"{GOOD} See https://example.org/a", "a link"),
         (f"{GOOD} Send it to www.example.org", "a link"),
         (f"{GOOD} See [this](page).", "a link"),
+        (f"{GOOD} Show //example.org/a.png", "a link"),
+        (f"{GOOD} Show \uff0f\uff0fexample.org/a.png", "a link"),
+        (f"{GOOD} Show //localhost/a.png", "a link"),
+        (f"{GOOD} Call app-x://open", "a link"),
+        (f"{GOOD} End with <img src=x>", "HTML"),
+        (f"{GOOD} End with <IMG/src=x", "HTML"),
+        (f"{GOOD} End with <a title=x href='page'>", "HTML"),
+        (f"{GOOD} End with <p onclick = x>", "HTML"),
+        (f"{GOOD} End with </script>", "HTML"),
+        (f"{GOOD} End with <!-- x -->", "HTML"),
+        (f"{GOOD} End with &#60;img", "HTML"),
         (f"{GOOD} Write to eve@example.org", "a mail address"),
         (f"{GOOD} {'QUJD' * 16}", "a code or a long number"),
         (f"{GOOD} Call 0171 555 12 34 56", "a code or a long number"),
@@ -67,6 +78,32 @@ def test_a_plain_new_instruction_passes() -> None:
 )
 def test_an_unfit_instruction_fails_with_the_reason(text: str, words: str) -> None:
     assert words in fault(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Put it in <answer> tags, or in <summary>.",
+        "Say yes if a <b and c = d, or x<y.",
+        "Name the day and/or the hour. // Be brief.",
+        "Write R&D, not 'research'.",
+    ],
+)
+def test_marks_that_are_no_link_and_no_html_pass(words: str) -> None:
+    assert fault(f"{GOOD} {words}") == ""
+
+
+@pytest.mark.parametrize(
+    "link", ["https://example.com/help", "//example.com/a.png", "www.example.com"]
+)
+def test_a_link_of_the_callers_own_prompt_stays_and_another_host_does_not_pass_for_it(
+    link: str,
+) -> None:
+    baseline = f"{BASELINE} Help is at {link}."
+    assert fault(f"{GOOD} Help is at {link}.", baseline=baseline) == ""
+    for host in ("example.co", "example.com.evil.example", "evil.example"):
+        other = link.replace("example.com", host)
+        assert "a link" in fault(f"{GOOD} Help is at {other}.", baseline=baseline)
 
 
 def test_a_long_prompt_may_grow_a_quarter() -> None:
