@@ -255,8 +255,34 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mipro.toml"
     path.write_bytes(b"#" * (LARGEST_CONFIG_BYTES + 1))
-    with pytest.raises(ConfigInvalid, match="larger than"):
+    with pytest.raises(ConfigInvalid, match=r"262,145 bytes, more than 262,144 \(256 KB\)"):
         read_toml(path)
+
+
+@pytest.mark.parametrize("place", ["pattern", "override", "unknown"])
+def test_a_huge_config_is_refused_with_its_size_and_the_bound(place: str) -> None:
+    huge = "é" * (LARGEST_CONFIG_BYTES // 2)
+    body, overrides = parse_toml(PUBLIC_EXAMPLE), {}
+    if place == "pattern":
+        body["prompt_learning"]["initial_prompt"]["messages"][0]["pattern"] = huge
+    elif place == "override":
+        overrides = {"prompt_learning.env_name": huge}
+    else:
+        body["unknown"] = huge
+    with pytest.raises(ConfigInvalid, match=r"has 26\d,\d{3} bytes, more than 262,144 \(256 KB\)"):
+        MiproConfig.parse(body, overrides)
+
+
+def test_a_huge_text_is_refused_unread() -> None:
+    with pytest.raises(ConfigInvalid, match=r"the config has 262,146 bytes"):
+        parse_toml("#" + "é" * (LARGEST_CONFIG_BYTES // 2) + "]")
+
+
+def test_a_config_that_contains_itself_is_refused() -> None:
+    body = parse_toml(PUBLIC_EXAMPLE)
+    body["self"] = body
+    with pytest.raises(ConfigInvalid, match="contains itself"):
+        MiproConfig.parse(body)
 
 
 # Overrides

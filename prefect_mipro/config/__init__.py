@@ -18,7 +18,13 @@ from prefect_mipro.config.sections import (
     TerminationSettings,
     TraceContent,
 )
-from prefect_mipro.config.session import MiproConfig, override, parse_toml, read_toml
+from prefect_mipro.config.session import (
+    MiproConfig,
+    override,
+    parse_toml,
+    read_toml,
+    require_size,
+)
 
 __all__ = [
     "DemonstrationSettings",
@@ -39,4 +45,5 @@ __all__ = [
     "override",
     "parse_toml",
     "read_toml",
+    "require_size",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ from prefect_mipro.models import foreign_patterns
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt, Usage
 
-LARGEST_CONFIG_BYTES = 1_000_000
+# Long prompts have tens of kilobytes, and servers remember the configs of many sessions.
+LARGEST_CONFIG_BYTES = 256 * 1024
 _DATE = re.compile(r"[-@]20\d\d-?\d\d-?\d\d$")
 
 # A proposer as small as the policy model writes instructions that are on average a little worse
@@ -130,6 +132,7 @@ class MiproConfig(Section):
         have been meant otherwise.
         """
         merged = override(body, overrides or {})
+        require_size("the config", merged)
         if "prompt_learning" in merged and not isinstance(merged["prompt_learning"], Mapping):
             raise ConfigInvalid(
                 f"prompt_learning is {_short(merged['prompt_learning'])}; it must be a table"
@@ -154,6 +157,9 @@ class MiproConfig(Section):
 
 def parse_toml(text: str, *, source: str = "the config") -> JsonObject:
     """The table that a TOML text holds. Raises ConfigInvalid with the line."""
+    size_bytes = len(text.encode(errors="surrogatepass"))
+    if size_bytes > LARGEST_CONFIG_BYTES:
+        raise _too_large(source, size_bytes)
     try:
         return tomli.loads(text)
     except (ValueError, RecursionError) as error:
@@ -164,8 +170,9 @@ def read_toml(path: str | Path) -> JsonObject:
     """The table that a TOML file holds. Raises ConfigNotFound or ConfigInvalid."""
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST_CONFIG_BYTES:
-            raise ConfigInvalid(f"{path} is larger than {LARGEST_CONFIG_BYTES} bytes")
+        size_bytes = path.stat().st_size
+        if size_bytes > LARGEST_CONFIG_BYTES:
+            raise _too_large(str(path), size_bytes)
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigNotFound(
@@ -201,6 +208,24 @@ def override(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> JsonObjec
             table = inner
         table[key] = value
     return merged
+
+
+def require_size(name: str, table: Mapping[str, Any]) -> None:
+    """Raise ConfigInvalid if the table, written as JSON, has more than 256 KB."""
+    try:
+        text = json.dumps(table, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigInvalid(f"{name} contains itself, or has keys that are no text") from None
+    size_bytes = len(text.encode(errors="surrogatepass"))
+    if size_bytes > LARGEST_CONFIG_BYTES:
+        raise _too_large(name, size_bytes)
+
+
+def _too_large(name: str, size_bytes: int) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"{name} has {size_bytes:,} bytes, more than {LARGEST_CONFIG_BYTES:,} (256 KB); keep "
+        "prompts and settings in it, and send data with the calls"
+    )
 
 
 def _undated(model: str) -> str:

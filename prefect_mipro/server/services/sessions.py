@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from prefect_mipro.config import MiproConfig, override
+from prefect_mipro.config import MiproConfig, override, require_size
 from prefect_mipro.errors import (
     Conflict,
     InputInvalid,
@@ -104,6 +104,7 @@ class Sessions:
             raise InputInvalid(f"kind is {request.kind!r}; this backend knows 'mipro_online'")
         body = override(config_body(request), request.overrides)
         config = MiproConfig.parse(body)
+        require_size("the metadata", request.metadata)
         body["prompt_learning"].pop("task_app_api_key", None)  # never needed, so never stored
         await admit_models(config, self._upstreams)
         session_id = session_id_of(request, config)

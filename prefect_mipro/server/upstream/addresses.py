@@ -50,12 +50,41 @@ class AllowedHost:
         return host == self.name if self.literal else host.endswith(self.name[1:])
 
 
+# The IPv6 addresses of the internet, and what in them stands for an IPv4 address or for nothing.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+_INSIDE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "2001::/23",  # Teredo, and others of the protocol's own
+            "2001:db8::/32",
+            "2002::/16",  # 6to4
+            "3fff::/20",
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "168.63.129.16/32",  # Azure's own services, in each of its networks
+        ),
+    )
+)
+# Of an address whose last 64 bits are made from an IPv4 address (ISATAP, RFC 5214).
+_ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})
+
+
 def is_public(address: str) -> bool:
-    """Whether it lies in the internet: not on this machine, its networks or a cloud's inside."""
+    """Whether it lies in the internet: not on this machine, its networks or a cloud's inside.
+
+    An IPv6 address that stands for an IPv4 address (NAT64, 6to4, Teredo, ISATAP, compatible) is not
+    public whatever that is, except a mapped one, which is the IPv4 address.
+    """
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
         found = found.ipv4_mapped
-    return found.is_global and not found.is_multicast
+    if isinstance(found, ipaddress.IPv6Address) and (
+        found not in _UNICAST or int(found) >> 32 & 0xFFFF_FFFF in _ISATAP
+    ):
+        return False
+    inside = any(found in network for network in _INSIDE)
+    return found.is_global and not found.is_multicast and not inside
 
 
 def environment_proxy(url: URL) -> str | None:

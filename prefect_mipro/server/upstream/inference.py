@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from ipaddress import IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import ThreadedResolver
@@ -20,6 +23,8 @@ OPTION = "--allowed-inference-hosts"
 MOST_UPSTREAMS = 32
 RETRY_AFTER_SECONDS = 5.0
 PORTS = {"http": 80, "https": 443}
+LONGEST_NAME = 253
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 MakeUpstream = Callable[[str, AbstractResolver | None], OpenAIUpstream]
 
@@ -132,9 +137,19 @@ def _host_and_port(url: str) -> tuple[str, int]:
         port = parts.port or PORTS[parts.scheme]
     except (ValueError, KeyError):
         raise _malformed() from None
-    if not parts.hostname or _carries_more(parts):
+    host = (parts.hostname or "").removesuffix(".")
+    if not _is_host(host) or _carries_more(parts) or not url.strip().isprintable():
         raise _malformed()
-    return parts.hostname.rstrip("."), port
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is an IP address, or a name that can be looked up."""
+    if ":" in host:
+        with suppress(ValueError):
+            return IPv6Address(host).scope_id is None
+        return False
+    return len(host) <= LONGEST_NAME and all(map(_LABEL.fullmatch, host.split(".")))
 
 
 def _carries_more(parts: SplitResult) -> bool:
@@ -144,6 +159,6 @@ def _carries_more(parts: SplitResult) -> bool:
 def _malformed() -> ConfigInvalid:
     # The URL is not repeated: it may hold a password.
     return ConfigInvalid(
-        "inference_url is not a plain http(s) URL; write it like https://api.example.com/v1, "
-        "and send a key with each call as header 'x-provider-key'"
+        "inference_url is not a plain http(s) URL with a valid host; write it like "
+        "https://api.example.com/v1, and send a key with each call as header 'x-provider-key'"
     )

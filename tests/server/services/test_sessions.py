@@ -134,6 +134,11 @@ async def test_an_unknown_provider_is_refused_before_anything_is_stored(backend:
         await backend.sessions.status("s")
 
 
+async def test_metadata_is_bounded_as_the_config_is(backend: Backend) -> None:
+    with pytest.raises(InputInvalid, match=r"the metadata has 300,\d{3} bytes, more than"):
+        await create(backend, config_body=config_of(), metadata={"note": "x" * 300_000})
+
+
 async def test_pause_resume_cancel_follow_each_other_and_repeat_safely(backend: Backend) -> None:
     await backend.create()
     for state in (
