@@ -96,7 +96,7 @@ def test_a_step_again_is_the_same_rollout(twin: str, session: SessionHandle) -> 
     [
         (
             {"example": {"id": 7}},
-            r"no value for .* placeholder {request} \(there are: id\)",
+            r"no value for .* placeholder {request} in row 7 \(there are: id\)",
         ),
         (
             {"example": 7},
