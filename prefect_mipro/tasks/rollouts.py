@@ -43,9 +43,13 @@ def _rollout_name() -> str:
     return f"rollout {task_run.get_parameters().get('rollout_id') or task_run.get_id()}"
 
 
-def _rollouts_name() -> str:
-    jobs = task_run.get_parameters().get("jobs")
+def _rollouts_name(parameters: dict[str, Any]) -> str:
+    jobs: Sequence[RolloutJob] = parameters["jobs"]
     return f"{jobs[0].rollout_id} and on" if jobs else "no rollouts"
+
+
+# As Any: Prefect's type for such a function is a class, of which it asks the signature only.
+_ROLLOUTS_NAME: Any = _rollouts_name
 
 
 @task(name="run-rollout", task_run_name=_rollout_name, cache_policy=NO_CACHE)
@@ -90,7 +94,7 @@ async def arun_rollout(
         return await _arun(job, session, connection, program, reward, on_error)
 
 
-@task(name="run-rollouts", task_run_name=_rollouts_name, cache_policy=NO_CACHE)
+@task(name="run-rollouts", task_run_name=_ROLLOUTS_NAME, cache_policy=NO_CACHE)
 def run_rollouts(
     jobs: Sequence[RolloutJob],
     *,
@@ -128,7 +132,7 @@ def run_rollouts(
         return results
 
 
-@task(name="run-rollouts", task_run_name=_rollouts_name, cache_policy=NO_CACHE)
+@task(name="run-rollouts", task_run_name=_ROLLOUTS_NAME, cache_policy=NO_CACHE)
 async def arun_rollouts(
     jobs: Sequence[RolloutJob],
     *,
