@@ -145,7 +145,7 @@ class SessionEnded(Conflict):
 
 
 class RewardConflict(Conflict):
-    """The rollout already has another reward."""
+    """The rollout takes no such reward: it has another, ran with another candidate, or is gone."""
 
 
 class Overloaded(MiproError):

@@ -10,9 +10,10 @@ from prefect_mipro.cli.database_url import database_url
 from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
 from prefect_mipro.cli.output import Output
 from prefect_mipro.server.store.audit import Check, audit
-from prefect_mipro.server.store.backup import copy_file, dump_command
+from prefect_mipro.server.store.backup import compact_command, copy_file, dump_command
 from prefect_mipro.server.store.engine import (
     Schema,
+    compact,
     existing_file,
     inspected,
     open_store,
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace) -> ExitCode:
     match options.action:
         case "upgrade":
             return _upgrade(url, output)
+        case "compact":
+            return _compact(url, output)
         case "backup":
             return _back_up(url, Path(options.target), output)
         case _:
@@ -51,13 +54,12 @@ def _upgrade(url: str, output: Output) -> ExitCode:
 def _back_up(url: str, target: Path, output: Output) -> ExitCode:
     postgres = postgres_url(url)
     if postgres is not None:
-        command = dump_command(postgres, target)
-        if output.as_json:
-            output.document({"command": command})
-        else:
-            say("PostgreSQL is copied by its own tool, which asks for the password or takes it")
-            say("from PGPASSWORD or ~/.pgpass; pg_restore reads the copy:")
-            output.line(command)
+        _hand_over(
+            dump_command(postgres, target),
+            output,
+            "PostgreSQL is copied by its own tool, which asks for the password or takes it",
+            "from PGPASSWORD or ~/.pgpass; pg_restore reads the copy:",
+        )
         return ExitCode.FAILED
     size_bytes = copy_file(existing_file(url), target)
     if output.as_json:
@@ -65,6 +67,34 @@ def _back_up(url: str, target: Path, output: Output) -> ExitCode:
     else:
         say(f"wrote {target} ({size_bytes:,} bytes); it holds secrets of sessions")
     return ExitCode.OK
+
+
+def _compact(url: str, output: Output) -> ExitCode:
+    postgres = postgres_url(url)
+    if postgres is not None:
+        _hand_over(
+            compact_command(postgres),
+            output,
+            "PostgreSQL compacts its tables by itself, and lets new rows have the room; to give it",
+            "back to the disk, which stops servers for as long as it takes:",
+        )
+        return ExitCode.FAILED
+    before, after = compact(url)
+    output.outcome(
+        {"bytes_before": before, "bytes_after": after},
+        f"the database takes {after:,} bytes, and took {before:,}",
+    )
+    return ExitCode.OK
+
+
+def _hand_over(command: str, output: Output, *words: str) -> None:
+    """Show a command of PostgreSQL's own tools, and what to know of it."""
+    if output.as_json:
+        output.document({"command": command})
+        return
+    for line in words:
+        say(line)
+    output.line(command)
 
 
 def _check(url: str, output: Output) -> ExitCode:

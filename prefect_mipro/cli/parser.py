@@ -134,6 +134,7 @@ counts; a server may run meanwhile. Exit code 1 when something is wrong.
 examples
   {PROGRAM} db check --database-url sqlite:///mipro.db
   {PROGRAM} db backup mipro-2026-11-23.db     while a server runs, too
+  {PROGRAM} db compact                        give free space back, while no server runs
   {PROGRAM} db upgrade                        before a new release starts; it would do so itself
 """
 _MODEL = f"""\
@@ -245,6 +246,7 @@ def _add_keys(keys: _Parser) -> None:
 def _add_db(database: _Parser) -> None:
     actions = database.add_subparsers(dest="action", metavar="action [options]")
     _add_database(_command(actions, "upgrade", "make its schema that of this release"))
+    _add_database(_command(actions, "compact", "give its free space back; no server may run"))
     backup = _command(actions, "backup", "copy it into a file, while a server runs or not")
     backup.add_argument("target", metavar="TARGET", help="the file to write; it must not be there")
     _add_database(backup)

@@ -113,7 +113,8 @@ def show(status: SessionStatus, output: Output) -> None:
             "session": status.session_id,
             "state": f"{status.status}{reason}",
             "rollouts": f"{status.rollout_count}, of which {flow.rewarded} rewarded, "
-            f"{flow.in_flight} awaited, {flow.missing} given up",
+            f"{flow.in_flight} awaited, {flow.missing} given up"
+            + (f"; {status.removed_rollout_count} removed" if status.removed_rollout_count else ""),
             "champion": _candidate(status, status.champion_candidate_id),
             "in the lead": _candidate(status, status.best_candidate_id),
             "baseline": _candidate(status, status.baseline_candidate_id),

@@ -27,6 +27,7 @@ class Part(StrEnum):
     DUEL = "duel"
     PAST_EPOCH = "past_epoch"
     ROLLOUT = "rollout"
+    REMOVED_ROLLOUT = "removed_rollout"
     REWARD = "reward"
     REWARD_BLOCK = "reward_block"
     EXAMPLE_REWARD = "example_reward"

@@ -76,8 +76,9 @@ class Session(Record):
 
     Only keys of its `workspace` see it. `version` grows with every change. `proposal_number`
     counts finished proposal rounds. `serving_*` remember the candidate of the newest rollout and
-    how many in a row it served. `rollouts` were pinned and `rewards` attached so far; `promoted_at`
-    is the number of rollouts at the last promotion. Belief rests on the rewards of the present
+    how many in a row it served. `rollouts` were pinned and `rewards` attached so far, of which
+    `removed_rollouts` are not kept any more; `promoted_at` is the number of rollouts at the last
+    promotion. Belief rests on the rewards of the present
     `epoch` alone.
     """
 
@@ -105,6 +106,7 @@ class Session(Record):
     proposer_completion_tokens: int = 0
     rollouts: int = 0
     rewards: int = 0
+    removed_rollouts: int = 0
     epoch: int = 1
     promotions: int = 0
     promoted_at: int = 0
@@ -269,6 +271,7 @@ class DuelReport(Record):
 class SessionStatus(SessionUrls):
     """The status object, section 7 of the wire protocol, plus the belief behind it.
 
+    Of the rollouts and rewards that are counted, `removed_rollout_count` are not kept any more.
     `reward_curve` holds (last position, mean reward) of consecutive stretches of the traffic.
     `exploration_value` is what knowing every candidate's mean reward would add to the best one's.
     """
@@ -285,6 +288,7 @@ class SessionStatus(SessionUrls):
     version: int
     rollout_count: int
     reward_count: int
+    removed_rollout_count: int = 0
     proposal_seq: int
     best_reward: float | None
     best_score: float | None

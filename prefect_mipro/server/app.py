@@ -208,15 +208,20 @@ def _backend(
         new_id=new_id,
     )
     opened.push_async_callback(proposals.close)
-    if settings.trace_retention_days is not None:
-        retention = Retention(store, days=settings.trace_retention_days, clock=clock)
-        sweeps = Periodic("retention", retention.sweep, every_seconds=SWEEP_SECONDS)
-        opened.push_async_callback(sweeps.close)
-        sweeps.begin()
+    retention = Retention(
+        store,
+        live,
+        traces_days=settings.trace_retention_days,
+        rollouts_days=settings.rollout_retention_days,
+        clock=clock,
+    )
     removal = Removal(store)
-    deletions = Periodic("deletions", removal.finish, every_seconds=FINISH_SECONDS)
-    opened.push_async_callback(deletions.close)
-    deletions.begin()
+    for periodic in (
+        Periodic("retention", retention.sweep, every_seconds=SWEEP_SECONDS),
+        Periodic("deletions", removal.finish, every_seconds=FINISH_SECONDS),
+    ):
+        opened.push_async_callback(periodic.close)
+        periodic.begin()
     redaction = Redaction(settings.trace_content)
     recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)

@@ -102,6 +102,7 @@ _SHOWN = frozenset(
         "longest_stop_seconds",
         "trace_content",
         "trace_retention_days",
+        "rollout_retention_days",
     }
 )
 
@@ -201,6 +202,12 @@ class ServerSettings(BaseSettings):
         default=None,
         gt=0,
         description="Empty the texts of calls and rewards after so many days; numbers stay.",
+    )
+    rollout_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Remove rollouts, their calls and rewards, and events after so many days; "
+        "all that was counted and learned stays.",
     )
     max_calls_in_flight: int = Field(
         default=1_000,

@@ -97,7 +97,7 @@ def test_a_copy_takes_the_place_of_nothing(command: Command, file: Path, url: st
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["backup", "copy.db"]])
+@pytest.mark.parametrize("arguments", [["check"], ["compact"], ["backup", "copy.db"]])
 def test_a_database_that_is_not_there_is_not_made(
     command: Command, file: Path, url: str, arguments: list[str]
 ) -> None:
@@ -119,10 +119,28 @@ def test_an_old_database_is_told_apart_and_brought_forward(
     assert command("db", "check", "--database-url", url).code == ExitCode.OK
 
 
-def test_the_schema_of_a_database_in_use_is_left_alone(
-    command: Command, backend: EmbeddedBackend
+def test_a_database_that_was_emptied_is_compacted_and_gives_its_space_back_from_now_on(
+    command: Command, file: Path, url: str
 ) -> None:
-    result = command("db", "upgrade", "--database-url", backend.database_url)
+    with closing(sqlite3.connect(file)) as old:  # as one that SQLite made by its own defaults
+        old.execute("PRAGMA auto_vacuum = NONE")
+        old.executescript(MADE_BY_0001.read_text(encoding="utf-8"))
+        old.execute("CREATE TABLE large AS SELECT zeroblob(5000000) AS zeros")
+        old.execute("DROP TABLE large")
+    command("db", "upgrade", "--database-url", url)
+    told = command("db", "compact", "--database-url", url, "--json").document
+    assert told["bytes_before"] > 5_000_000
+    assert told["bytes_after"] == file.stat().st_size < 1_000_000
+    with closing(sqlite3.connect(file)) as compacted:
+        assert compacted.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+    assert command("db", "check", "--database-url", url).code == ExitCode.OK
+
+
+@pytest.mark.parametrize("action", ["upgrade", "compact"])
+def test_a_database_in_use_is_left_alone(
+    command: Command, backend: EmbeddedBackend, action: str
+) -> None:
+    result = command("db", action, "--database-url", backend.database_url)
     assert result.code == ExitCode.FAILED
     assert "another server has the database" in result.err
 
@@ -145,6 +163,15 @@ def test_a_fault_is_told_with_the_way_out_and_the_exit_code(
         "references",
         "numbers of lever versions",
     }
+
+
+def test_the_way_to_compact_a_postgresql_is_told_without_its_password(command: Command) -> None:
+    url = "postgresql://mipro:hidden@db.lan:5433/prompts"
+    result = command("db", "compact", "--database-url", url)
+    assert result.code == ExitCode.FAILED
+    assert result.out.startswith("psql --dbname=postgresql://mipro@db.lan:5433/prompts ")
+    assert "VACUUM (FULL, ANALYZE) mipro_candidates, " in result.out
+    assert "hidden" not in result.out + result.err
 
 
 def test_the_way_to_copy_a_postgresql_is_told_without_its_password(command: Command) -> None:

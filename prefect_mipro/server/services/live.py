@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -247,6 +247,11 @@ class Live:
         self._pins[(session.baseline_id, rollout_id)] = candidate_id
         if len(self._pins) > REMEMBERED_PINS:
             self._pins.popitem(last=False)
+
+    def forget_pins(self, baseline_id: str, rollout_ids: Iterable[str]) -> None:
+        """Let rollouts be pinned anew: they were removed."""
+        for rollout_id in rollout_ids:
+            self._pins.pop((baseline_id, rollout_id), None)
 
     async def close(self) -> None:
         """End the reading under way."""

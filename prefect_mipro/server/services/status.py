@@ -107,6 +107,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         version=session.version,
         rollout_count=totals.rollouts,
         reward_count=session.rewards,
+        removed_rollout_count=session.removed_rollouts,
         proposal_seq=session.proposal_number,
         best_reward=best_reward,
         best_score=best_reward,

@@ -63,6 +63,8 @@ _COUNTED_ROLLOUTS = """
         max(position) AS last_position, max(reward_number) AS last_reward,
         sum(CASE WHEN given_up_at IS NOT NULL AND reward_number IS NULL THEN 1 ELSE 0 END)
             AS missing,
+        sum(CASE WHEN given_up_at IS NULL AND reward_number IS NULL THEN 1 ELSE 0 END)
+            AS awaited,
         sum(CASE WHEN applied IS FALSE THEN 1 ELSE 0 END) AS unapplied,
         sum(CASE WHEN applied IS NOT FALSE AND reward_number IS NOT NULL THEN 1 ELSE 0 END)
             AS counted_rewards,
@@ -89,7 +91,9 @@ _QUERIES = (
         """
         SELECT t.trace_id, 'no rollout ' || t.rollout_id FROM mipro_traces t
         LEFT JOIN mipro_rollouts r ON r.session_id = t.session_id AND r.rollout_id = t.rollout_id
-        WHERE r.rollout_id IS NULL
+        LEFT JOIN mipro_removed_rollouts d
+        ON d.session_id = t.session_id AND d.rollout_id = t.rollout_id
+        WHERE r.rollout_id IS NULL AND d.rollout_id IS NULL
         """,
     ),
     (
@@ -125,19 +129,27 @@ _QUERIES = (
         "counters of sessions",
         f"""
         SELECT s.session_id, 'counts ' || s.rollouts || ' rollouts, ' || s.rewards || ' rewards, '
-            || s.missing || ' missing', 'has ' || coalesce(f.rollouts, 0) || ', '
-            || coalesce(f.rewards, 0) || ', ' || coalesce(f.missing, 0)
+            || s.missing || ' missing, ' || s.removed_rollouts || ' removed',
+            'has ' || coalesce(f.rollouts, 0) || ', ' || coalesce(f.rewards, 0) || ', '
+            || coalesce(f.missing, 0)
         FROM mipro_sessions s LEFT JOIN (
             SELECT session_id, sum(rollouts) AS rollouts, sum(rewards) AS rewards,
-                sum(missing) AS missing, max(last_position) AS last_position,
-                max(last_reward) AS last_reward
+                sum(missing) AS missing, sum(awaited) AS awaited,
+                max(last_position) AS last_position, max(last_reward) AS last_reward
             FROM ({_COUNTED_ROLLOUTS}) AS counted GROUP BY session_id
         ) AS f ON f.session_id = s.session_id
         WHERE {_WHOLE} AND (
-            s.rollouts <> coalesce(f.rollouts, 0) OR s.rewards <> coalesce(f.rewards, 0)
-            OR s.missing <> coalesce(f.missing, 0)
-            OR coalesce(f.last_position, 0) <> coalesce(f.rollouts, 0)
-            OR coalesce(f.last_reward, 0) <> coalesce(f.rewards, 0)
+            s.rollouts <> coalesce(f.rollouts, 0) + s.removed_rollouts
+            -- Of each rollout the reward is there, missing or awaited; removed ones are settled.
+            OR s.rollouts <> s.rewards + s.missing + coalesce(f.awaited, 0)
+            OR s.rewards < coalesce(f.rewards, 0) OR s.missing < coalesce(f.missing, 0)
+            OR coalesce(f.last_position, 0) > s.rollouts
+            OR coalesce(f.last_reward, 0) > s.rewards
+            OR (s.removed_rollouts = 0 AND (
+                s.rewards <> coalesce(f.rewards, 0)
+                OR coalesce(f.last_position, 0) <> s.rollouts
+                OR coalesce(f.last_reward, 0) <> s.rewards
+            ))
         )
         """,
     ),
@@ -150,10 +162,29 @@ _QUERIES = (
         FROM mipro_candidates c
         JOIN mipro_sessions s ON s.session_id = c.session_id AND {_WHOLE}
         LEFT JOIN ({_COUNTED_ROLLOUTS}) AS f ON f.candidate_id = c.candidate_id
-        WHERE c.rollouts <> coalesce(f.rollouts, 0) OR c.rewards <> coalesce(f.counted_rewards, 0)
-            OR c.missing <> coalesce(f.counted_missing, 0)
-            OR c.unapplied_rollouts <> coalesce(f.unapplied, 0)
-            OR abs(c.reward_sum - coalesce(f.reward_sum, 0)) > 1e-6 * (1 + abs(c.reward_sum))
+        WHERE c.rollouts < coalesce(f.rollouts, 0) OR c.rewards < coalesce(f.counted_rewards, 0)
+            OR c.missing < coalesce(f.counted_missing, 0)
+            OR c.unapplied_rollouts < coalesce(f.unapplied, 0)
+            OR (s.removed_rollouts = 0 AND (
+                c.rollouts <> coalesce(f.rollouts, 0)
+                OR c.rewards <> coalesce(f.counted_rewards, 0)
+                OR c.missing <> coalesce(f.counted_missing, 0)
+                OR c.unapplied_rollouts <> coalesce(f.unapplied, 0)
+                OR abs(c.reward_sum - coalesce(f.reward_sum, 0)) > 1e-6 * (1 + abs(c.reward_sum))
+            ))
+        """,
+    ),
+    (
+        "sums over candidates",
+        f"""
+        SELECT s.session_id, 'counts ' || s.rollouts || ' rollouts, ' || s.rewards || ' rewards, '
+            || s.missing || ' missing', 'its candidates ' || sum(c.rollouts) || ', '
+            || sum(c.rewards) || ', ' || sum(c.missing)
+        FROM mipro_sessions s JOIN mipro_candidates c ON c.session_id = s.session_id
+        WHERE {_WHOLE} GROUP BY s.session_id, s.rollouts, s.rewards, s.missing
+        HAVING s.rollouts <> sum(c.rollouts)
+            -- What is no evidence does not count for its candidate.
+            OR s.rewards < sum(c.rewards) OR s.missing < sum(c.missing)
         """,
     ),
     (
@@ -164,7 +195,8 @@ _QUERIES = (
         FROM mipro_candidates c
         JOIN mipro_sessions s ON s.session_id = c.session_id AND {_WHOLE}
         LEFT JOIN ({_COUNTED_FAILURES}) AS f ON f.candidate_id = c.candidate_id
-        WHERE c.failures <> coalesce(f.failures, 0)
+        WHERE c.failures < coalesce(f.failures, 0)
+            OR (s.removed_rollouts = 0 AND c.failures <> coalesce(f.failures, 0))
         """,
     ),
     (
@@ -213,10 +245,12 @@ _QUERIES = (
     (
         "numbers of events",
         f"""
-        SELECT s.session_id, count(e.seq) || ' events, version ' || s.version
+        SELECT s.session_id, count(e.seq) || ' events, ' || s.removed_events || ' removed, version '
+            || s.version
         FROM mipro_sessions s LEFT JOIN mipro_events e ON e.session_id = s.session_id
-        WHERE {_WHOLE} GROUP BY s.session_id, s.version
-        HAVING count(e.seq) <> s.version OR coalesce(max(e.seq), 0) <> s.version
+        WHERE {_WHOLE} GROUP BY s.session_id, s.version, s.removed_events
+        HAVING count(e.seq) + s.removed_events <> s.version
+            OR coalesce(max(e.seq), s.removed_events) <> s.version
         """,
     ),
 )

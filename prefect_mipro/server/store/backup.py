@@ -1,4 +1,4 @@
-"""Copies of a database: of a file while a server writes to it, of a PostgreSQL by its own tool."""
+"""Copies of a database: of a file while a server writes to it, of a PostgreSQL by its own tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy import URL
 
 from prefect_mipro.errors import Conflict, StoreFailed
 from prefect_mipro.server.store.lock import held
+from prefect_mipro.server.store.tables import metadata
 
 _QUERY = ("host", "port", "sslmode")
 # Long enough that no other program's files end in it.
@@ -45,6 +46,17 @@ def copy_file(source: Path, target: Path) -> int:
 
 def dump_command(url: URL, target: Path) -> str:
     """What copies a PostgreSQL database, without its password."""
+    return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={_shown(url)}"])
+
+
+def compact_command(url: URL) -> str:
+    """What gives the free space of a PostgreSQL database back, without its password."""
+    tables = ", ".join(sorted(metadata.tables))
+    statement = f"VACUUM (FULL, ANALYZE) {tables}"
+    return shlex.join(["psql", f"--dbname={_shown(url)}", f"--command={statement}"])
+
+
+def _shown(url: URL) -> str:
     query = {name: url.query[name] for name in _QUERY if name in url.query}
     shown = URL.create(
         "postgresql",
@@ -54,8 +66,7 @@ def dump_command(url: URL, target: Path) -> str:
         database=url.database,
         query=query,
     )
-    name = shown.render_as_string()
-    return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={name}"])
+    return shown.render_as_string()
 
 
 def _remove_abandoned(partial: Path) -> None:

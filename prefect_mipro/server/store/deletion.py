@@ -5,10 +5,14 @@ From its beginning on nobody finds the session, however long it takes and whatev
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Row,
     Text,
     bindparam,
     delete,
@@ -28,6 +32,7 @@ from prefect_mipro.server.store.tables import (
     metadata,
     past_epochs,
     proposers,
+    removed_rollouts,
     reward_blocks,
     rewards,
     rollouts,
@@ -51,9 +56,11 @@ _GROWING: tuple[tuple[Column[str] | Column[int], ColumnElement[bool]], ...] = (
     (events.c.seq, true()),
     (rewards.c.reward_id, true()),
     (rollouts.c.rollout_id, _OLDER),
+    (removed_rollouts.c.rollout_id, true()),
 )
 _REST = (
     rollouts,
+    removed_rollouts,
     proposers,
     example_rewards,
     reward_blocks,
@@ -66,7 +73,7 @@ _REST = (
 # Its key goes with the row, so that not even those wait for it who only refer to it.
 _LOCK = select(sessions.c.session_id).where(sessions.c.session_id == _SESSION).with_for_update()
 _FRAMES = (
-    select(frames.c.position, frames.c.trace_ids)
+    select(frames.c.position, frames.c.rollout_id, frames.c.trace_ids, frames.c.created_at)
     .where(frames.c.session_id == _SESSION)
     .order_by(frames.c.position)
 )
@@ -98,29 +105,41 @@ def delete_all(connection: Connection, session_id: str) -> None:
 
 def _thin(connection: Connection, session_id: str, *, limit: int) -> int:
     """Of the first kind of row that it has any of."""
-    deleted = _delete_calls(connection, session_id, limit=limit)
+    deleted = delete_calls(connection, oldest_calls(connection, session_id, limit), session_id)
     for key, condition in _GROWING:
         deleted = deleted or _delete_some(connection, key, condition, session_id, limit=limit)
     return deleted
 
 
-def _delete_calls(connection: Connection, session_id: str, *, limit: int) -> int:
-    of = {"of_session": session_id}
-    found = connection.execute(_FRAMES.limit(limit), of).all()
-    if not found:
+def oldest_calls(connection: Connection, session_id: str, limit: int) -> Sequence[Row[Any]]:
+    """The frames of the session's oldest calls and rewards."""
+    return connection.execute(_FRAMES.limit(limit), {"of_session": session_id}).all()
+
+
+def delete_calls(connection: Connection, oldest: Sequence[Row[Any]], session_id: str) -> int:
+    """Delete these frames, the oldest ones of the session, with their traces. How many."""
+    if not oldest:
         return 0
-    # A reward's frame names what its sender called a trace, which may be another session's.
-    trace_ids = {trace_id for frame in found for trace_id in frame.trace_ids}
+    of = {"of_session": session_id}
     connection.execute(
-        delete(traces).where(traces.c.session_id == _SESSION, traces.c.trace_id.in_(trace_ids)), of
+        delete(traces).where(traces.c.session_id == _SESSION, traces.c.trace_id.in_(named(oldest))),
+        of,
     )
     connection.execute(
         delete(frames).where(
-            frames.c.session_id == _SESSION, frames.c.position <= found[-1].position
+            frames.c.session_id == _SESSION, frames.c.position <= oldest[-1].position
         ),
         of,
     )
-    return len(found)
+    return len(oldest)
+
+
+def named(oldest: Iterable[Row[Any]]) -> set[str]:
+    """What frames name as their traces.
+
+    A reward's frame names what its sender called a trace, which may be another session's.
+    """
+    return {trace_id for frame in oldest for trace_id in frame.trace_ids}
 
 
 def _delete_some(

@@ -21,7 +21,13 @@ from sqlalchemy.pool import StaticPool
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.store import files, lock
 from prefect_mipro.server.store.bulk import driver_of
-from prefect_mipro.server.store.database import Database, PostgresDatabase, json_text
+from prefect_mipro.server.store.database import (
+    Database,
+    PostgresDatabase,
+    json_text,
+    translated,
+)
+from prefect_mipro.server.store.space import compact_file, prepare_to_give_back
 from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.sqlite import WRITES, SqliteDatabase
 from prefect_mipro.server.store.tables import VERSION_TABLE
@@ -158,6 +164,18 @@ def existing_file(database_url: str) -> Path:
     return path
 
 
+def compact(database_url: str) -> tuple[int, int]:
+    """Write a SQLite file anew, without what is free in it; its bytes before and after.
+
+    Raises StoreFailed, also while a server has it open.
+    """
+    path = existing_file(database_url)
+    with _only_server(path, makes_file=False), translated(_name(_parsed(database_url))):
+        before = path.stat().st_size
+        compact_file(path)
+        return before, path.stat().st_size
+
+
 def postgres_url(database_url: str) -> URL | None:
     """Where it is, with its password; `None` for another kind of database."""
     url = _parsed(database_url)
@@ -251,6 +269,7 @@ def _only_server(path: Path, *, makes_file: bool) -> Iterator[None]:
 def _prepare_sqlite(connection: Any, record: object) -> None:
     # The driver would begin by itself, late and without asking for the write lock.
     connection.isolation_level = None
+    prepare_to_give_back(connection)
     cursor = connection.cursor()
     for pragma in (
         "journal_mode = WAL",

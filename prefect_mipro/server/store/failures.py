@@ -52,6 +52,22 @@ def newest(connection: Connection, session_id: str) -> Failures:
     return Failures(int(total), tuple(reversed(found)))
 
 
+def evidence_begins(change: Change) -> int:
+    """The position from which on failed rollouts are those that `newest` finds."""
+    oldest = (
+        select(rollouts.c.position)
+        .where(
+            rollouts.c.session_id == change.session_id,
+            failed,
+            rollouts.c.position >= change["epoch_first"],
+        )
+        .order_by(rollouts.c.position.desc())
+        .offset(NEWEST - 1)
+        .limit(1)
+    )
+    return change.connection.scalar(oldest) or int(change["epoch_first"])
+
+
 def note(change: Change, call: CallRecord) -> None:
     """Count the failure of a call, each rollout once. A refused call ends its rollout."""
     failure, rollout_id, at = call.failure, call.trace.rollout_id, call.trace.created_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import chain, repeat
 
@@ -69,24 +69,32 @@ def give_up(
             return 0
         last = {"of_session": session_id, "of_position": overdue[-1]["position"]}
         connection.execute(_GIVE_UP, {**last, "given_up_at": at})
-        # What is no evidence lacks nothing.
-        counts = Counter(row["candidate_id"] for row in overdue if row["applied"] is not False)
-        if counts:
-            connection.execute(
-                _COUNT_MISSING,
-                [
-                    {"of_candidate": candidate_id, "count": count}
-                    for candidate_id, count in sorted(counts.items())
-                ],
-            )
-        change.set(missing=change["missing"] + len(overdue))
-        change.record(
-            "mipro.rollout.missing",
-            f"{len(overdue)} rollouts were given up: their rewards have not come",
-            data={"rollouts": len(overdue), "candidates": dict(counts)},
-            at=at,
-        )
+        count_missing(change, [(row["candidate_id"], row["applied"]) for row in overdue], at=at)
         return len(overdue)
+
+
+def count_missing(
+    change: Change, given_up: Sequence[tuple[str, bool | None]], *, at: datetime
+) -> None:
+    """Count rollouts that were given up; of each, its candidate and whether that was applied."""
+    total = len(given_up)
+    # What is no evidence lacks nothing.
+    counts = Counter(candidate_id for candidate_id, applied in given_up if applied is not False)
+    if counts:
+        change.connection.execute(
+            _COUNT_MISSING,
+            [
+                {"of_candidate": candidate_id, "count": count}
+                for candidate_id, count in sorted(counts.items())
+            ],
+        )
+    change.set(missing=change["missing"] + total)
+    change.record(
+        "mipro.rollout.missing",
+        f"{total} rollouts were given up: their rewards have not come",
+        data={"rollouts": total, "candidates": dict(counts)},
+        at=at,
+    )
 
 
 def watermark(connection: Connection, session_id: str) -> int:

@@ -32,6 +32,7 @@ from prefect_mipro.server.store.tables import (
     frames,
     lever_versions,
     past_epochs,
+    removed_rollouts,
     reward_blocks,
     rewards,
     rollouts,
@@ -46,6 +47,7 @@ _KEYS: dict[Part, tuple[Column[Any], ...]] = {
     Part.DUEL: (duels.c.number,),
     Part.PAST_EPOCH: (past_epochs.c.epoch,),
     Part.ROLLOUT: (rollouts.c.rollout_id,),
+    Part.REMOVED_ROLLOUT: (removed_rollouts.c.rollout_id,),
     Part.REWARD: (rewards.c.rollout_id,),
     Part.REWARD_BLOCK: (
         reward_blocks.c.epoch,

@@ -60,6 +60,7 @@ from prefect_mipro.server.store.tables import (
     frames,
     lever_versions,
     past_epochs,
+    removed_rollouts,
     reward_blocks,
     rewards,
     rollouts,
@@ -76,6 +77,7 @@ _TABLES: Mapping[Part, Table] = {
     Part.DUEL: duels,
     Part.PAST_EPOCH: past_epochs,
     Part.ROLLOUT: rollouts,
+    Part.REMOVED_ROLLOUT: removed_rollouts,
     Part.REWARD: rewards,
     Part.REWARD_BLOCK: reward_blocks,
     Part.EXAMPLE_REWARD: example_rewards,
@@ -147,7 +149,7 @@ def _finish(
         lines: dict[str, int] = rows[-1]["lines"]
         _check_counts(connection, session_id, lines)
         newest = select(func.max(events.c.seq)).where(events.c.session_id == session_id)
-        change.set(version=connection.scalar(newest) or 0)
+        change.set(version=connection.scalar(newest) or change["removed_events"])
         change.record(
             IMPORTED,
             f"imported with {lines.get(Part.ROLLOUT, 0)} rollouts; it is {change['state']}",

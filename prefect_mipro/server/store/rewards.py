@@ -12,10 +12,20 @@ from prefect_mipro.server.store.attachments import attach, insert_rollout, read_
 from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
 from prefect_mipro.server.store.records import Attached
 from prefect_mipro.server.store.rows import example_key, reward_record, rollout_record
-from prefect_mipro.server.store.tables import example_rewards, rewards, rollouts, unrewarded
+from prefect_mipro.server.store.tables import (
+    example_rewards,
+    removed_rollouts,
+    rewards,
+    rollouts,
+    unrewarded,
+)
 
 _BY_REQUEST_KEY = select(rewards).where(
     rewards.c.session_id == bindparam("of_session"), rewards.c.request_key == bindparam("key")
+)
+_REMOVED = select(removed_rollouts.c.candidate_id).where(
+    removed_rollouts.c.session_id == bindparam("of_session"),
+    removed_rollouts.c.rollout_id == bindparam("of_rollout"),
 )
 _OF_EXAMPLE = select(example_rewards.c.rewards, example_rewards.c.deviation_sum).where(
     example_rewards.c.session_id == bindparam("of_session"),
@@ -25,7 +35,7 @@ _OF_EXAMPLE = select(example_rewards.c.rewards, example_rewards.c.deviation_sum)
 
 def add(connection: Connection, reward: Reward, *, request_key: str | None = None) -> Attached:
     with changing(connection, reward.session_id) as change:
-        repeated = _repeated(connection, reward, request_key)
+        repeated = _repeated(connection, reward, request_key) or _removed(change, reward)
         if repeated is not None:
             known = read_rollout(connection, reward.session_id, repeated.rollout_id or "")
             return Attached(repeated, duplicate=True, applied=known.applied if known else None)
@@ -69,6 +79,23 @@ def _repeated(connection: Connection, reward: Reward, request_key: str | None) -
             f"so {reward.score:g} is not counted; a rollout is rewarded once"
         )
     return stored
+
+
+def _removed(change: Change, reward: Reward) -> Reward | None:
+    """The reward as that of a rollout which had one, and was removed. Raises RewardConflict."""
+    if reward.rollout_id is None or not change["removed_rollouts"]:
+        return None
+    of = {"of_session": reward.session_id, "of_rollout": reward.rollout_id}
+    row = change.connection.execute(_REMOVED, of).first()
+    if row is None or read_rollout(change.connection, reward.session_id, reward.rollout_id):
+        return None
+    if row.candidate_id is None:
+        raise RewardConflict(
+            f"rollout {reward.rollout_id!r} was removed without a reward, after as many days as "
+            "this server keeps rollouts; its reward comes too late and is not counted"
+        )
+    _check_candidate(change.connection, reward, row.candidate_id)
+    return reward.model_copy(update={"candidate_id": row.candidate_id})
 
 
 def _rollout_of(change: Change, reward: Reward) -> Rollout | None:

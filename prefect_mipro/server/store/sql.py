@@ -47,6 +47,7 @@ from prefect_mipro.server.store import (
     rollouts,
     sessions,
     space,
+    trimming,
     turns,
     workspaces,
 )
@@ -62,7 +63,7 @@ from prefect_mipro.server.store.records import (
     SessionFilter,
     Standing,
 )
-from prefect_mipro.server.store.upkeep import Swept, Texts
+from prefect_mipro.server.store.upkeep import Removed, Swept, Texts
 
 
 class SqlStore:
@@ -349,6 +350,19 @@ class SqlStore:
 
     async def delete_session(self, session_id: str) -> None:
         await self._change(session_id, deletion.delete_all)
+
+    async def session_ids(self) -> tuple[str, ...]:
+        return await self._database.read(trimming.session_ids)
+
+    async def remove_old(
+        self, session_id: str, *, before: datetime, limit: int, at: datetime
+    ) -> Removed:
+        return await self._database.write_last(
+            trimming.remove_old, session_id, before=before, limit=limit, at=at
+        )
+
+    async def give_back_space(self) -> int:
+        return await self._database.write_last(space.give_back)
 
     async def forget_texts(
         self, texts: Texts, *, before: datetime, limit: int, cursor: str | None = None

@@ -78,6 +78,9 @@ sessions = Table(
     counter("rewards"),
     # Of the rollouts, those that were given up and have no reward still.
     late_counter("missing"),
+    # Of the rollouts and the events, those whose rows were removed after their time.
+    late_counter("removed_rollouts"),
+    late_counter("removed_events"),
     late_counter("proposer_prompt_tokens"),
     late_counter("proposer_completion_tokens"),
     # The present epoch, and the position at which it begins.
@@ -378,6 +381,27 @@ rewards = Table(
     Column("request_key", Words),
     UniqueConstraint("session_id", "rollout_id"),
     UniqueConstraint("session_id", "request_key"),
+)
+
+waiting = rewards.c.candidate_id.is_(None)
+Index(
+    "ix_mipro_rewards_waiting",
+    rewards.c.session_id,
+    rewards.c.received_at,
+    sqlite_where=waiting,
+    postgresql_where=waiting,
+)
+
+# What is left of rollouts that were removed: a reward that comes for one is not counted again.
+removed_rollouts = Table(
+    "mipro_removed_rollouts",
+    metadata,
+    _session(),
+    Column("rollout_id", Text, nullable=False),
+    # None where no reward had come.
+    Column("candidate_id", Text),
+    PrimaryKeyConstraint("session_id", "rollout_id"),
+    sqlite_with_rowid=False,
 )
 
 # What the rollouts of a block of consecutive positions earned (`blocks.py`).

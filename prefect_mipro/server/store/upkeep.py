@@ -27,6 +27,15 @@ class Swept:
     cursor: str | None
 
 
+@dataclass(frozen=True)
+class Removed:
+    """How many rows of a session were removed, and which rollouts, if they were rollouts."""
+
+    rows: int
+    baseline_id: str = ""
+    rollout_ids: tuple[str, ...] = ()
+
+
 class Upkeep(Protocol):
     """The part of a store that no call of a program needs."""
 
@@ -51,6 +60,25 @@ class Upkeep(Protocol):
 
     async def delete_session(self, session_id: str) -> None:
         """Delete the session and all that is left of it. Its id is free again."""
+        ...
+
+    async def session_ids(self) -> tuple[str, ...]:
+        """The ids of all sessions."""
+        ...
+
+    async def remove_old(
+        self, session_id: str, *, before: datetime, limit: int, at: datetime
+    ) -> Removed:
+        """Remove at most `limit` rows of one kind that are older; no rows when none is left.
+
+        Rollouts go with their rewards, then calls with their frames, rewards that still wait for
+        their rollouts, and events. The rollouts of the newest duel stay. All counters stay as they
+        are, but rollouts whose rewards were awaited still count as missing.
+        """
+        ...
+
+    async def give_back_space(self) -> int:
+        """Give some of the database's free space back to its disk; 0 when there is none."""
         ...
 
     async def forget_texts(

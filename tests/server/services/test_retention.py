@@ -7,9 +7,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
+from prefect_mipro.models.exports import Part
+from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.retention import PIECE, Retention
-from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.space import FREE_PAGES_KEPT
 from prefect_mipro.server.store.sql import SqlStore
 from tests.server.store.records import at, call, create, frame, pin, reward, rollout, trace
 
@@ -50,8 +55,10 @@ class Present:
         return at(self.day * DAY)
 
 
-def retention(store: SqlStore, present: Present) -> Retention:
-    return Retention(store, days=30, clock=present, pause_seconds=0)
+def retention(store: SqlStore, present: Present, **days: float) -> Retention:
+    live = Live(store, Knowledge(store))
+    kept = days or {"traces_days": 30}
+    return Retention(store, live, **kept, clock=present, pause_seconds=0)
 
 
 async def test_each_text_goes_when_its_time_is_up(store: SqlStore) -> None:
@@ -82,3 +89,75 @@ async def test_more_than_a_piece_is_swept_at_once(store: SqlStore) -> None:
     present.day = 40
     await call_on(store, *[1] * (2 * PIECE + 1))
     assert await retention(store, present).sweep() == 2 * PIECE + 1
+
+
+async def test_rows_go_with_all_that_hangs_on_them_and_texts_may_go_before(
+    store: SqlStore,
+) -> None:
+    present = Present()
+    sweeps = retention(store, present, traces_days=30, rollouts_days=90)
+    await call_on(store, 0)
+    await store.add_reward(reward(feedback="well said"))
+    present.day = 31
+    assert await sweeps.sweep() == 2  # a trace and a reward without their words
+    assert await store.rollout("s1", "r1")
+    present.day = 91
+    # A rollout, two frames, and the events of its reward; the session's own came at its beginning.
+    assert await sweeps.sweep() == 1 + 2 + 3
+    assert await store.rollout("s1", "r1") is None
+    assert await sweeps.sweep() == 0
+    assert (await store.session("s1")).removed_rollouts == 1
+
+
+async def test_a_rollout_that_was_removed_is_pinned_anew(store: SqlStore) -> None:
+    live = Live(store, Knowledge(store))
+    session = await store.session("s1")
+    present = Present()
+    present.day = 91
+    sweeps = Retention(store, live, rollouts_days=90, clock=present, pause_seconds=0)
+    live.remember_pin(session, "r1", "baseline_1")
+    live.remember_pin(session, "r2", "baseline_1")
+    await sweeps.sweep()
+    assert live.pinned(session, "r1") is None
+    assert live.pinned(session, "r2") == "baseline_1"
+
+
+async def test_a_session_under_import_is_left_alone(store: SqlStore, tmp_path: Path) -> None:
+    source = await open_store(f"sqlite+aiosqlite:///{tmp_path}/source.db")
+    await create(source, "other")
+    (row,) = (await source.part(await source.session("other"), Part.SESSION, limit=1)).items
+    await source.close()
+    await store.restore(
+        "other", Part.SESSION, [row], workspace="default", secret="", digest_key="", at=at(0)
+    )
+    present = Present()
+    present.day = 91
+    assert await retention(store, present, rollouts_days=90).sweep()
+
+
+async def test_the_space_goes_back_to_the_disk(store: SqlStore, tmp_path: Path) -> None:
+    present = Present()
+    large = 8 * FREE_PAGES_KEPT
+    await store.record_calls(
+        [
+            call(
+                trace("trace_1", messages=({"role": "user", "content": "long " * 800 * large},)),
+                frame("frame_1", trace_ids=("trace_1",)),
+            )
+        ]
+    )
+    before = await size_of(store, tmp_path)
+    present.day = 91
+    await retention(store, present, rollouts_days=90).sweep()
+    assert await size_of(store, tmp_path) < before / 4
+
+
+async def size_of(store: SqlStore, folder: Path) -> int:
+    """The pages of the database, once all is written."""
+    await store.session("s1")
+    async with inspected(f"sqlite+aiosqlite:///{folder}/mipro.db") as database:
+        return await database.read(pages)
+
+
+def pages(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())

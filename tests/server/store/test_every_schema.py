@@ -26,6 +26,7 @@ REVISIONS = sorted(file.name[:4] for file in VERSIONS.iterdir() if file.name[:4]
 LATER_ROWS = {
     "0004": "INSERT INTO mipro_proposers VALUES ('s2', 'a server', 7)",
     "0005": "INSERT INTO mipro_keys VALUES ('key_1', 'ada', 'research', 'digest', 5, NULL)",
+    "0010": "INSERT INTO mipro_removed_rollouts VALUES ('s2', 'gone', NULL)",
 }
 # What stands in the way of a migration, and how it is taken away.
 OBSTACLES = {
@@ -43,6 +44,10 @@ OBSTACLES = {
     "0009": (
         "ALTER TABLE mipro_candidates ADD COLUMN failures BIGINT",
         "ALTER TABLE mipro_candidates DROP COLUMN failures",
+    ),
+    "0010": (
+        "CREATE TABLE mipro_removed_rollouts (n BIGINT)",
+        "DROP TABLE mipro_removed_rollouts",
     ),
 }
 

@@ -51,6 +51,8 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
         reward("reward_9", None, correlation_id="c")
     ),
     "thin": lambda store: store.thin("s1", limit=2),
+    "remove_old": lambda store: store.remove_old("s1", before=at(99), limit=2, at=at(99)),
+    "remove_old calls": lambda store: store.remove_old("s1", before=at(0), limit=2, at=at(99)),
     "delete_session": lambda store: store.delete_session("s1"),
     **{
         f"forget_texts of {texts}": partial(

@@ -11,7 +11,8 @@ from prefect_mipro.errors import Conflict, InputInvalid, Overloaded, SessionNotF
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.audit import audit
+from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.interface import Store
 from tests.server.store.conformance.test_parts import fill, rows_of
 from tests.server.store.records import at, create, pin, reward, rollout
@@ -78,6 +79,18 @@ async def test_what_it_tells_in_its_turn_is_what_it_was_told(store: Store, sourc
     for part in PARTS:
         if part not in (Part.SESSION, Part.EVENT):
             assert await rows_of(store, session, part) == told[part], part
+
+
+async def test_what_was_removed_from_it_counts_once_here_too(
+    store: Store, source: Store, database_url: str
+) -> None:
+    await fill(source)
+    await source.remove_old("s1", before=at(1), limit=2, at=at(1))
+    await write(store, await told_by(source))
+    assert (await store.session("s1")).removed_rollouts == 2
+    assert (await store.add_reward(reward("again", "r1"))).duplicate
+    async with inspected(database_url) as database:
+        assert [check for check in await database.read(audit) if check.problems] == []
 
 
 async def test_it_goes_on_where_it_stood(store: Store, source: Store) -> None:
