@@ -80,6 +80,7 @@ def _rows(
         yield "Seconds to the first byte", first_byte
     yield "Tokens per rollout", each(_tokens)
     yield "USD per 1,000 rollouts", each(_cost)
+    yield "Rollouts that its prompt failed", each(lambda r: _count(r.failures))
     yield "Calls that failed", each(lambda r: _count(r.failed_calls))
     yield "Calls without its prompt", each(lambda r: _count(r.unapplied_calls))
     yield "Rollouts without its prompt", each(lambda r: _count(r.unapplied_rollouts))

@@ -20,6 +20,7 @@ _COLUMNS = (
     Column("95% interval"),
     Column("better", right=True),
     Column("rewards", right=True),
+    Column("failures", right=True),
     Column("shots", right=True),
     Column("origin", gives=True),
     Column("candidate", gives=True),
@@ -75,6 +76,7 @@ def _one(client: Client, output: Output, status: SessionStatus, told: str) -> Ex
             "reward": f"{number(report.mean)} ({number(low)} to {number(high)}) "
             f"from {report.reward_count} rewards",
             "P(better)": f"{number(report.probability_better)} than the champion",
+            **_failures(report),
             "parent": report.parent_id or "",
             "created (UTC)": moment(report.created_at),
             **{name: _origin(version) for name, version in lineage.items()},
@@ -100,6 +102,17 @@ def _promote(
         output.line(f"{_named(status, candidate_id)} is the champion of {status.session_id}")
         output.line(f"the way back: {PROGRAM} promote {status.session_id} {_way_back(before)}")
     return ExitCode.OK
+
+
+def _failures(report: CandidateReport) -> dict[str, str]:
+    """What there is to say about them and about a retirement."""
+    facts = {}
+    if report.failures:
+        rate = f", {report.failure_rate:.0%} of its calls" if report.failure_rate else ""
+        facts["failures"] = f"{report.failures}{rate}; the last: {report.last_failure}"
+    if report.retired_reason:
+        facts["retired because"] = report.retired_reason
+    return facts
 
 
 def _is_number(told: str) -> bool:
@@ -137,6 +150,7 @@ def _row(report: CandidateReport, status: SessionStatus) -> tuple[str, ...]:
         f"{number(low)}-{number(high)}",
         number(report.probability_better, digits=2),
         str(report.reward_count),
+        str(report.failures),
         str(len(report.demonstrations)),
         report.origin,
         report.candidate_id,

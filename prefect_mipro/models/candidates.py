@@ -85,6 +85,7 @@ class Candidate(Record):
     label: str | None = None
     created_at: datetime
     retired_at: datetime | None = None
+    retired_reason: str | None = None
     last_failure: str | None = None
     demonstration_room: int | None = None
     statistics: Statistics = Statistics()

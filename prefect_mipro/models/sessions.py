@@ -140,7 +140,8 @@ class CandidateReport(Record):
     model has one. `latency_seconds` and `first_byte_seconds` are means over its calls.
     `unapplied_rollouts` ran without its prompt, and their rewards are not among `reward_count`.
     `failed_calls` are all that failed, by outages too; `failures` are rollouts that failed because
-    of the candidate's prompt, and `last_failure` says how the last one did.
+    of the candidate's prompt, `failure_rate` is their share of its calls, and `last_failure` says
+    how the last one did.
     """
 
     candidate_id: str
@@ -159,7 +160,9 @@ class CandidateReport(Record):
     probability_better: float
     failed_calls: int
     failures: int = 0
+    failure_rate: float | None = None
     last_failure: str | None = None
+    retired_reason: str | None = None
     unapplied_calls: int
     unapplied_rollouts: int = 0
     prompt_tokens: int

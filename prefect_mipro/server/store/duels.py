@@ -156,7 +156,7 @@ def _reactivate(change: Change, candidate_id: str, *, at: datetime, reason: str)
     updated = change.connection.execute(
         update(candidates)
         .where(candidates.c.candidate_id == candidate_id, retired)
-        .values(retired_at=None)
+        .values(retired_at=None, retired_reason=None)
     )
     if updated.rowcount:
         change.record(

@@ -155,7 +155,7 @@ def retire(
             updated = connection.execute(
                 update(candidates)
                 .where(candidates.c.candidate_id == candidate_id, active)
-                .values(retired_at=at)
+                .values(retired_at=at, retired_reason=reason)
             )
             if updated.rowcount:
                 change.record(

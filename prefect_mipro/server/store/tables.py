@@ -132,6 +132,7 @@ candidates = Table(
     Column("label", Words),
     Column("created_at", UtcTime, nullable=False),
     Column("retired_at", UtcTime),
+    Column("retired_reason", Words),
     counter("rollouts"),
     counter("rewards"),
     total("reward_sum"),

@@ -13,6 +13,7 @@ def upgrade() -> None:
     failures = sa.Column("failures", sa.BigInteger(), nullable=False, server_default="0")
     op.add_column("mipro_candidates", failures)
     op.add_column("mipro_candidates", sa.Column("last_failure", sa.Text()))
+    op.add_column("mipro_candidates", sa.Column("retired_reason", sa.Text()))
     op.add_column("mipro_candidates", sa.Column("demonstration_room", sa.BigInteger()))
     op.add_column("mipro_rollouts", sa.Column("failure", sa.Text()))
     op.add_column("mipro_rollouts", sa.Column("failed_candidate_id", sa.Text()))
