@@ -1,4 +1,4 @@
-"""How many live calls fail where candidates' prompts fail, and whether such a candidate is promoted.
+"""How many live calls fail where prompts fail, and whether such a candidate is promoted.
 
     python -m benchmarks.failures
 
@@ -6,7 +6,8 @@ plays sessions of five candidates, the caller's own prompt among them, with the 
 failure evidence, selection and duels. One of the others, or all four, fail on the hardest inputs:
 30 % of them, or all. A failure is known when its call ends, some rollouts after it began; rewards
 come later. The second table is about candidates that fail on 3, 10 or 30 % of the inputs, are
-better on the others, and earn exactly what the baseline earns if a failure counts as 0.
+better on the others, and earn exactly what the baseline earns if a failure counts as 0. The third
+is about inputs on which every prompt fails, the baseline's too.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Job:
-    """One session. `equal` makes candidates that fail earn what the baseline earns."""
+    """One session. `equal` makes candidates that fail earn what the baseline earns.
+
+    Without a guard failed calls are left out, as if they had not been made; with `everyone` all
+    candidates fail alike.
+    """
 
     failing: int
     on: float
@@ -66,15 +71,15 @@ class Job:
     rollouts: int = 600
     equal: bool = False
     guarded: bool = True
+    everyone: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """The share of live calls that failed, the most of one candidate, and a false promotion."""
+    """The share of failed live calls, the calls of each retired candidate, a false promotion."""
 
     failed_share: float
-    most_calls_of_one: int
-    retired_sound: int
+    retired_after: tuple[int, ...]
     promoted_falsely: bool
 
 
@@ -100,6 +105,7 @@ class Session:
         self.watermark = 0
         self.seen: list[DuelObservation] = []
         self.looked = 0
+        self.left_out: set[int] = set()
 
     def play(self) -> Result:
         job, rng = self.job, self.rng
@@ -115,7 +121,7 @@ class Session:
                 plan_now = self._look(rollout)
             choice = self._serve(rollout, plan_now)
             hard = bool(rng.random() < job.on)
-            fails = choice.candidate_id in self.failing_ids and hard
+            fails = hard and (job.everyone or choice.candidate_id in self.failing_ids)
             failed_calls += fails and not job.fallback
             at = rollout + IN_FLIGHT
             if not fails:
@@ -124,8 +130,7 @@ class Session:
             due[min(at, job.rollouts)].append((rollout, reward))
         return Result(
             failed_share=failed_calls / job.rollouts,
-            most_calls_of_one=max(self.retired_calls.values(), default=0),
-            retired_sound=sum(i not in self.failing_ids for i in self.retired_calls),
+            retired_after=tuple(self.retired_calls.values()),
             promoted_falsely=bool(set(self.promoted) & set(self.failing_ids)),
         )
 
@@ -154,7 +159,10 @@ class Session:
         """Count a reward, or a failure where there is none. Whether it was a failure."""
         choice = self.choices[rollout]
         value = self.outcome[rollout] = reward or 0.0
-        if self.duel and choice.duel_number == self.duel.number:
+        left_out = reward is None and not self.job.guarded
+        if left_out:
+            self.left_out.add(rollout)
+        if self.duel and choice.duel_number == self.duel.number and not left_out:
             counted = {
                 "rewards": self.duel.rewards + 1,
                 "reward_sum": self.duel.reward_sum + value,
@@ -172,7 +180,8 @@ class Session:
         self.failures.append(
             FailedRollout(candidate_id=choice.candidate_id, shares=dict(choice.propensities))
         )
-        self._count(choice.candidate_id, calls=1, failed_calls=1, failures=1, missing=1)
+        failures = 1 if self.job.guarded else 0
+        self._count(choice.candidate_id, calls=1, failed_calls=1, failures=failures, missing=1)
         return True
 
     def _count(self, candidate_id: str, **more: float) -> None:
@@ -267,7 +276,8 @@ class Session:
         """Add the duel's rollouts up to the watermark, in the order of the pins."""
         while self.watermark in self.outcome:
             choice = self.choices[self.watermark]
-            if choice.duel_number == duel.number and choice.predicted_reward is not None:
+            own = choice.duel_number == duel.number and self.watermark not in self.left_out
+            if own and choice.predicted_reward is not None:
                 self.seen.append(
                     DuelObservation(
                         is_challenger=choice.candidate_id == duel.challenger_id,
@@ -298,20 +308,21 @@ def mean(values: Sequence[float]) -> str:
 def traffic_table(pool: ProcessPoolExecutor, sessions: int) -> bool:
     """Print the shares of failed live calls. Returns whether every bar is reached."""
     print(f"\nFailed live calls of 600, in percent; {sessions} sessions each (standard errors)")
-    print(f"{'':34}{'no guard':>16}{'guarded':>16}{'with fallback':>16}  most calls of one")
+    print(f"{'':34}{'left out':>16}{'guarded':>16}{'with fallback':>16}   calls until retired")
     good = True
     for failing, on in product((1, 4), (0.3, 1.0)):
         jobs = [Job(failing, on, False, seed) for seed in range(sessions)]
-        bare = list(pool.map(play, [replace(job, guarded=False) for job in jobs], chunksize=8))
+        before = list(pool.map(play, [replace(job, guarded=False) for job in jobs], chunksize=8))
         ours = list(pool.map(play, jobs, chunksize=8))
         fallback = list(pool.map(play, [replace(job, fallback=True) for job in jobs], chunksize=8))
         shares = [result.failed_share for result in ours]
         with_it = [result.failed_share for result in fallback]
-        calls = [result.most_calls_of_one for result in ours]
+        calls = [count for result in ours for count in result.retired_after]
         print(
             f"{failing} of 5 fail on {on:4.0%} of the inputs   "
-            f"{mean([result.failed_share for result in bare]):>16}{mean(shares):>16}"
-            f"{mean(with_it):>16}  median {np.median(calls):.0f}, 95 % {np.quantile(calls, 0.95):.0f}"
+            f"{mean([result.failed_share for result in before]):>16}{mean(shares):>16}"
+            f"{mean(with_it):>16}   median {np.median(calls):.0f}, "
+            f"95 % {np.quantile(calls, 0.95):.0f}, n = {len(calls)}"
         )
         passed = np.mean(shares) <= LARGEST_FAILED_SHARE[failing]
         passed = passed and np.mean(with_it) < LARGEST_WITH_FALLBACK
@@ -323,9 +334,30 @@ def traffic_table(pool: ProcessPoolExecutor, sessions: int) -> bool:
     return good
 
 
+def everyone_table(pool: ProcessPoolExecutor, sessions: int) -> bool:
+    """Print how many candidates are retired where all fail alike. Whether the bar is reached."""
+    print("\nAll five fail alike: candidates retired within 600 rollouts")
+    good = True
+    for on in (0.03, 0.1, 0.3):
+        jobs = [Job(0, on, False, seed, everyone=True) for seed in range(sessions)]
+        results = list(pool.map(play, jobs, chunksize=4))
+        retired = sum(len(result.retired_after) for result in results)
+        candidates = sessions * (CANDIDATES - 1)
+        happened = [True] * retired + [False] * (candidates - retired)
+        passed = retired / candidates <= LARGEST_FALSE_SHARE
+        print(
+            f"{'PASS' if passed else 'FAIL'}  on {on:3.0%}: {share(happened)} of "
+            f"{candidates:,} candidates; at most {LARGEST_FALSE_SHARE}"
+        )
+        good = good and passed
+    return good
+
+
 def promotion_table(pool: ProcessPoolExecutor, sessions: int, rollouts: int) -> bool:
     """Print false promotions of candidates that fail in part. Whether the bar is reached."""
-    print(f"\nA candidate that fails in part is promoted within {rollouts:,} rollouts; 4 of 5 do")
+    print(
+        f"\nA candidate that fails in part is promoted within {rollouts:,} rollouts; four are such"
+    )
     good = True
     for on in (0.03, 0.1, 0.3):
         jobs = [Job(4, on, False, seed, rollouts, equal=True) for seed in range(sessions)]
@@ -351,6 +383,8 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(asked.processes, context) as pool:
         good = traffic_table(pool, asked.sessions)
+        sys.stdout.flush()
+        good &= everyone_table(pool, asked.sessions)
         sys.stdout.flush()
         good &= promotion_table(pool, asked.null_sessions, asked.null_rollouts)
     return int(not good)

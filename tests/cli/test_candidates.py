@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
+import httpx
 import pytest
 
 from prefect_mipro.cli.exits import ExitCode
-from tests.cli.conftest import Command
+from tests.cli.conftest import QUESTION, Command
+from tests.fake_upstream import FakeUpstream
 
 BETTER = "You name the topic of a query. Use one word."
 
@@ -28,6 +32,32 @@ def test_the_leaderboard_as_a_document_has_everything(command: Command) -> None:
     assert found["session_id"] == status.session_id
     assert {item["instruction"] for item in found["items"]} >= {BETTER}
     assert {item["role"] for item in found["items"]} == {"champion", "proposed"}
+
+
+def test_a_candidate_whose_prompt_fails_says_how_often_and_why_it_is_retired(
+    command: Command, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = command.session()
+    added = command.candidate(status, BETTER)
+    monkeypatch.setattr(
+        upstream, "answer", lambda body: "" if BETTER in str(body["messages"]) else "card"
+    )
+    messages = [
+        {"role": "system", "content": "You name the topic of a query."},
+        {"role": "user", "content": QUESTION},
+    ]
+    report, calls = status.candidates.get(added), itertools.count()
+    while report is None or report.status != "retired":
+        call = f"{status.online_url}/f{next(calls)}/chat/completions"
+        httpx.post(call, json={"model": "m", "messages": messages}, trust_env=False)
+        report = command.client.session_status(status.session_id).candidates[added]
+    facts = command("candidates", status.session_id, added).facts
+    assert "of its calls; the last: the answer was empty" in facts["failures"]
+    assert facts["retired because"].startswith("its prompt fails more often than the baseline")
+    (row,) = (
+        line for line in command("candidates", status.session_id).out.splitlines() if added in line
+    )
+    assert f" {report.failures} " in row
 
 
 @pytest.mark.parametrize("how", ["number", "#number", "id"])

@@ -154,6 +154,16 @@ def test_sensor_frames_are_rows_of_plain_values() -> None:
     ]
 
 
+def test_the_leaderboard_says_how_often_a_prompt_failed_and_why_it_is_retired() -> None:
+    failing = candidate(
+        2, failures=4, failure_rate=0.25, status="retired", retired_reason="its prompt fails"
+    )
+    sound, failed = leaderboard(status(candidate(1), failing))
+    told = ("failures", "failure rate", "retired because")
+    assert [sound[name] for name in told] == [0, "", ""]
+    assert [failed[name] for name in told] == [4, 0.25, "its prompt fails"]
+
+
 def test_champion_page_shows_prompt_demonstrations_and_difference() -> None:
     champion = candidate(
         2,

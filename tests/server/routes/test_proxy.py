@@ -25,6 +25,7 @@ from tests.server.scripted_upstream import (
 JSON = {"Content-Type": "application/json"}
 CANDIDATE = "x-mipro-candidate-id"
 ROLLOUT = "x-mipro-rollout-id"
+FALLBACK = "x-mipro-fallback-from"
 
 
 def error_of(answer: Any) -> Any:
@@ -282,6 +283,20 @@ class TestUpstreamFailures:
         answer = caller.chat(caller.session(), "r1")
         assert (answer.status_code, error_of(answer)["code"]) == (502, "UpstreamUnreachable")
         assert answer.headers[CANDIDATE]
+
+
+def test_a_fallback_names_who_answered_and_who_was_refused(caller: Caller) -> None:
+    session = caller.session()
+    candidates = f"/api/systems/{session['session_id']}/candidates"
+    added = caller.http.post(candidates, json={"instruction": "Name the intent."}).json()
+    found = set()
+    for number in range(20):
+        caller.upstream.script.append(answers(400))
+        answer = caller.chat(session, f"r{number}")
+        caller.upstream.script.clear()
+        found.add((answer.status_code, answer.headers[CANDIDATE], answer.headers.get(FALLBACK)))
+    baseline_id = session["baseline_candidate_id"]
+    assert found == {(400, baseline_id, None), (200, baseline_id, added["candidate_id"])}
 
 
 class TestStreams:
