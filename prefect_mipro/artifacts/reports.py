@@ -98,7 +98,7 @@ def leaderboard(status: SessionStatus) -> list[Row]:
             "rollouts": report.rollout_count,
             "failures": report.failures,
             "failure rate": _finite_or_blank(report.failure_rate),
-            "retired because": one_line(report.retired_reason or ""),
+            "retired because": cell(report.retired_reason or ""),
             "raw mean": _finite_or_blank(report.avg_reward),
             "tokens": report.prompt_tokens + report.completion_tokens,
             "cost USD": _finite_or_blank(report.cost_usd),
