@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefect_mipro.config import MiproConfig as MiproConfig
     from prefect_mipro.errors import HTTPError as HTTPError
     from prefect_mipro.errors import MiproError as MiproError
+    from prefect_mipro.errors import SessionWarning as SessionWarning
     from prefect_mipro.flows import cancel_sessions as cancel_sessions
     from prefect_mipro.flows import optimize_prompt as optimize_prompt
     from prefect_mipro.flows import pause_sessions as pause_sessions
@@ -46,6 +47,7 @@ _HOMES = {
     "PolicyOptimizationResult": "models.results",
     "PromptChampion": "blocks",
     "PromptLearningResult": "models.results",
+    "SessionWarning": "errors",
     "TraceRequest": "models.leases",
     "aopen_session": "tasks.opening",
     "areport_rewards": "tasks.rewards",

@@ -38,6 +38,14 @@ from typing import Any, ClassVar, Self
 BODY_SNIPPET_CHARACTERS = 4096
 
 
+class SessionWarning(UserWarning):
+    """What a session does otherwise than its creator may think, and the way out.
+
+    For example a key of the config that has no effect, or a config that an existing session does
+    not take over.
+    """
+
+
 class MiproError(Exception):
     """Base of the tree.
 

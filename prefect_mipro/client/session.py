@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +22,7 @@ from prefect_mipro.client.clients import (
 from prefect_mipro.client.connections import Backend, Connections
 from prefect_mipro.client.operations import Operation, raw
 from prefect_mipro.client.steps import Ask, Steps, awaiting, blocking
-from prefect_mipro.errors import AnswerInvalid, InputInvalid, MiproError
+from prefect_mipro.errors import AnswerInvalid, InputInvalid, MiproError, SessionWarning
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
@@ -29,6 +31,8 @@ from prefect_mipro.models.sessions import CreateSession, SessionState
 
 CANDIDATES_PER_PAGE = 200
 MOST_PAGES = 100
+
+log = logging.getLogger(__name__)
 
 
 def _create(
@@ -59,6 +63,9 @@ def _create(
     Without a URL the backend is http://127.0.0.1:8765, the server's own default. A backend on
     this machine may do without a key. `timeout` is in seconds.
 
+    What the backend has to say about config and session, such as a key without effect or a config
+    that an existing session does not take over, becomes a `SessionWarning` and a line in the log.
+
     Raises ConfigInvalid, ConfigNotFound (also a FileNotFoundError), KeyMissing and InputInvalid,
     which are ValueErrors, before any request; then what `prefect_mipro.errors` lists.
     """
@@ -80,7 +87,18 @@ def _create(
     session.proxy_url = answer["proxy_url"]
     session.online_url = answer["online_url"]
     session.chat_completions_url = answer["chat_completions_url"]
+    for text in _warnings_of(answer):
+        log.warning("Session %s: %s", session.session_id, text)
+        warning = SessionWarning(f"session {session.session_id}: {text}")
+        # Past the steps and the method that drives them, to the line that called it.
+        warnings.warn(warning, stacklevel=3)
     return session
+
+
+def _warnings_of(answer: JsonObject) -> list[str]:
+    """What the answer warns of. Other backends may say nothing, or something else."""
+    found = answer.get("warnings")
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def _get_online_url(

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
@@ -36,7 +36,9 @@ class SystemRequest(Record):
 
 
 class CreateSession(Record):
-    """Body of a create call, both dialects."""
+    """Body of a create call, both dialects. Fields that are not known are kept, to warn of them."""
+
+    model_config = ConfigDict(extra="allow")
 
     kind: str = "mipro_online"
     technique: str | None = None
@@ -99,6 +101,7 @@ class Session(Record):
     proposal_rewards: int = 0
     proposal_failures: int = 0
     proposal_error: str | None = None
+    proposal_warning: str | None = None
     proposed_at: datetime | None = None
     serving_candidate_id: str | None = None
     serving_rollouts: int = 0
@@ -193,12 +196,16 @@ class ContextApply(Record):
 
 
 class ProposerReport(Record):
-    """What the proposer did last, and what it waits for."""
+    """What the proposer did last, and what it waits for.
+
+    `warning` says why the last round had nothing to look at, if it had nothing.
+    """
 
     rounds: int
     failures: int
     error: str | None
     waiting_for: str | None
+    warning: str | None = None
 
 
 class LeverLineage(Record):

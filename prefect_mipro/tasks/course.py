@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
+from prefect.context import FlowRunContext, TaskRunContext
+
 from prefect_mipro.errors import InputInvalid, RewardConflict, SessionEnded
 from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
@@ -13,10 +15,16 @@ from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
 from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.notices import Notice, due
 from prefect_mipro.tasks.programs import HOPELESS, Answer, OnError, RolloutJob
 from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
 from prefect_mipro.tasks.requests import reward_request
 from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
+
+OWN_IDS = (
+    "A rollout is rewarded once: give each run of your program a rollout id of its own, for "
+    "example one that ends in the date"
+)
 
 
 @dataclass
@@ -44,7 +52,7 @@ class Course:
             self.judged = failure_reward(error, on_error)
 
     def send(self, connection: Connection, session: SessionHandle, on_error: OnError) -> None:
-        """Report the reward, if there is one, and tell of a prompt that was not applied."""
+        """Report the reward, if there is one, and log why the rollout teaches nothing, if so."""
         while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
@@ -54,13 +62,14 @@ class Course:
                 self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
-        if self.ran_without_prompt:
+        self._tell_uncounted(session)
+        if self._prompt_applied is False:
             tell_unapplied(connection, session)
 
     async def asend(
         self, connection: AsyncConnection, session: SessionHandle, on_error: OnError
     ) -> None:
-        """Report the reward, if there is one, and tell of a prompt that was not applied."""
+        """Report the reward, if there is one, and log why the rollout teaches nothing, if so."""
         while self._is_to_be_sent and self.judged:
             request = self._reward(session, self.judged)
             report = partial(connection.client.reward, session.session_id, request)
@@ -70,13 +79,9 @@ class Course:
                 self._not_taken(error, on_error)
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
-        if self.ran_without_prompt:
+        self._tell_uncounted(session)
+        if self._prompt_applied is False:
             await atell_unapplied(connection, session)
-
-    @property
-    def ran_without_prompt(self) -> bool:
-        """Whether it is known that no call had the candidate's prompt."""
-        return self._prompt_applied is False
 
     def result(self) -> RolloutResult:
         """How it ended."""
@@ -106,6 +111,23 @@ class Course:
         stop = True if self.job.stop else None
         return reward_request(session, judged, self.job.rollout_id, self.job.example_id, stop)
 
+    def _tell_uncounted(self, session: SessionHandle) -> None:
+        """Log a warning, when it is due, of a reward that did not count."""
+        rollout_id = self.job.rollout_id
+        if isinstance(self.refusal, SessionEnded):
+            reason = self.refusal.message
+        elif self.refusal:
+            reason = f"{self.refusal.message}. {OWN_IDS}"
+        elif self.receipt and self.receipt.duplicate and not is_retry():
+            reason = f"rollout {rollout_id!r} had the same reward before. {OWN_IDS}"
+        else:
+            return
+        if number := due(session.session_id, Notice.UNCOUNTED_REWARD):
+            run_logger().warning(
+                "Rewards of session %s did not count (%d so far): %s",
+                *(session.session_id, number, reason),
+            )
+
     @property
     def _prompt_applied(self) -> bool | None:
         """What the backend knows goes before what the program's answers told."""
@@ -120,6 +142,13 @@ class Course:
         if self.refusal or (self.receipt and self.receipt.duplicate):
             return RolloutOutcome.REPEATED
         return RolloutOutcome.REWARDED if self.receipt else RolloutOutcome.UNREWARDED
+
+
+def is_retry() -> bool:
+    """Whether Prefect runs this task or flow again: then repeats are to be expected."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    runs = (task.task_run if task else None, flow.flow_run if flow else None)
+    return any(run.run_count > 1 for run in runs if run is not None)
 
 
 def failure_reward(error: Exception, score: float) -> Judgement:

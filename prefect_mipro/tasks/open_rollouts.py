@@ -177,7 +177,6 @@ class RolloutBlock:
                 raise
             else:
                 course.send(connection, self._session, "raise")
-                _tell(course)
             finally:
                 rollout._end()
 
@@ -198,7 +197,6 @@ class RolloutBlock:
                 raise
             else:
                 await course.asend(connection, self._session, "raise")
-                _tell(course)
             finally:
                 rollout._end()
 
@@ -238,11 +236,6 @@ def _unless_unreachable(course: Course) -> Iterator[None]:
         run_logger().warning(
             "The reward of rollout %s was not reported: %s", course.job.rollout_id, error
         )
-
-
-def _tell(course: Course) -> None:
-    if course.refusal:
-        run_logger().warning("The reward did not count: %s", course.refusal.message)
 
 
 def _at_once(value: Any) -> Any:

@@ -24,11 +24,13 @@ from prefect_mipro.models.judgements import RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RewardOutcome, RewardReport, RolloutResult
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
+from prefect_mipro.tasks.course import OWN_IDS, is_retry
 from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.notices import Notice
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import reward_request
-from prefect_mipro.tasks.unapplied import Seen, atell_unapplied, tell_unapplied
+from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
 
 Rewarded = RolloutResult | PrefectFuture[RolloutResult] | str
 Rewards = Mapping[str, RewardValue] | Sequence[tuple[Rewarded, RewardValue]]
@@ -114,7 +116,7 @@ def report_rewards(
             return said
 
         said = threaded(report, cases, max_workers=max_workers)
-        tell_unapplied(connection, session, Seen.REWARDS, rollouts=_unapplied(said))
+        tell_unapplied(connection, session, Notice.UNAPPLIED_REWARD, rollouts=_unapplied(said))
     return _reported(session, refused, said)
 
 
@@ -138,7 +140,9 @@ async def areport_rewards(
             return said
 
         said = await gathered(report, cases, max_workers=max_workers)
-        await atell_unapplied(connection, session, Seen.REWARDS, rollouts=_unapplied(said))
+        await atell_unapplied(
+            connection, session, Notice.UNAPPLIED_REWARD, rollouts=_unapplied(said)
+        )
     return _reported(session, refused, said)
 
 
@@ -231,6 +235,16 @@ def _reported(
     problems = {each.rollout_id: each.problem for each in everything if each.problem}
     for rollout_id, problem in list(problems.items())[:SHOWN_PROBLEMS]:
         run_logger().warning("The reward of rollout %s did not count: %s", rollout_id, problem)
+    if len(problems) > SHOWN_PROBLEMS:
+        more = len(problems) - SHOWN_PROBLEMS
+        run_logger().warning("%d more rewards did not count: see the report's problems", more)
+    repeated = len(ids[RewardOutcome.REPEATED])
+    if repeated and not ids[RewardOutcome.ACCEPTED] and not is_retry():
+        run_logger().warning(
+            "Session %s: none of the rewards counted, because %d rollouts had the same reward "
+            "before. %s",
+            *(session.session_id, repeated, OWN_IDS),
+        )
     return RewardReport(
         session_id=session.session_id,
         rollout_ids={outcome: tuple(found) for outcome, found in ids.items()},

@@ -24,10 +24,11 @@ from prefect_mipro.models.rollouts import RewardReceipt
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.notices import Notice
 from prefect_mipro.tasks.ownership import creation_metadata, joined, undo_creation
 from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import creation_request, reward_request, without_secret
-from prefect_mipro.tasks.unapplied import Seen, atell_unapplied, tell_unapplied
+from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
 
 
 @task(name="create-session", task_run_name="create session {session_id}", **REPEATABLE)
@@ -219,7 +220,7 @@ def report_reward(
     with connection_to(session) as connection:
         receipt = connection.client.reward(session.session_id, request)
         rollouts = int(receipt.prompt_applied is False)
-        tell_unapplied(connection, session, Seen.REWARDS, rollouts=rollouts)
+        tell_unapplied(connection, session, Notice.UNAPPLIED_REWARD, rollouts=rollouts)
         return receipt
 
 
@@ -244,7 +245,7 @@ async def areport_reward(
     async with async_connection_to(session) as connection:
         receipt = await connection.client.reward(session.session_id, request)
         rollouts = int(receipt.prompt_applied is False)
-        await atell_unapplied(connection, session, Seen.REWARDS, rollouts=rollouts)
+        await atell_unapplied(connection, session, Notice.UNAPPLIED_REWARD, rollouts=rollouts)
         return receipt
 
 

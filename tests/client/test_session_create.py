@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from prefect_mipro.client.session import MiproOnlineSession
-from prefect_mipro.errors import ConfigInvalid, ConfigNotFound, InputInvalid, KeyMissing
+from prefect_mipro.errors import (
+    ConfigInvalid,
+    ConfigNotFound,
+    InputInvalid,
+    KeyMissing,
+    SessionWarning,
+)
 from tests.client.backend import KEY, Backend
 from tests.client.conftest import Call
 
@@ -252,3 +258,31 @@ def test_the_identity_of_the_environment_is_sent_along(
     monkeypatch.setenv("SYNTH_ORG_ID", "o1")
     call(session, "status")
     assert backend.last.headers["x-org-id"] == "o1"
+
+
+def test_what_the_backend_warns_of_reaches_the_caller_and_the_log(
+    call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = "session s exists already and keeps its config; yours differs in prompt_learning.policy"
+    backend.answers({"session_id": "s", "warnings": [kept, "the key x has no effect", 5]})
+    with pytest.warns(SessionWarning) as caught:
+        created(call, backend, config=CONFIG, session_id="s")
+    texts = [str(each.message) for each in caught]
+    assert texts == [f"session s: {kept}", "session s: the key x has no effect"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert kept in caplog.text
+
+
+def test_a_warning_names_the_line_that_created_the_session(backend: Backend) -> None:
+    backend.answers({"session_id": "s", "warnings": ["look here"]})
+    with pytest.warns(SessionWarning, match="look here") as caught:
+        MiproOnlineSession.create(backend_url=backend.url, api_key=KEY, config=CONFIG)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("warnings", [None, "none", {"a": 1}])
+def test_a_backend_that_words_its_warnings_otherwise_is_no_trouble(
+    call: Call, backend: Backend, warnings: object
+) -> None:
+    backend.answers({"session_id": "s", "warnings": warnings})
+    created(call, backend, config=CONFIG)

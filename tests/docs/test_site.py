@@ -17,7 +17,14 @@ from tests.docs.pages import ROOT
 
 REFERENCE = [page.read_text("utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
 # What the reference shows in another way than by its name alone.
-ELSEWHERE = {"__version__", "HTTPError", "MiproConfig", "MiproError", "MiproOnlineSession"}
+ELSEWHERE = {
+    "__version__",
+    "HTTPError",
+    "MiproConfig",
+    "MiproError",
+    "SessionWarning",
+    "MiproOnlineSession",
+}
 
 
 @pytest.fixture(scope="module")

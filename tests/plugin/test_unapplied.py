@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,8 +15,9 @@ from prefect_mipro.tasks import (
     report_reward,
     session_status,
 )
-from prefect_mipro.tasks.unapplied import Seen, Unapplied
+from prefect_mipro.tasks.notices import Notice, Notices
 from tests.plugin.conftest import SYSTEM
+from tests.plugin.run_log import logged
 from tests.plugin.twins import both, call
 
 ROW = {"id": "7", "request": "play jazz #music"}
@@ -60,28 +59,6 @@ async def acomplete(rollout: Any, _row: object) -> str:
 async def aopenai(rollout: Any, _row: object) -> str:
     answer = await rollout.openai().chat.completions.create(model="small", messages=OTHERS)
     return str(answer.choices[0].message.content)
-
-
-class Warnings(logging.Handler):
-    """The warnings of this package in a run's log."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    handler = Warnings()
-    logger = logging.getLogger("prefect.prefect_mipro")
-    logger.addHandler(handler)
-    try:
-        yield handler.texts
-    finally:
-        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("program", [complete, openai, streamed, leased, acomplete, aopenai])
@@ -167,10 +144,10 @@ def test_an_evaluation_says_that_it_means_nothing(twin: str, session: SessionHan
 
 
 def test_counts_are_told_whenever_they_have_a_digit_more() -> None:
-    counts = Unapplied()
-    told = [counts.count("s", Seen.CALLS, 1) for _ in range(101)]
+    notices = Notices()
+    told = [notices.due("s", Notice.UNAPPLIED) for _ in range(101)]
     assert [number for number in told if number] == [1, 10, 100]
-    assert counts.count("s", Seen.REWARDS, 7) == 7
-    assert counts.count("s", Seen.REWARDS, 5) == 12
-    assert counts.count("s", Seen.REWARDS, 0) == 0
-    assert counts.count("another", Seen.CALLS, 1) == 1
+    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=7) == 7
+    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=5) == 12
+    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=0) == 0
+    assert notices.due("another", Notice.UNAPPLIED) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import uuid
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from prefect_mipro.models.sessions import CreateSession, Session, SessionState
 from prefect_mipro.optimizer.prompts import placeholder_fault
 from prefect_mipro.server.services.identity import new_secret
 from prefect_mipro.server.upstream.registry import Upstreams
+
+MOST_NAMED = 5
 
 
 def config_body(request: CreateSession) -> JsonObject:
@@ -87,6 +90,32 @@ async def admit_models(config: MiproConfig, upstreams: Upstreams) -> None:
             "set prompt_learning.mipro.proposer.provider to another one, or "
             'prompt_learning.mipro.proposer.mode = "demonstrations_only"'
         )
+
+
+def strange_providers(config: MiproConfig, upstreams: Upstreams) -> list[str]:
+    """The providers whose calls go to the default one, because the server does not know them."""
+    policy, proposer = config.policy, config.mipro.proposer
+    named = {"prompt_learning.policy.provider": None if policy.inference_url else policy.provider}
+    if not proposer.inference_url:
+        named["prompt_learning.mipro.proposer.provider"] = proposer.provider
+    return [
+        f"{place} is {provider!r}, which is no provider of this server (it has: "
+        f"{', '.join(upstreams.names)}), so its calls go to the provider 'default'; name one of "
+        "these, or start the server with --providers"
+        for place, provider in named.items()
+        if provider and upstreams.is_default_for(provider)
+    ]
+
+
+def unknown_fields(request: CreateSession) -> list[str]:
+    """The fields of a create call that nothing here reads."""
+    known = CreateSession.model_fields
+    return [
+        f"the field {name[:80]!r} of the create call is not known and has no effect"
+        + (f"; did you mean {close[0]!r}?" if close else "")
+        for name in sorted(request.model_extra or {})[:MOST_NAMED]
+        for close in [difflib.get_close_matches(name, known, n=1)]
+    ]
 
 
 def _asks_model(config: MiproConfig) -> bool:

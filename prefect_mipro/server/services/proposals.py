@@ -19,7 +19,7 @@ from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
-from prefect_mipro.server.services.rounds import Round
+from prefect_mipro.server.services.rounds import Round, nothing_seen
 from prefect_mipro.server.services.turns import TURN_SECONDS, Turns
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
@@ -116,7 +116,7 @@ class Proposals:
         if await self.waiting_for(session, await self._store.candidates(session_id)):
             return
         with self._telemetry.proposal_round(session_id) as watched:
-            written = await self._propose(session)
+            written, warning = await self._propose(session)
             watched.finished(
                 instructions=len(written.drafts),
                 model_failed=written.error is not None,
@@ -127,19 +127,22 @@ class Proposals:
                 rewards=session.rewards,
                 asked=written.asked,
                 error=written.error,
+                warning=warning,
                 usage=written.usage,
                 at=self._clock(),
             )
 
-    async def _propose(self, session: Session) -> Written:
+    async def _propose(self, session: Session) -> tuple[Written, str | None]:
         """Retire, then store what needs no model, then ask the model and store the rest.
 
         So a model that is slow, or fails, holds up nothing but its own instructions. Where it
-        brings fewer than wanted, rewrites take their place.
+        brings fewer than wanted, rewrites take their place. Also returns why the round had nothing
+        to look at, if it had nothing.
         """
         config = self._knowledge.config(session)
         rng = generator(config, session, session.proposal_number)
         seen = await self._retire(await self._look(session), rng)
+        warning = await self._nothing_seen(seen)
         wanted = seen.instructions_wanted
         asks, own = proposals.asks_model(session), config.proposer_is_policy
         share = proposals.model_share(wanted, own_model=own, round_number=session.proposal_number)
@@ -154,7 +157,7 @@ class Proposals:
         filling = seen.rewrites(left - len(written.drafts), beside=written.drafts, rng=rng)
         new = seen.lever_versions([*written.drafts, *filling], [], at=self._clock())
         await self._add(seen, new)
-        return written
+        return written, warning
 
     async def _look(self, session: Session) -> Round:
         await self._journal.flush()
@@ -163,6 +166,18 @@ class Proposals:
         traces = await self._store.example_traces(session.session_id, limit=TRACES_READ)
         config = self._knowledge.config(session)
         return await asyncio.to_thread(Round.of, config, snapshot, levers, traces)
+
+    async def _nothing_seen(self, seen: Round) -> str | None:
+        """Why no recorded call is there to learn from, where one was wanted; also for the log."""
+        room = seen.room
+        if seen.traces or not (seen.instructions_wanted or room.demonstration_sets):
+            return None
+        session_id = seen.snapshot.session.session_id
+        warning = nothing_seen(seen, await self._store.totals(session_id))
+        log.warning(
+            "proposal_round_saw_nothing", extra={"session_id": session_id, "reason": warning}
+        )
+        return warning
 
     async def _look_again(self, seen: Round) -> Round:
         """The same with the candidates and levers as they are now."""

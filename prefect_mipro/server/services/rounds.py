@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.models.candidates import Candidate, Duel, DuelState
+from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
 from prefect_mipro.models.levers import (
     DemonstrationsValue,
     InstructionValue,
@@ -43,14 +43,15 @@ class Draft:
 class Round:
     """What a round of proposals looks at.
 
-    `traces` are without held-out examples: what those measure stays honest. `lint` and `grounding`
-    are made of all of them.
+    `traces` are without held-out examples: what those measure stays honest; `held_out` counts the
+    traces of these. `lint` and `grounding` are made of all of `traces`.
     """
 
     config: MiproConfig
     snapshot: Snapshot
     levers: tuple[LeverVersion, ...]
     traces: tuple[ExampleTrace, ...]
+    held_out: int
     grounding: Grounding
     lint: Lint
 
@@ -67,7 +68,8 @@ class Round:
         grounding = Grounding.of(learned, threshold=config.mipro.few_shot_score_threshold)
         baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
         lint = Lint.of(baseline, prompt=config.initial_prompt, grounding=grounding, traces=learned)
-        return cls(config, snapshot, levers, learned, grounding, lint)
+        held_out = len(traces) - len(learned)
+        return cls(config, snapshot, levers, learned, held_out, grounding, lint)
 
     @property
     def room(self) -> proposals.Room:
@@ -259,6 +261,25 @@ class Round:
         for candidate in self.snapshot.candidates:
             first.setdefault(candidate.instruction_version, candidate.candidate_id)
         return {first[version] for version in human & first.keys()}
+
+
+def nothing_seen(seen: Round, totals: Statistics) -> str:
+    """Why a round has no recorded call to learn from, and what to do."""
+    if seen.held_out:
+        return (
+            f"all {seen.held_out} recorded calls are of held-out examples; leave examples to learn "
+            "from out of prompt_learning.mipro.val_seeds and test_pool"
+        )
+    if totals.unapplied_rollouts and not totals.rewards:
+        return (
+            f"{totals.unapplied_rollouts} of {totals.rollouts} rollouts ran without their "
+            "candidate's prompt; send the messages of prompt_learning.initial_prompt"
+        )
+    return (
+        "no rewarded rollout consists of a single answered call with the candidate's prompt and "
+        "with text on both sides; reward rollouts of one call each, and keep their texts "
+        "(trace_content)"
+    )
 
 
 def _held_out(config: MiproConfig, example_id: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -33,6 +34,8 @@ from prefect_mipro.server.services.creation import (
     human_levers,
     kept_config,
     session_id_of,
+    strange_providers,
+    unknown_fields,
 )
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
@@ -58,6 +61,8 @@ FRAMES_SHOWN = 50
 # Candidates that are added at once ask for the same number: one of them gets it.
 RACES = 20
 KINDS = frozenset({"mipro_online", "mipro"})
+
+log = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -124,7 +129,10 @@ class Sessions:
                 "choose another session_id, or delete the session first, which frees its id"
             )
         status = await self.status(session_id)
-        kept = [] if created else kept_config(stored, session)
+        kept = [] if created else [*_ended(stored), *kept_config(stored, session)]
+        if kept:
+            log.warning("session_kept", extra={"session_id": session_id, "reasons": kept})
+        kept += unknown_fields(request)
         return status.model_copy(update={"warnings": [*kept, *status.warnings]}), created
 
     async def status(self, session_id: str) -> SessionStatus:
@@ -332,7 +340,19 @@ class Sessions:
                 "add [prompt_learning.initial_prompt] to let the instruction be improved too"
             ]
         )
-        return [*config.warnings, *self._redaction.warnings(config), *no_prompt]
+        strange = strange_providers(config, self._upstreams)
+        return [*config.warnings, *strange, *self._redaction.warnings(config), *no_prompt]
+
+
+def _ended(session: Session) -> list[str]:
+    """That a session which is created again has ended."""
+    if not session.state.final:
+        return []
+    return [
+        f"session {session.session_id} has {session.state} "
+        f"({session.stop_reason or 'no reason given'}): it serves its champion and learns nothing "
+        "more. Choose another session_id to learn"
+    ]
 
 
 def _resource(facts: Facts, report: CandidateReport) -> JsonObject:

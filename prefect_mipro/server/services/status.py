@@ -144,6 +144,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
             failures=session.proposal_failures,
             error=session.proposal_error,
             waiting_for=facts.waiting_for or None,
+            warning=session.proposal_warning,
         ),
         duel=_duel_report(facts),
         reward_flow=RewardFlow(
@@ -396,5 +397,9 @@ def _loud(facts: Facts) -> list[str]:
         loud.append(
             f"demonstration sets have {room} characters at most: longer ones passed the model's "
             "context"
+        )
+    if facts.session.proposal_warning:
+        loud.append(
+            f"the last round of proposals had nothing to look at: {facts.session.proposal_warning}"
         )
     return loud

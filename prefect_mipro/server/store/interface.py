@@ -127,13 +127,15 @@ class Store(Access, Upkeep, Protocol):
         rewards: int,
         asked: bool,
         error: str | None,
+        warning: str | None,
         usage: Usage,
         at: datetime,
     ) -> Session:
         """Count a round that looked at `rewards` rewards, and the tokens of its proposer model.
 
         A round that `asked` the model counts an error as one more failure in a row, or sets the
-        count to zero; a round that did not ask leaves count and error as they are.
+        count to zero; a round that did not ask leaves count and error as they are. `warning` says
+        why the round had nothing to look at.
         """
         ...
 

@@ -164,6 +164,7 @@ def record_proposal_round(
     rewards: int,
     asked: bool,
     error: str | None,
+    warning: str | None,
     usage: Usage,
     at: datetime,
 ) -> Session:
@@ -174,6 +175,7 @@ def record_proposal_round(
             change.set(proposal_failures=failures, proposal_error=error)
         change.set(
             proposal_number=number,
+            proposal_warning=warning,
             proposal_rewards=rewards,
             proposed_at=at,
             proposer_prompt_tokens=change["proposer_prompt_tokens"] + usage.prompt_tokens,
@@ -184,13 +186,15 @@ def record_proposal_round(
         change.record(
             "mipro.proposal.round",
             f"proposal round {number} after {rewards} rewards"
-            + (f" failed: {error}" if error is not None else ""),
+            + (f" failed: {error}" if error is not None else "")
+            + (f"; it had nothing to look at: {warning}" if warning is not None else ""),
             data={
                 "number": number,
                 "rewards": rewards,
                 "asked": asked,
                 "failures": change["proposal_failures"],
                 "error": error,
+                "warning": warning,
                 **dict(usage),
             },
             at=at,

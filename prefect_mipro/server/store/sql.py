@@ -125,6 +125,7 @@ class SqlStore:
         rewards: int,
         asked: bool,
         error: str | None,
+        warning: str | None,
         usage: Usage,
         at: datetime,
     ) -> Session:
@@ -134,6 +135,7 @@ class SqlStore:
             rewards=rewards,
             asked=asked,
             error=error,
+            warning=warning,
             usage=usage,
             at=at,
         )

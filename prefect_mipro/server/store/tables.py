@@ -69,6 +69,8 @@ sessions = Table(
     counter("proposal_rewards"),
     counter("proposal_failures"),
     Column("proposal_error", Words),
+    # Why the last round had nothing to look at, if it had nothing.
+    Column("proposal_warning", Words),
     Column("proposed_at", UtcTime),
     Column("serving_candidate_id", Text),
     counter("serving_rollouts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from prefect_mipro.errors import ConfigInvalid
 from prefect_mipro.server.upstream.embedded import EmbeddedUpstream, why_missing
@@ -16,6 +17,8 @@ from prefect_mipro.server.upstream.openai import OpenAIUpstream
 EMBEDDED = "embedded"
 # The program calls its model itself: it leases prompts and posts its traces.
 NONE = "none"
+# What configs made for other backends say, whatever server of OpenAI's API they mean.
+OPENAI = "openai"
 # The name under which calls to the URLs of session configs are counted.
 INFERENCE_URLS = "inference_url"
 
@@ -75,6 +78,24 @@ class Upstreams:
                 "start it with --upstream-url or --providers, "
                 'or set prompt_learning.policy.provider = "embedded"'
             )
+
+    def is_default_for(self, provider: str) -> bool:
+        """Whether the default provider stands in for that one, and its host does not bear the name.
+
+        A server that knows https://api.groq.com/openai/v1 as its default is right for `groq`. The
+        name `openai` is that of the API which every upstream speaks, so any is right for it.
+        """
+        if provider in {*self._table, DEFAULT, EMBEDDED, NONE, OPENAI}:
+            return False
+        hosts = (
+            urlsplit(url).hostname or "" for url, name in self._base_urls.items() if name == DEFAULT
+        )
+        return not any(provider.lower() in host.split(".") for host in hosts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The providers that are known by name."""
+        return tuple(sorted(self._table))
 
     async def check_url(self, inference_url: str) -> None:
         """Raise ConfigInvalid if calls to that URL are not allowed."""

@@ -203,8 +203,10 @@ class TestShape:
         assert answer.status_code == 500
 
     def test_an_error_after_the_choice_names_candidate_and_rollout(self) -> None:
-        error = UpstreamFailed("no", detail={"candidate_id": "c", "rollout_id": "r"})
+        chosen = {"candidate_id": "c", "rollout_id": "r", "prompt": "applied"}
+        error = UpstreamFailed("no", detail=chosen)
         answer, body = self.answer(error, "/api/mipro/v1/s/r/chat/completions")
         assert answer.headers["x-mipro-candidate-id"] == "c"
         assert answer.headers["x-mipro-rollout-id"] == "r"
+        assert answer.headers["x-mipro-prompt"] == "applied"
         assert body["error"]["type"] == "server_error"

@@ -9,7 +9,7 @@ import pytest
 from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import ConfigInvalid
 from prefect_mipro.server.providers import CallerKey, Provider
-from prefect_mipro.server.services.creation import admit_models
+from prefect_mipro.server.services.creation import admit_models, strange_providers
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.upstreams import upstreams_of
 from tests.server.services.conftest import config_of
@@ -72,3 +72,35 @@ async def test_a_proposer_without_a_key_is_refused_where_only_callers_keys_are_t
     await admit(config_of(policy={"provider": "own"}, proposer={"provider": "x"}), providers=own)
     silent = config_of(policy={"provider": "own"}, proposer={"mode": "demonstrations_only"})
     await admit(silent, providers=own)
+
+
+@pytest.mark.parametrize(
+    ("named", "upstream_url", "strange"),
+    [
+        ("groq", "http://model.invalid/v1", True),
+        ("Groq", "https://api.groq.com/openai/v1", False),
+        ("openai", "http://model.invalid/v1", False),
+        ("default", "http://model.invalid/v1", False),
+        ("own", "http://model.invalid/v1", False),
+        ("none", "http://model.invalid/v1", False),
+        ("embedded", "http://model.invalid/v1", False),
+    ],
+)
+async def test_a_provider_that_the_default_stands_in_for_is_named(
+    named: str, upstream_url: str, strange: bool
+) -> None:
+    own = {"own": Provider(base_url="http://own.invalid/v1")}
+    upstreams = upstreams_of(ServerSettings(upstream_url=upstream_url, providers=own))
+    config = MiproConfig.parse(config_of(policy={"provider": named}))
+    proposer = MiproConfig.parse(config_of(proposer={"provider": named, "model": "m"}))
+    try:
+        found = strange_providers(config, upstreams), strange_providers(proposer, upstreams)
+    finally:
+        await upstreams.close()
+    if not strange:
+        assert found == ([], [])
+        return
+    (of_policy,), (of_proposer,) = found
+    assert of_policy.startswith(f"prompt_learning.policy.provider is {named!r}, which is no")
+    assert "(it has: default, own)" in of_policy
+    assert of_proposer.startswith("prompt_learning.mipro.proposer.provider is")

@@ -459,3 +459,46 @@ async def test_only_listed_rounds_take_place(backend: Backend) -> None:
     session = await backend.store.session("s")
     assert (session.proposal_number, session.proposal_rewards) == (1, 70)
     assert await instructions(backend)
+
+
+OTHERS = {
+    "messages": [{"role": "system", "content": "Be nice."}, {"role": "user", "content": "hi"}]
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "body", "reason"),
+    [
+        ({}, OTHERS, "20 of 20 rollouts ran without their candidate's prompt"),
+        ({"val_seeds": [*range(20)]}, None, "all 20 recorded calls are of held-out examples"),
+        ({"trace_content": "off"}, None, "keep their texts (trace_content)"),
+    ],
+    ids=["as sent", "held out", "not kept"],
+)
+async def test_a_round_that_has_nothing_to_look_at_warns_of_it_with_the_reason(
+    backend: Backend,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    body: ChatBody | None,
+    reason: str,
+) -> None:
+    backend.model.answer = proposer(written)
+    await backend.create(**settings)
+    for i in range(20):
+        await backend.call(f"r{i}", body=body, example_id=str(i))
+        await backend.reward(f"r{i}", 0.0)
+        await backend.proposals.settle()
+    (logged,) = (r for r in caplog.records if r.msg == "proposal_round_saw_nothing")
+    assert logged.levelname == "WARNING"
+    assert reason in vars(logged)["reason"]
+    status = await backend.sessions.status("s")
+    assert reason in (status.proposer.warning or "")
+    assert any("had nothing to look at" in text and reason in text for text in status.warnings)
+
+
+async def test_a_round_that_sees_calls_warns_of_nothing(backend: Backend) -> None:
+    backend.model.answer = proposer(written)
+    await backend.create()
+    await run(backend, 0, 20)
+    status = await backend.sessions.status("s")
+    assert (status.proposer.rounds, status.proposer.warning) == (1, None)

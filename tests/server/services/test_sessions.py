@@ -64,6 +64,27 @@ async def test_creating_again_with_another_config_keeps_the_first_and_says_so(
     assert "another session_id" in again.warnings[0]
 
 
+async def test_creating_again_what_has_ended_says_that_it_learns_nothing(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    await backend.create()
+    await backend.store.set_state(
+        "s", SessionState.SUCCEEDED, at=backend.now[0], stop_reason="the budget is used up"
+    )
+    again = await backend.create()
+    assert "has succeeded (the budget is used up)" in again.warnings[0]
+    assert [record.msg for record in caplog.records] == ["session_kept"]
+
+
+async def test_fields_of_a_create_call_that_are_not_known_are_named(backend: Backend) -> None:
+    request = CreateSession.model_validate(
+        {"session_id": "s", "config_body": config_of(), "overides": {"a": 1}}
+    )
+    status, _ = await backend.sessions.create(request)
+    assert status.warnings[0].startswith("the field 'overides' of the create call is not known")
+    assert status.warnings[0].endswith("did you mean 'overrides'?")
+
+
 async def test_the_session_id_is_the_callers_else_the_systems(backend: Backend) -> None:
     body = config_of()
     named = SystemRequest(name="8f7c2d1e-0000-4000-8000-000000000000")

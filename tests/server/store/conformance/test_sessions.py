@@ -127,7 +127,8 @@ async def test_nothing_follows_a_final_state(store: Store, final: SessionState) 
 
 async def propose(store: Store, rewards: int, **values: Any) -> Session:
     """A round that asked and went well, a second for each reward after the start."""
-    told = {"asked": True, "error": None, "usage": Usage(), "at": at(rewards), **values}
+    told = {"asked": True, "error": None, "warning": None, "usage": Usage(), **values}
+    told.setdefault("at", at(rewards))
     return await store.record_proposal_round("s1", rewards=rewards, **told)
 
 
@@ -141,6 +142,16 @@ async def test_proposal_rounds_count_failures_in_a_row(store: Store) -> None:
     assert (went_well.proposal_number, went_well.proposal_failures) == (3, 0)
     assert (went_well.proposal_error, went_well.proposed_at) == (None, at(40))
     assert await event_types(store, since=1) == ["proposal.round"] * 3
+
+
+async def test_a_round_that_had_nothing_to_look_at_says_why_until_the_next(store: Store) -> None:
+    await create(store)
+    blind = await propose(store, 20, warning="no texts are kept")
+    assert blind.proposal_warning == "no texts are kept"
+    (event,) = await store.events("s1", since=1, limit=9)
+    assert event.data["warning"] == "no texts are kept"
+    assert "nothing to look at: no texts are kept" in event.message
+    assert (await propose(store, 30)).proposal_warning is None
 
 
 async def test_a_round_that_did_not_ask_the_model_leaves_its_failures(store: Store) -> None:
