@@ -209,6 +209,7 @@ class Session:
                 self.failures,
                 against,
                 unanswered={i for i in self.active if not self.statistics[i].answered_calls},
+                baseline_id=BASELINE,
                 champion_id=self.champion_id,
             )
             if self.job.guarded

@@ -53,13 +53,14 @@ def on_probation(
     evidence: Mapping[str, float],
     *,
     unanswered: Set[str],
+    baseline_id: str,
     champion_id: str,
 ) -> frozenset[str]:
     """The candidates that get few calls: suspected ones, and new ones where others have failed.
 
     `unanswered` candidates have had no answer yet.
     """
-    bitten = any(failure.candidate_id in evidence for failure in failures)
+    bitten = any(failure.candidate_id != baseline_id for failure in failures)
     suspects = {i for i, e_value in evidence.items() if e_value >= PROBATION_EVIDENCE}
     new = unanswered & evidence.keys() if bitten else set()
     return frozenset((suspects | new) - {champion_id})

@@ -59,11 +59,15 @@ def test_a_candidate_without_traffic_has_no_evidence_against_it() -> None:
 
 
 def test_the_first_failure_puts_on_probation_and_new_candidates_with_it() -> None:
-    failures = failed("a", shares={"base": 0.5, "a": 0.125, "b": 0.125, "c": 0.125})
-    against = {"a": 3.0, "b": 1.0, "c": 1.0}
-    held = on_probation(failures, against, unanswered={"b"}, champion_id="base")
-    assert held == {"a", "b"}
-    assert on_probation([], against | {"a": 1.0}, unanswered={"b"}, champion_id="base") == set()
+    def held(failures: list[FailedRollout], against: dict[str, float]) -> frozenset[str]:
+        return on_probation(
+            failures, against, unanswered={"b"}, baseline_id="base", champion_id="base"
+        )
+
+    assert held(failed("a"), {"a": 3.0, "b": 1.0, "c": 1.0}) == {"a", "b"}
+    assert held(failed("retired"), {"a": 1.0, "b": 1.0}) == {"b"}
+    assert held(failed("base"), {"a": 1.0, "b": 1.0}) == set()
+    assert held([], {"a": 1.0, "b": 1.0}) == set()
 
 
 def test_probation_caps_the_share_and_the_others_get_the_rest() -> None:

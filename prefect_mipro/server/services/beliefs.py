@@ -163,6 +163,7 @@ def _fit(
         failures.newest,
         against,
         unanswered={c.candidate_id for c in active if not c.statistics.answered_calls},
+        baseline_id=session.baseline_id,
         champion_id=session.champion_id,
     )
     shares = plan(

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # What another prompt may still be answered for: the caller has seen nothing of it.
 REFUSALS = frozenset({FailureKind.REFUSED, FailureKind.FILTERED})
+# Who asks for fewer wants a label, and cuts the rest off on purpose.
+LABEL_TOKENS = 32
 
 
 class Serving:
@@ -149,6 +151,7 @@ class _Asked:
     applied: Applied
     model: str | None
     stream: bool
+    longest_answer_tokens: object
     chat: AbstractAsyncContextManager[Reply]
     started: float
     served: Served | None = None
@@ -329,6 +332,7 @@ class _Service:
             applied,
             text_or_none(body.get("model")),
             body.get("stream") is True,
+            body.get("max_completion_tokens") or body.get("max_tokens"),
             self._begin_chat(body),
             self._serving.timer(),
         )
@@ -398,10 +402,19 @@ class _Service:
         """How the call failed because of the candidate's prompt, as far as its answer tells."""
         if asked.served is None or asked.applied.mismatch:
             return None
+        told = prompt_failure(asked.served.status, asked.served.completion)
+        limit = asked.longest_answer_tokens
+        if (
+            told
+            and told.kind is FailureKind.CUT
+            and isinstance(limit, int)
+            and limit < LABEL_TOKENS
+        ):
+            return None
         sent = characters(asked.applied.messages)
         return call_failure(
             asked.candidate,
-            prompt_failure(asked.served.status, asked.served.completion),
+            told,
             shares=self._assigned.shares,
             sent=sent,
             added=sent - characters(self._call.body["messages"]),

@@ -99,6 +99,27 @@ async def test_a_candidate_whose_calls_fail_loses_its_traffic(
     assert "its prompt fails more often than the baseline" in event.message
 
 
+@pytest.mark.parametrize(("limit", "failures"), [(None, 20), (256, 20), (4, 0)])
+async def test_a_cut_answer_counts_unless_a_label_was_asked_for(
+    backend: Backend, limit: int | None, failures: int
+) -> None:
+    await backend.create()
+    backend.model.answer = lambda _: spoilt("half an answ", "length")
+    body: ChatBody = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "You classify queries."},
+            {"role": "user", "content": "Query: hi"},
+        ],
+    }
+    if limit is not None:
+        body["max_tokens"] = limit
+    for number in range(20):
+        await backend.call(f"r{number}", body=body)
+    await backend.journal.flush()
+    assert (await backend.store.failures("s")).total == failures
+
+
 @pytest.mark.parametrize(
     "failure",
     [
