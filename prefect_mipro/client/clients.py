@@ -74,6 +74,7 @@ class _Connection:
     begin_epoch = _Method(operations.begin_epoch)
     sessions = _Method(operations.sessions)
     events = _Method(operations.events)
+    examples = _Method(operations.examples)
     candidates = _Method(operations.candidates)
     candidate = _Method(operations.candidate)
     add_candidate = _Method(operations.add_candidate)

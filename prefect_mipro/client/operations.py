@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from prefect_mipro.client.answers import as_it_is, status_of, urls_of
+from prefect_mipro.client.answers import as_it_is, examples_of, status_of, urls_of
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
@@ -19,7 +19,7 @@ from prefect_mipro.models.exports import ImportReceipt
 from prefect_mipro.models.judgements import SCORE_KEYS, score_of
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.readiness import Ready
-from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.rollouts import ExampleTrace, RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
     DeletedSession,
@@ -259,6 +259,14 @@ def events(session_id: str, *, since_seq: int = 0, limit: int = 500) -> Operatio
     """A session's `events` after `since_seq`, oldest first."""
     query = _query(since_seq=since_seq, limit=_page(limit))
     return _get(f"{_session_path(session_id)}/events", as_it_is, query)
+
+
+def examples(
+    session_id: str, candidate_id: str, *, limit: int = 100
+) -> Operation[tuple[ExampleTrace, ...]]:
+    """What a candidate answered in its newest rewarded rollouts of one call, newest first."""
+    query = _query(candidate_id=candidate_id, limit=_page(limit))
+    return _get(f"{_session_path(session_id)}/examples", examples_of, query)
 
 
 def candidates(

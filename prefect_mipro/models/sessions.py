@@ -13,6 +13,9 @@ from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.models.levers import LeverActor, MiproLeverSummary
 from prefect_mipro.models.sensors import SensorFrameSummary
 
+# In characters, of the reason that a caller gives for a change.
+LONGEST_REASON = 500
+
 
 class SessionState(StrEnum):
     """Where a session stands. Cancelled and succeeded are final."""
@@ -64,13 +67,13 @@ class Promote(Record):
     """Body of a call that makes a candidate the champion."""
 
     candidate_id: str
-    reason: str = Field(default="promoted by the caller", max_length=500)
+    reason: str = Field(default="promoted by the caller", max_length=LONGEST_REASON)
 
 
 class NewEpoch(Record):
     """Body of a call that begins an epoch."""
 
-    reason: str = Field(default="begun by the caller", max_length=500)
+    reason: str = Field(default="begun by the caller", max_length=LONGEST_REASON)
 
 
 class Session(Record):
@@ -142,9 +145,9 @@ class CandidateReport(Record):
     come from the same posterior. `cost_usd` is known where the config tells prices: of calls whose
     model has one. `latency_seconds` and `first_byte_seconds` are means over its calls.
     `unapplied_rollouts` ran without its prompt, and their rewards are not among `reward_count`.
-    `failed_calls` are all that failed, by outages too; `failures` are rollouts that failed because
-    of the candidate's prompt, `failure_rate` is their share of its calls, and `last_failure` says
-    how the last one did.
+    Of its `calls`, `failed_calls` failed for any reason, outages included; `failures` are rollouts
+    that failed because of the candidate's prompt, `failure_rate` is their share of its calls, and
+    `last_failure` says how the last one did.
     """
 
     candidate_id: str
@@ -161,6 +164,7 @@ class CandidateReport(Record):
     interval: tuple[float, float]
     probability_best: float
     probability_better: float
+    calls: int = 0
     failed_calls: int
     failures: int = 0
     failure_rate: float | None = None

@@ -36,6 +36,12 @@ SESSION = "/api/v1/online/sessions/s"
             {"state": "paused", "system_name": "bot", "limit": "5", "cursor": "c"},
         ),
         (operations.events("s"), "GET", f"{SESSION}/events", {"since_seq": "0", "limit": "500"}),
+        (
+            operations.examples("s", "cand_1", limit=9),
+            "GET",
+            f"{SESSION}/examples",
+            {"candidate_id": "cand_1", "limit": "9"},
+        ),
         (operations.candidates("s"), "GET", "/api/systems/s/candidates", {"limit": "100"}),
         (
             operations.candidates("s", status="evaluated", sort="objective:desc", include="a,b"),

@@ -23,6 +23,7 @@ from prefect_mipro.models.sessions import (
 from prefect_mipro.server.routes import leases
 from prefect_mipro.server.routes.dependencies import (
     CallersWorkspace,
+    CandidateId,
     Cursor,
     Integer,
     Limit,
@@ -67,6 +68,7 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     )
     router.add_api_route("/{session_id}/reward", reward, methods=["POST"])
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
+    router.add_api_route("/{session_id}/examples", examples, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
     router.add_api_route("/{session_id}/epoch", begin_epoch, methods=["POST"])
     router.add_api_route("/{session_id}/proxy-token", rotate_url, methods=["POST"])
@@ -151,6 +153,14 @@ async def events(
     """What happened in a session, oldest first."""
     found = await sessions.events(session_id, since=since_seq, limit=limit)
     return {"events": list(found)}
+
+
+async def examples(
+    session_id: SessionId, candidate_id: CandidateId, sessions: SessionsOf, limit: Limit = 100
+) -> Listing:
+    """What a candidate answered in its newest rewarded rollouts of one call, newest first."""
+    found = await sessions.examples(session_id, candidate_id, limit=limit)
+    return Listing(items=[each.model_dump(mode="json") for each in found])
 
 
 async def promote(session_id: SessionId, wanted: Promote, sessions: SessionsOf) -> SessionStatus:

@@ -16,7 +16,7 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.models.levers import Demonstration, LeverName
-from prefect_mipro.models.rollouts import SeedEval
+from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
 from prefect_mipro.models.sessions import (
     CandidateReport,
     CreateSession,
@@ -298,6 +298,16 @@ class Sessions:
             for item in page.items
         )
         return Page(tuple(items), page.next_cursor)
+
+    async def examples(
+        self, session_id: str, candidate_id: str, *, limit: int
+    ) -> tuple[ExampleTrace, ...]:
+        """What a candidate answered, newest first; empty where texts are not kept."""
+        session = await self._store.session(session_id)
+        if (await self._store.candidate(candidate_id)).session_id != session.session_id:
+            raise candidate_missing(candidate_id)
+        await self._journal.flush()
+        return await self._store.example_traces(session_id, candidate_id=candidate_id, limit=limit)
 
     async def events(self, session_id: str, *, since: int, limit: int) -> tuple[Event, ...]:
         """The session's event feed after `since`."""

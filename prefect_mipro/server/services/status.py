@@ -292,6 +292,7 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
             if candidate.candidate_id == facts.session.champion_id
             else belief.probability_better(candidate.candidate_id, than=facts.session.champion_id)
         ),
+        calls=counted.calls,
         failed_calls=counted.failed_calls,
         failures=counted.failures,
         failure_rate=_mean(counted.failures, counted.calls),

@@ -312,8 +312,13 @@ class Store(Access, Upkeep, Protocol):
 
     # what was seen
 
-    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
-        """The newest rewarded rollouts that made exactly one answered call with text."""
+    async def example_traces(
+        self, session_id: str, *, candidate_id: str | None = None, limit: int
+    ) -> tuple[ExampleTrace, ...]:
+        """The newest rewarded rollouts that made exactly one answered call with text.
+
+        With `candidate_id` those of that candidate.
+        """
         ...
 
     async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:

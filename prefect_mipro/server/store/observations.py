@@ -32,7 +32,7 @@ _REWARD_OF_ROLLOUT = and_(
 
 
 def example_traces(
-    connection: Connection, session_id: str, *, limit: int
+    connection: Connection, session_id: str, *, candidate_id: str | None = None, limit: int
 ) -> tuple[ExampleTrace, ...]:
     query = (
         select(
@@ -52,6 +52,8 @@ def example_traces(
         .order_by(rollouts.c.reward_number.desc())
         .limit(limit)
     )
+    if candidate_id is not None:
+        query = query.where(rollouts.c.candidate_id == candidate_id)
     rows = connection.execute(query).mappings().all()
     if not rows:
         check_session(connection, session_id)

@@ -245,8 +245,12 @@ class SqlStore:
     async def watermark(self, session_id: str) -> int:
         return await self._database.read(missing.watermark, session_id)
 
-    async def example_traces(self, session_id: str, *, limit: int) -> tuple[ExampleTrace, ...]:
-        return await self._database.read(observations.example_traces, session_id, limit=limit)
+    async def example_traces(
+        self, session_id: str, *, candidate_id: str | None = None, limit: int
+    ) -> tuple[ExampleTrace, ...]:
+        return await self._database.read(
+            observations.example_traces, session_id, candidate_id=candidate_id, limit=limit
+        )
 
     async def frames(self, session_id: str, *, limit: int) -> tuple[SensorFrame, ...]:
         return await self._database.read(observations.newest_frames, session_id, limit=limit)

@@ -66,6 +66,21 @@ def test_seed_evals_are_filtered(caller: Caller, query: dict[str, str], seeds: s
         assert {item["seed"] for item in items} == seeds
 
 
+def test_the_examples_of_a_candidate_are_what_it_answered(caller: Caller) -> None:
+    session = caller.session()
+    path = f"{SESSIONS}/{session['session_id']}"
+    caller.chat(session, "r1")
+    reward = {"reward_info": {"score": 0.5}, "rollout_id": "r1", "metadata": {"seed": 7}}
+    caller.http.post(f"{path}/reward", json=reward)
+    query = {"candidate_id": session["baseline_candidate_id"]}
+    (item,) = caller.http.get(f"{path}/examples", params=query).json()["items"]
+    assert (item["example_id"], item["reward"]) == ("7", 0.5)
+    assert item["input"]
+    assert item["output"]
+    unknown = caller.http.get(f"{path}/examples", params={"candidate_id": "cand_no"})
+    assert (unknown.status_code, unknown.json()["error"]) == (404, "CandidateNotFound")
+
+
 @pytest.mark.parametrize("path", ["/api/candidates/cand_no", "/api/candidates/cand_no/seed-evals"])
 def test_an_unknown_candidate_is_not_found(caller: Caller, path: str) -> None:
     answer = caller.http.get(path)

@@ -229,6 +229,7 @@ def test_a_candidate_of_another_workspace_is_as_unknown_in_ones_own_session(
         lease = {"rollout_id": "r8", "candidate_id": candidate_id}
         answers = [
             server.ours.get(evals, params={"candidate_id": candidate_id}),
+            server.ours.get(f"{session}/examples", params={"candidate_id": candidate_id}),
             server.ours.get(f"{session}/prompt", params=lease),
             server.ours.post(f"{session}/champion", json={"candidate_id": candidate_id}),
             server.ours.post(f"{session}/reward", json=reward),

@@ -76,6 +76,9 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "frames": lambda store: store.frames("s1", limit=9),
     "last_unapplied": lambda store: store.last_unapplied("s1"),
     "example_traces": lambda store: store.example_traces("s1", limit=9),
+    "example_traces of a candidate": lambda store: store.example_traces(
+        "s1", candidate_id=BASELINE, limit=9
+    ),
     "duel": lambda store: store.duel("s1"),
     "duel_observations": lambda store: store.duel_observations("s1", 1),
     "awaited_in_duel": lambda store: store.awaited_in_duel("s1", 1),

@@ -70,6 +70,15 @@ async def test_examples_are_the_newest_rewarded_ones(store: Store) -> None:
     assert [example.trace_id for example in found] == ["trace_3", "trace_1"]
 
 
+async def test_examples_of_one_candidate_leave_out_the_others(store: Store) -> None:
+    await create(store)
+    await challenge(store)
+    await run(store, 1)
+    await run(store, 2, candidate_id="cand_2")
+    found = await store.example_traces("s1", candidate_id="cand_2", limit=9)
+    assert [example.trace_id for example in found] == ["trace_2"]
+
+
 @pytest.mark.parametrize(
     "calls",
     [
