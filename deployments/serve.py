@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SESSION = "everyday-intents"
 DATA = {"database": "messages.db", "session": "nightly-intents"}
 
-# Two runs at once would spend two budgets on one session, or ask a person twice.
+# Two runs at once would spend two budgets on one session.
 ONE_AT_A_TIME = ConcurrencyLimitConfig(
     limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
 )
@@ -44,12 +44,13 @@ def deployments() -> list[Any]:
             parameters={"session": SESSION, "rollouts": 400},
             concurrency_limit=ONE_AT_A_TIME,
         ),
+        # Without a concurrency limit, which could cancel a run that is resumed with an answer. The
+        # flow itself sees to it that only one run asks about a candidate.
         promote_champion.to_deployment(
             name="promotion-served",
             cron="0 8 * * 1-5",
             triggers=[won],
             parameters={"session": SESSION, "policy": "approval", "timeout_seconds": 172_800},
-            concurrency_limit=ONE_AT_A_TIME,
             entrypoint_type=EntrypointType.MODULE_PATH,
         ),
         label.to_deployment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from prefect_mipro.artifacts.markdown import table
+from prefect_mipro.artifacts.markdown import NO_VALUE, table
 from prefect_mipro.models.sessions import CandidateReport, SessionStatus
 from prefect_mipro.models.summaries import Evaluation
 
@@ -39,12 +39,62 @@ def comparison(status: SessionStatus, evaluations: Sequence[Evaluation] = ()) ->
         for candidate_id in dict.fromkeys(wanted)
         if candidate_id in status.candidates
     ]
-    held_out = {each.candidate_id: each for each in evaluations}
-    rows = [
-        [name, *values] for name, values in _rows(reports, held_out) if any(map(str.strip, values))
-    ]
     header = [f"{role(report, status) or 'in the lead'} ({report.number})" for report in reports]
-    return table(["", *header], rows)
+    return side_by_side(list(zip(header, reports, strict=True)), evaluations)
+
+
+def side_by_side(
+    columns: Sequence[tuple[str, CandidateReport]], evaluations: Sequence[Evaluation] = ()
+) -> str:
+    """A column for each candidate under its head; what is not known of any is left out."""
+    reports = [report for _, report in columns]
+    shown = {report.candidate_id for report in reports}
+    held_out = {each.candidate_id: each for each in evaluations if each.candidate_id in shown}
+    found = _rows(reports, held_out)
+    rows = [[name, *values] for name, values in found if any(map(str.strip, values))]
+    return table(["", *(head for head, _ in columns)], rows)
+
+
+def brief_rows(
+    before: CandidateReport,
+    after: CandidateReport,
+    *,
+    baseline: CandidateReport,
+    evaluations: Sequence[Evaluation] = (),
+) -> Iterator[list[str]]:
+    """The rows to decide by, a name and a cell for each of the two: reward, cost and failures.
+
+    Rewards are those on held-out examples where at least one of the two has some.
+    """
+    both = (before, after)
+    held_out = {each.candidate_id: each for each in evaluations}
+    tested = any(each.candidate_id in held_out for each in both)
+    name = "Reward, held out" if tested else "Reward in traffic"
+    if baseline not in both and (not tested or baseline.candidate_id in held_out):
+        mean = held_out[baseline.candidate_id].mean_reward if tested else baseline.mean
+        name += f" (baseline {finite(mean):.2f})"
+    yield [name, *(_brief(each, held_out.get(each.candidate_id), tested) for each in both)]
+    if any(map(_cost, both)):
+        yield ["USD per 1,000 rollouts", *(_cost(each) or NO_VALUE for each in both)]
+    else:
+        yield ["Tokens per rollout", *(_tokens(each) or NO_VALUE for each in both)]
+    yield ["Calls failed by prompt", *map(_failures, both)]
+
+
+def _brief(report: CandidateReport, evaluation: Evaluation | None, tested: bool) -> str:
+    if tested and evaluation is None:
+        return f"{finite(report.mean):.2f} in traffic"
+    mean, (low, high) = (
+        (evaluation.mean_reward, evaluation.interval)
+        if evaluation
+        else (report.mean, report.interval)
+    )
+    return f"{finite(mean):.2f} ({finite(low):.2f}-{finite(high):.2f})"
+
+
+def _failures(report: CandidateReport) -> str:
+    """The share of its calls that failed because of the prompt, and their number."""
+    return f"{report.failure_rate or 0.0:.0%} ({report.failures:,} of {report.calls:,})"
 
 
 def _rows(
@@ -80,7 +130,7 @@ def _rows(
         yield "Seconds to the first byte", first_byte
     yield "Tokens per rollout", each(_tokens)
     yield "USD per 1,000 rollouts", each(_cost)
-    yield "Rollouts that its prompt failed", each(lambda r: _count(r.failures))
+    yield "Calls that its prompt failed", each(lambda r: _failures(r) if r.failures else "")
     yield "Calls that failed", each(lambda r: _count(r.failed_calls))
     yield "Calls without its prompt", each(lambda r: _count(r.unapplied_calls))
     yield "Rollouts without its prompt", each(lambda r: _count(r.unapplied_rollouts))

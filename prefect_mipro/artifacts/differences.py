@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 
@@ -17,14 +17,17 @@ LEAST_SIMILARITY = 0.4
 _WORDS = re.compile(r"\n|[^\s]+")
 
 
-def difference(before: str, after: str) -> str:
-    """New words bold, old words struck out; a text written anew shows what was there before."""
+def difference(before: str, after: str, *, show: Callable[[str], str] = fenced) -> str:
+    """New words bold, old words struck out; a text written anew shows what was there before.
+
+    `show` makes markdown of a whole text.
+    """
     if before == after:
         return "The instruction is the same."
     old, new = _words(before), _words(after)
     matcher = SequenceMatcher(None, old, new, autojunk=False)
     if matcher.ratio() < LEAST_SIMILARITY:
-        return f"The instruction was written anew. Before, it was:\n\n{fenced(before)}"
+        return f"The instruction was written anew. Before, it was:\n\n{show(before)}"
     pieces: list[str] = []
     for what, a, b, c, d in matcher.get_opcodes():
         if what == "equal":

@@ -13,6 +13,8 @@ from textwrap import wrap
 CELL_CHARACTERS = 120
 LINE_CHARACTERS = 64
 BLOCK_CHARACTERS = 20_000
+# In a cell, where others of its row have a value.
+NO_VALUE = "-"
 
 _SPECIAL = re.compile(
     r"""
@@ -58,6 +60,16 @@ def fenced(text: str, *, language: str = "text") -> str:
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def quoted(text: str) -> str:
+    """A block quote that shows the text itself, for pages where fenced text cannot be read."""
+    shown = plain(text)
+    if len(shown) > BLOCK_CHARACTERS:
+        shown = f"{shown[:BLOCK_CHARACTERS]}…"
+    lines = (cell(line, characters=BLOCK_CHARACTERS) for line in shown.split("\n"))
+    # Two spaces at the end of a line make its break visible.
+    return "  \n".join(f"> {line}" for line in lines)
 
 
 def folded(summary: str, body: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -11,11 +12,16 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_UI_URL
 
 from prefect_mipro.artifacts import reports
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import Evaluation
+
+HELD_OUT = "held-out"
+# A champion of long ago was evaluated many runs ago.
+VERSIONS_READ = 50
 
 
 class SessionArtifacts:
@@ -31,6 +37,7 @@ class SessionArtifacts:
         self.leaderboard_key = reports.artifact_key(session_id, "leaderboard")
         self.champion_key = reports.artifact_key(session_id, "champion")
         self.sensors_key = reports.artifact_key(session_id, "sensors")
+        self._held_out_key = reports.artifact_key(session_id, HELD_OUT)
         self.champion_url: str | None = None
         self._progress_id: UUID | None = None
 
@@ -63,6 +70,12 @@ class SessionArtifacts:
             description=headline,
         )
         self.champion_url = page_url(champion) if isinstance(champion, UUID) else None
+        if evaluations:
+            create_table_artifact(
+                reports.held_out(status, evaluations),
+                key=self._held_out_key,
+                description="Rewards on held-out examples, by candidate.",
+            )
         create_table_artifact(
             reports.sensor_frames(status),
             key=self.sensors_key,
@@ -72,9 +85,34 @@ class SessionArtifacts:
 
 def page_url(artifact_id: UUID) -> str | None:
     """The artifact's page; none where the run has a temporary server, whose pages end with it."""
+    return _page(f"artifacts/artifact/{artifact_id}")
+
+
+def run_url(flow_run_id: UUID) -> str | None:
+    """The flow run's page, where there are pages."""
+    return _page(f"runs/flow-run/{flow_run_id}")
+
+
+def held_out_evaluations(session_id: str) -> tuple[Evaluation, ...]:
+    """The newest held-out evaluation of each candidate, from the artifacts of earlier runs."""
+    wanted = {
+        "artifacts": {"key": {"any_": [reports.artifact_key(session_id, HELD_OUT)]}},
+        "sort": "CREATED_DESC",
+        "limit": VERSIONS_READ,
+    }
+    with get_client(sync_client=True) as client:
+        versions = client.request("POST", "/artifacts/filter", json=wanted).json()
+    found: dict[str, Evaluation] = {}
+    for version in versions:
+        for row in json.loads(version["data"]):
+            found.setdefault(row["id"], reports.evaluation_of(row))
+    return tuple(found.values())
+
+
+def _page(path: str) -> str | None:
     base = PREFECT_UI_URL.value()
     if not base:
         return None
     # Prefect Cloud has no second generation of pages beside the first.
     generation = "" if "/account/" in base else "/v2"
-    return f"{base.rstrip('/')}{generation}/artifacts/artifact/{artifact_id}"
+    return f"{base.rstrip('/')}{generation}/{path}"

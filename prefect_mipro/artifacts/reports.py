@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prefect_mipro.artifacts.charts import Bar, Level, Point, data_uri, interval_chart, line_chart
 from prefect_mipro.artifacts.comparison import comparison, finite, role
@@ -108,6 +109,33 @@ def leaderboard(status: SessionStatus) -> list[Row]:
         }
         for report in ranked[:LEADERBOARD_ROWS]
     ]
+
+
+def held_out(status: SessionStatus, evaluations: Sequence[Evaluation]) -> list[Row]:
+    """One row per candidate that was evaluated on held-out examples."""
+    return [
+        {
+            "candidate": status.candidates[each.candidate_id].number,
+            "mean reward": each.mean_reward,
+            "95% low": each.interval[0],
+            "95% high": each.interval[1],
+            "examples": each.examples,
+            "failures": each.failures,
+            "id": each.candidate_id,
+        }
+        for each in evaluations
+    ]
+
+
+def evaluation_of(row: Mapping[str, Any]) -> Evaluation:
+    """The evaluation that a row of `held_out` shows."""
+    return Evaluation(
+        candidate_id=row["id"],
+        examples=row["examples"],
+        failures=row["failures"],
+        mean_reward=row["mean reward"],
+        interval=(row["95% low"], row["95% high"]),
+    )
 
 
 def sensor_frames(status: SessionStatus) -> list[Row]:

@@ -23,7 +23,7 @@ from prefect_mipro.tasks.repeats import REPEATABLE
 PAGE = 200
 
 # The records of promotions (`-prompt`) are kept for good.
-VIEWS = ("-progress", "-leaderboard", "-champion", "-sensors")
+VIEWS = ("-progress", "-leaderboard", "-champion", "-sensors", "-held-out", "-question")
 
 
 class Idle(StrEnum):

@@ -9,21 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.assets import Asset, AssetProperties, materialize
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
 from pydantic import Field
 
+from prefect_mipro.artifacts.answers import Answers
+from prefect_mipro.artifacts.publishing import held_out_evaluations, run_url
 from prefect_mipro.artifacts.reports import artifact_key
 from prefect_mipro.blocks import MiproCredentials, PromptChampion, load
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, MiproError, SessionNotFound
 from prefect_mipro.events import Cause, SessionEvent, tell
 from prefect_mipro.flows import promotion_page as page
-from prefect_mipro.flows.approval import Wait, answered, ask
+from prefect_mipro.flows.approval import Approval, Decision, Wait, answer_to, ask
 from prefect_mipro.flows.backend import some_backend
+from prefect_mipro.flows.questions import (
+    Question,
+    hold,
+    is_held,
+    let_go,
+    new_question,
+    remembered,
+    this_run,
+)
 from prefect_mipro.models.champions import (
     ChampionVersion,
     Evidence,
@@ -36,6 +47,22 @@ from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.opening import session_plan
 from prefect_mipro.tasks.repeats import REPEATABLE
+
+EXAMPLES_READ = 100
+
+
+class Inquiry(NamedTuple):
+    """A question that the present run asks, and the text above the form."""
+
+    question: Question
+    form_text: str
+
+
+class Answered(NamedTuple):
+    """A question, and a person's answer that the present run acts on."""
+
+    question: Question
+    answer: Approval
 
 
 class Policy(StrEnum):
@@ -56,6 +83,7 @@ def promote_champion(
     min_rewards: Annotated[int, Field(ge=0)] = 20,
     wait: Wait | None = None,
     timeout_seconds: Annotated[int, Field(ge=1)] = 86_400,
+    show_answers: bool = True,
     backend_url: str | None = None,
 ) -> PromotionSummary:
     """Put the session's best prompt to use, if there is a better one than that in use.
@@ -66,7 +94,8 @@ def promote_champion(
     Args:
         session: The name of a saved `MiproSessionConfig` block, or the session's handle.
         policy: `automatic` takes the champion that the session's duels made. `approval` asks a
-            person about it, and about a candidate in the lead whose evidence is good enough.
+            person about it, and about a candidate in the lead whose evidence is good enough. While
+            another run's question about the candidate is open, the run asks nothing and says so.
         champion: The name of the `PromptChampion` block; else that of the config block, else made
             from the session's id.
         candidate_id: The candidate to promote, whatever its evidence.
@@ -75,50 +104,40 @@ def promote_champion(
         min_rewards: How many rewards it must have.
         wait: `pause` or `suspend`; else the one that fits the run.
         timeout_seconds: How long a person may take. The run fails then, and nothing changes.
+        show_answers: Whether the question shows inputs and answers from the session's traffic,
+            which all users of the Prefect server can read.
         backend_url: The backend, where neither block nor environment names one.
     """
     name = champion or champion_name(session)
-    with reached(session, backend_url=backend_url) as handle:
-        status = status_if_any(handle) if candidate_id is None else session_status(handle)
-        if status is None:
-            return _without_session(name, handle)
-        present = champion_in_use(handle, status, name)
-        answer = answered() if policy is Policy.APPROVAL else None
-        chosen = (
-            answer.candidate_id
-            if answer
-            else candidate_id
-            or choice(
+    found: Inquiry | Answered | PromotionSummary | None
+    found = _given_before() if policy is Policy.APPROVAL else None
+    if found is None:
+        with reached(session, backend_url=backend_url) as handle:
+            status = status_if_any(handle) if candidate_id is None else session_status(handle)
+            if status is None:
+                return _without_session(name, handle)
+            present = champion_in_use(handle, status, name)
+            chosen = candidate_id or choice(
                 status,
                 present,
                 policy,
                 min_probability=min_probability,
                 min_rewards=min_rewards,
             )
-        )
-        if chosen is None or chosen == present.candidate_id:
-            return _summary(name, present.version, PromotionOutcome.UNCHANGED)
-        version = candidate_version(handle, status, chosen)
-    if policy is Policy.APPROVAL and answer is None:
-        shown = page.question(version, _refreshed(present.version, status))
-        answer = ask(shown, chosen, wait=wait, timeout_seconds=timeout_seconds)
+            if chosen is None or chosen == present.candidate_id:
+                return _summary(name, present.version, PromotionOutcome.UNCHANGED)
+            version = candidate_version(handle, status, chosen)
+            if policy is Policy.AUTOMATIC:
+                return _promoted(handle, status, name, version, Cause.AUTOMATIC)
+            found = _inquiry(handle, status, name, present, version, show_answers=show_answers)
+    if isinstance(found, Inquiry):
+        found = Answered(found.question, _asked(found, wait=wait, timeout_seconds=timeout_seconds))
+    if isinstance(found, PromotionSummary):
+        return found
     with reached(session, backend_url=backend_url) as handle:
-        if answer is not None:
-            if not answer.approve:
-                return _declined(name, present.version, answer.candidate_id, answer.reason)
-            if answer.candidate_id != version.candidate_id:
-                version = candidate_version(handle, status, answer.candidate_id)
-            version = version.model_copy(
-                update={
-                    "promoted_by": answer.approved_by or "a person",
-                    "reason": answer.reason or "approved",
-                    "promoted_at": datetime.now(UTC),
-                }
-            )
-        if status.champion_candidate_id != version.candidate_id:
-            promote_candidate(handle, version.candidate_id, reason=version.reason)
-    cause = Cause.APPROVAL if answer else Cause.AUTOMATIC
-    return _put_to_use(name, version, cause, PromotionOutcome.PROMOTED)
+        summary = _settled(handle, *found)
+    let_go(found.question)
+    return summary
 
 
 @flow(name="roll-back-champion")
@@ -247,6 +266,60 @@ def put_champion_to_use(name: str, version: ChampionVersion, outcome: PromotionO
     return key
 
 
+@task(
+    name="prepare-question",
+    task_run_name="question about candidate {version.number}",
+    **REPEATABLE,
+)
+def prepare_question(
+    session: SessionHandle,
+    status: SessionStatus,
+    present: ChampionVersion,
+    version: ChampionVersion,
+    *,
+    show_answers: bool,
+) -> str:
+    """The text above the form of an approval; the rest goes to an artifact that it links to."""
+    with connection_to(session) as connection:
+        before, after = (
+            connection.client.examples(session.session_id, candidate_id, limit=EXAMPLES_READ)
+            if show_answers and candidate_id in status.candidates
+            else ()
+            for candidate_id in (present.candidate_id, version.candidate_id)
+        )
+    proposal = page.Proposal(
+        version=version,
+        present=_refreshed(present, status),
+        status=status,
+        evaluations=held_out_evaluations(session.session_id),
+        answers=Answers.of(before, after),
+    )
+    artifact = create_markdown_artifact(
+        page.question_page(proposal),
+        key=artifact_key(session.session_id, "question"),
+        description=proposal.title,
+    )
+    # Relative to the run's own page, because the browser may know the server by another name.
+    return page.question(proposal, page_url=f"../../artifacts/artifact/{artifact}")
+
+
+def overtaken(question: Question, present: PromptChampion, status: SessionStatus) -> str | None:
+    """Why an approval no longer applies; `None` when what the person saw still holds."""
+    candidate = status.candidates.get(question.candidate_id)
+    if candidate is None:
+        return f"the session has no candidate {question.candidate_id} any more"
+    if present.candidate_id == question.candidate_id:
+        return f"candidate {question.number} is in use already"
+    if candidate.status == "retired" and not question.was_retired:
+        return f"candidate {question.number} was retired after the question was asked"
+    if present.candidate_id != question.in_use_id:
+        return f"candidate {present.number} was put to use after the question was asked"
+    if status.champion_candidate_id not in (question.session_champion_id, question.candidate_id):
+        champion = status.candidates[status.champion_candidate_id]
+        return f"candidate {champion.number} became the session's champion after it was asked"
+    return None
+
+
 def saved_champion(name: str) -> PromptChampion | None:
     """The saved block of that name, if there is one."""
     try:
@@ -274,6 +347,121 @@ def choice(
     if policy is Policy.APPROVAL and leader.candidate_id not in settled and proven:
         return leader.candidate_id
     return None
+
+
+def _given_before() -> Answered | None:
+    """The answer for which the present run was suspended, when it has begun anew."""
+    question = remembered()
+    answer = answer_to(question) if question else None
+    return Answered(question, answer) if question and answer else None
+
+
+def _inquiry(
+    handle: SessionHandle,
+    status: SessionStatus,
+    name: str,
+    present: PromptChampion,
+    version: ChampionVersion,
+    *,
+    show_answers: bool,
+) -> Inquiry | Answered | PromotionSummary:
+    """The question to ask; an answer that no run acted on; or why there is nothing to ask."""
+    question = hold(
+        new_question(
+            session_id=handle.session_id,
+            champion=name,
+            candidate_id=version.candidate_id,
+            number=version.number,
+            in_use_id=present.candidate_id,
+            session_champion_id=status.champion_candidate_id,
+            was_retired=status.candidates[version.candidate_id].status == "retired",
+        )
+    )
+    if question.holder_id != this_run():
+        return _asked_already(question, present.version)
+    if answer := answer_to(question):
+        run_logger().info(
+            "Acting on the answer in flow run %r, which ended before it could", question.run_name
+        )
+        return Answered(question, answer)
+    # Another run may have settled the question after this one read the block.
+    now = load(PromptChampion, name)
+    if (now.candidate_id, now.declined) != (present.candidate_id, present.declined):
+        let_go(question)
+        return _summary(name, now.version, PromotionOutcome.UNCHANGED)
+    form_text = prepare_question(
+        handle, status, present.version, version, show_answers=show_answers
+    )
+    return Inquiry(question, form_text)
+
+
+def _asked(inquiry: Inquiry, *, wait: Wait | None, timeout_seconds: int) -> Approval:
+    try:
+        return ask(inquiry.form_text, inquiry.question, wait=wait, timeout_seconds=timeout_seconds)
+    except FlowPauseTimeout:
+        let_go(inquiry.question)
+        raise
+
+
+def _settled(handle: SessionHandle, question: Question, answer: Approval) -> PromotionSummary:
+    """Do what the person decided, if the question still is what they saw."""
+    name, present = question.champion, load(PromptChampion, question.champion)
+    status = status_if_any(handle)
+    if status is None:
+        return _stale(name, present.version, question, "its session is gone")
+    if not is_held(question):
+        return _stale(name, present.version, question, "another run has asked again")
+    reason = overtaken(question, present, status)
+    match answer.decision:
+        case Decision.LATER:
+            return _postponed(name, present.version, question, answer)
+        case Decision.DECLINE if present.candidate_id != question.candidate_id:
+            return _declined(name, present.version, question.candidate_id, answer.reason)
+        case _ if reason is not None:
+            return _stale(name, present.version, question, reason)
+    version = candidate_version(handle, status, question.candidate_id).model_copy(
+        update={
+            "promoted_by": answer.approved_by or "a person",
+            "reason": answer.reason or "approved",
+            "promoted_at": datetime.now(UTC),
+        }
+    )
+    return _promoted(handle, status, name, version, Cause.APPROVAL)
+
+
+def _promoted(
+    handle: SessionHandle, status: SessionStatus, name: str, version: ChampionVersion, cause: Cause
+) -> PromotionSummary:
+    if status.champion_candidate_id != version.candidate_id:
+        promote_candidate(handle, version.candidate_id, reason=version.reason)
+    return _put_to_use(name, version, cause, PromotionOutcome.PROMOTED)
+
+
+def _asked_already(question: Question, present: ChampionVersion) -> PromotionSummary:
+    reason = (
+        f"the question about candidate {question.number} has been open since "
+        f"{question.asked_at:%Y-%m-%d %H:%M} UTC in flow run {question.run_name!r} "
+        f"({run_url(question.run_id) or question.run_id})"
+    )
+    run_logger().info("Not asked again: %s", reason)
+    return _summary(question.champion, present, PromotionOutcome.ASKED, reason=reason)
+
+
+def _postponed(
+    name: str, present: ChampionVersion, question: Question, answer: Approval
+) -> PromotionSummary:
+    reason = answer.reason or "no reason given"
+    run_logger().info("The decision on candidate %s was put off: %s", question.number, reason)
+    return _summary(name, present, PromotionOutcome.POSTPONED, reason=answer.reason)
+
+
+def _stale(
+    name: str, present: ChampionVersion, question: Question, reason: str
+) -> PromotionSummary:
+    run_logger().warning(
+        "The answer about candidate %s changes nothing any more: %s", question.number, reason
+    )
+    return _summary(name, present, PromotionOutcome.STALE, reason=reason)
 
 
 def _put_to_use(

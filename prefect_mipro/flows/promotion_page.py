@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from prefect_mipro.artifacts.answers import Answers
+from prefect_mipro.artifacts.comparison import brief_rows, side_by_side
 from prefect_mipro.artifacts.differences import difference
-from prefect_mipro.artifacts.markdown import cell, fenced, folded, table
+from prefect_mipro.artifacts.markdown import cell, fenced, folded, quoted, table
 from prefect_mipro.models.champions import ChampionVersion, Evidence
+from prefect_mipro.models.sessions import CandidateReport, SessionStatus
+from prefect_mipro.models.summaries import Evaluation
 
 NAMELESS = "(the caller's own)"
+FORM_CHARACTERS = 32
+PAGE_CHARACTERS = 600
 
 
 def headline(version: ChampionVersion) -> str:
@@ -25,13 +32,85 @@ def headline(version: ChampionVersion) -> str:
     )
 
 
-def question(version: ChampionVersion, present: ChampionVersion) -> str:
-    """What the form of an approval says above its fields."""
+@dataclass(frozen=True)
+class Proposal:
+    """What a person decides about: a candidate, the prompt in use, and what is known of both."""
+
+    version: ChampionVersion
+    present: ChampionVersion
+    status: SessionStatus
+    evaluations: Sequence[Evaluation]
+    answers: Answers
+
+    @property
+    def title(self) -> str:
+        """The question."""
+        return f"Use candidate {self.version.number} in place of candidate {self.present.number}?"
+
+    @property
+    def before(self) -> CandidateReport:
+        """The candidate in use; the baseline where the session does not know the one in use."""
+        return self.status.candidates.get(self.present.candidate_id, self.baseline)
+
+    @property
+    def after(self) -> CandidateReport:
+        """The proposed candidate."""
+        return self.status.candidates[self.version.candidate_id]
+
+    @property
+    def baseline(self) -> CandidateReport:
+        """The candidate that the session began with."""
+        return self.status.candidates[self.status.baseline_candidate_id]
+
+    @property
+    def heads(self) -> tuple[str, str]:
+        """Heads of the columns of the two candidates."""
+        known = self.before.candidate_id == self.present.candidate_id
+        role = "in use" if known else "baseline"
+        return f"candidate {self.before.number}, {role}", f"candidate {self.after.number}"
+
+
+def question(proposal: Proposal, *, page_url: str) -> str:
+    """What the form of an approval says above its fields.
+
+    It is short, because the decision must be in sight below it: Prefect's dialog has room for some
+    340 by 440 pixels. Everything else is on the page. The dialog of Prefect 3.8 shows neither HTML
+    nor fenced text.
+    """
+    title = f"{proposal.title} [Instructions]({page_url})"
+    rows = [
+        *brief_rows(
+            proposal.before,
+            proposal.after,
+            baseline=proposal.baseline,
+            evaluations=proposal.evaluations,
+        ),
+        *proposal.answers.cells(characters=FORM_CHARACTERS),
+    ]
+    return table([title, *proposal.heads], rows)
+
+
+def question_page(proposal: Proposal) -> str:
+    """All that is known of a proposal, on a page of its own.
+
+    The texts are quoted: Prefect 3.8 shows fenced ones light on light, and folds nothing.
+    """
+    version, present = proposal.version, proposal.present
+    columns = list(zip(proposal.heads, (proposal.before, proposal.after), strict=True))
+    if proposal.baseline not in (proposal.before, proposal.after):
+        columns.insert(0, (f"candidate {proposal.baseline.number}, baseline", proposal.baseline))
     parts = [
-        f"## Use candidate {version.number} in place of candidate {present.number}?",
+        f"# {proposal.title}",
         headline(version),
-        *_body(version, present),
-        "Without `approve` the candidate is not shown again, and the prompt in use stays.",
+        side_by_side(columns, proposal.evaluations),
+        *_duel(version),
+        "### Answers",
+        proposal.answers.page(*proposal.heads, characters=PAGE_CHARACTERS),
+        f"### Changed against candidate {present.number}",
+        _changes(present, version, show=quoted),
+        "### The whole prompt",
+        *(quoted(turn) for turn in _turns(version)),
+        *_lineage(version),
     ]
     return "\n\n".join(parts)
 
@@ -43,31 +122,45 @@ def record(version: ChampionVersion, previous: ChampionVersion | None) -> str:
         headline(version),
         f"In use since {version.promoted_at:%Y-%m-%d %H:%M} UTC, by {cell(version.promoted_by)}"
         + (f": {cell(version.reason, characters=400)}." if version.reason else "."),
-        *_body(version, previous),
+        *_evidence(version, previous),
+        *_duel(version),
+        "### Instruction",
+        fenced(version.instruction or NAMELESS),
     ]
+    if previous is not None:
+        parts += [
+            f"### Changed against candidate {previous.number}",
+            _changes(previous, version),
+        ]
+    parts += _lineage(version)
+    if turns := [fenced(turn) for turn in _turns(version)]:
+        parts.append(folded("The whole prompt", "\n\n".join(turns)))
     return "\n\n".join(parts)
 
 
-def _body(version: ChampionVersion, previous: ChampionVersion | None) -> Iterator[str]:
+def _evidence(version: ChampionVersion, previous: ChampionVersion | None) -> Iterator[str]:
     rows = list(_rows(version, previous))
     if rows:
         yield table(["", "mean reward", "95 % interval", "rewards"], rows)
-    if version.evidence is not None and version.evidence.e_value is not None:
+
+
+def _duel(version: ChampionVersion) -> Iterator[str]:
+    evidence = version.evidence
+    if evidence is not None and evidence.e_value is not None:
         yield (
-            f"It won its duel with an e-value of {version.evidence.e_value:g} (needed: "
-            f"{version.evidence.threshold:g})."
+            f"It won its duel with an e-value of {evidence.e_value:g} (needed: "
+            f"{evidence.threshold:g})."
         )
-    yield "### Instruction"
-    yield fenced(version.instruction or NAMELESS)
-    if previous is not None:
-        yield f"### Changed against candidate {previous.number}"
-        yield _changes(previous, version)
+
+
+def _lineage(version: ChampionVersion) -> Iterator[str]:
     if version.lineage:
         origins = [f"{ancestor.number} ({cell(ancestor.origin)})" for ancestor in version.lineage]
         yield f"Made from candidate {', from '.join(origins)}."
-    turns = [f"{m.get('role', '')}: {m.get('content', '')}" for m in version.messages]
-    if turns:
-        yield folded("The whole prompt", "\n\n".join(fenced(turn) for turn in turns))
+
+
+def _turns(version: ChampionVersion) -> Iterator[str]:
+    return (f"{m.get('role', '')}: {m.get('content', '')}" for m in version.messages)
 
 
 def _rows(version: ChampionVersion, previous: ChampionVersion | None) -> Iterator[list[str]]:
@@ -94,8 +187,10 @@ def _row(name: str, mean: float, interval: tuple[float, float], rewards: int) ->
     return [name, f"{mean:.3f}", f"{low:.3f} to {high:.3f}", str(rewards)]
 
 
-def _changes(previous: ChampionVersion, version: ChampionVersion) -> str:
-    text = difference(previous.instruction or NAMELESS, version.instruction or NAMELESS)
+def _changes(
+    previous: ChampionVersion, version: ChampionVersion, *, show: Callable[[str], str] = fenced
+) -> str:
+    text = difference(previous.instruction or NAMELESS, version.instruction or NAMELESS, show=show)
     before, now = len(previous.demonstrations), len(version.demonstrations)
     return text if before == now == 0 else f"{text}\n\n{now} demonstrations, {before} before."
 

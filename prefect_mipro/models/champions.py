@@ -160,15 +160,20 @@ class ChampionVersion(Record):
 
 
 class PromotionOutcome(StrEnum):
-    """What came of a look at the champion.
+    """The result of a promotion flow.
 
-    Another prompt is in use, the one in use stays, a person did not want the other one, an earlier
-    one is in use again, or there is no session yet to take one from.
+    Another prompt is in use; the one in use stays; a person declined the candidate, put the
+    decision off, or answered a question that the present state has overtaken; another run is
+    already asking about the candidate; an earlier prompt is in use again; or there is no session
+    yet.
     """
 
     PROMOTED = "promoted"
     UNCHANGED = "unchanged"
     DECLINED = "declined"
+    POSTPONED = "postponed"
+    STALE = "stale"
+    ASKED = "asked already"
     ROLLED_BACK = "rolled back"
     NO_SESSION = "no session"
 
@@ -176,7 +181,8 @@ class PromotionOutcome(StrEnum):
 class PromotionSummary(Record):
     """What a promotion flow did. `champion` is the name of the block that programs load.
 
-    Without a session there is neither candidate nor number, and `reason` says so.
+    `candidate_id` and `number` are those of the prompt in use; without a session there is neither,
+    and `reason` says so.
     """
 
     session_id: str

@@ -58,7 +58,10 @@ def test_the_entrypoint_is_a_flow_that_takes_the_parameters(
 
 @each
 def test_two_runs_do_not_spend_two_budgets_on_one_session(deployment: dict[str, Any]) -> None:
-    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    one_at_a_time = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    # A run that is resumed with an answer must not be cancelled by a limit.
+    asks = deployment["name"] == "promotion"
+    assert deployment.get("concurrency_limit") == (None if asks else one_at_a_time)
 
 
 def test_no_block_is_resolved_into_the_deployment() -> None:
@@ -77,7 +80,7 @@ def test_what_is_served_without_a_worker_is_the_same(monkeypatch: pytest.MonkeyP
         assert same.entrypoint == deployment["entrypoint"]
         assert same.parameters == deployment["parameters"]
         assert same.schedules[0].schedule.cron == deployment["schedules"][0]["cron"]
-        assert same.concurrency_limit == 1
+        assert same.concurrency_limit == deployment.get("concurrency_limit", {}).get("limit")
         for ours, theirs in zip(same.triggers, deployment.get("triggers", ()), strict=True):
             assert ours.expect == set(theirs["expect"])
             assert ours.match.root == theirs["match"]
@@ -112,7 +115,7 @@ def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
                 ),
                 command("-m", *DEPLOY),
             )
-            better = session_with_a_better_prompt(mipro)
+            better, third = session_with_other_prompts(mipro)
             for _ in range(2):
                 runpy.run_path(str(AUTOMATE))["main"](
                     ["clean-up/cleanup", "--parameter", "session"]
@@ -124,13 +127,22 @@ def test_deployments_run_through_a_worker_and_keep_the_key_to_themselves(
             prefect.set_flow_run_state(night.id, Cancelling())
             free.set()
             until(lambda: mipro.session_status(SESSION).status is SessionState.PAUSED)
-            # The suspended run has left the worker, and begins anew with the answer.
+            # The suspended run has left the worker, and begins anew with the answer, while another
+            # run of the same deployment is active.
             until(lambda: named(prefect, asking, "Suspended") and asked(prefect, asking))
-            resume_flow_run(asking.id, run_input={"approve": True, "candidate_id": better})
+            again = started("promote-champion/promotion", candidate_id=better)
+            other = started("promote-champion/promotion", candidate_id=third, wait="pause")
+            until(lambda: named(prefect, again, "Completed"))
+            until(lambda: named(prefect, other, "Paused") and asked(prefect, other))
+            assert load(PromptChampion, SESSION).candidate_id != better
+            resume_flow_run(asking.id, run_input={"decision": "approve"})
             until(lambda: named(prefect, night, "Cancelled"))
             before = mipro.session_status(SESSION).reward_count
             night = started("optimize-everyday-intents/nightly", rollouts=4, held_out=0)
             until(lambda: named(prefect, asking, "Completed"))
+            # It asked about a replacement for a prompt that is not in use any more.
+            resume_flow_run(other.id, run_input={"decision": "approve"})
+            until(lambda: named(prefect, other, "Completed"))
             until(lambda: named(prefect, night, "Completed"))
         status = mipro.session_status(SESSION)
         assert (status.status, status.reward_count) == (SessionState.RUNNING, before + 4)
@@ -148,14 +160,15 @@ def _answer_when(free: threading.Event, _body: Body) -> str:
     return "music"
 
 
-def session_with_a_better_prompt(mipro: Client) -> str:
-    """The session of the blocks, with a candidate that somebody added; its id."""
+def session_with_other_prompts(mipro: Client) -> list[str]:
+    """The session of the blocks, with two candidates that somebody added; their ids."""
     block = load(MiproSessionConfig, SESSION)
     mipro.create_session(
         CreateSession(session_id=SESSION, config_body=block.config_body()), request_key="first"
     )
-    added = mipro.add_candidate(SESSION, {"deltas": {"instruction_text": "Name the intent."}})
-    return str(added["candidate_id"])
+    texts = ("Name the intent.", "Answer with the intent.")
+    added = [mipro.add_candidate(SESSION, {"deltas": {"instruction_text": t}}) for t in texts]
+    return [str(candidate["candidate_id"]) for candidate in added]
 
 
 @contextmanager
@@ -185,10 +198,13 @@ def named(prefect: SyncPrefectClient, run: FlowRun, state: str) -> bool:
 
 def asked(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether the form is there; it comes after the state."""
-    inputs = prefect.filter_flow_run_input(
-        run.id, "suspended-champion", limit=10, exclude_keys=set()
-    )
-    return any(found.key.endswith("description") for found in inputs)
+    for state in ("suspended", "paused"):
+        inputs = prefect.filter_flow_run_input(
+            run.id, f"{state}-champion", limit=10, exclude_keys=set()
+        )
+        if any(found.key.endswith("-description") for found in inputs):
+            return True
+    return False
 
 
 def promotions(prefect: SyncPrefectClient) -> list[dict[str, Any]]:

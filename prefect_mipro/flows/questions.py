@@ -1,0 +1,199 @@
+"""The open questions about candidates: at most one per candidate and session, in a Variable each.
+
+Prefect creates a Variable of one name once, so of two runs that start together one gets to ask. A
+concurrency limit cannot do this: a suspended run gives its slot back. A question stays open only
+while the run that holds it can still act on an answer. Of a run that can no longer act, the next
+one takes over the question, and the answer if there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import VariableCreate
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.input import create_flow_run_input, delete_flow_run_input, read_flow_run_input
+from prefect.runtime import flow_run
+from pydantic import AwareDatetime, Field
+
+from prefect_mipro.models.base import Record
+
+# Longer than a living run needs to ask, or to act on an answer; it may wait half an hour for the
+# embedded backend.
+LONGEST_STEP = timedelta(hours=1)
+TAG = "prefect-mipro"
+
+_OWN = "mipro-question"
+# How Prefect explains that a resumed run found its deployment busy (CANCEL_NEW).
+_LIMIT_REACHED = "concurrency limit reached"
+
+
+class Question(Record):
+    """A question about one candidate, and the situation in which it was asked.
+
+    The form and its answer are inputs of the flow run `run_id`. `holder_id` is the run that acts on
+    the answer: the same one, or a later one that took the question over.
+    """
+
+    session_id: str
+    champion: str
+    candidate_id: str
+    number: int
+    in_use_id: str
+    session_champion_id: str
+    was_retired: bool = False
+    run_id: UUID
+    run_name: str
+    holder_id: UUID
+    asked_at: AwareDatetime
+    key: str = Field(default_factory=lambda: f"champion-{uuid4().hex[:8]}")
+
+    @property
+    def variable(self) -> str:
+        """Name of the Variable: the same for every question about the candidate and the block."""
+        subject = f"{self.session_id}\n{self.champion}\n{self.candidate_id}"
+        return f"mipro-question-{hashlib.sha256(subject.encode()).hexdigest()[:16]}"
+
+
+def new_question(
+    *,
+    session_id: str,
+    champion: str,
+    candidate_id: str,
+    number: int,
+    in_use_id: str,
+    session_champion_id: str,
+    was_retired: bool = False,
+) -> Question:
+    """A question that the present run would ask now."""
+    run_id = this_run()
+    return Question(
+        session_id=session_id,
+        champion=champion,
+        candidate_id=candidate_id,
+        number=number,
+        in_use_id=in_use_id,
+        session_champion_id=session_champion_id,
+        was_retired=was_retired,
+        run_id=run_id,
+        run_name=flow_run.get_name() or str(run_id),
+        holder_id=run_id,
+        asked_at=datetime.now(UTC),
+    )
+
+
+def hold(question: Question) -> Question:
+    """The question that is open now: the given one, or the one that keeps it from being asked.
+
+    Its `holder_id` says which. An answer that no run acted on comes with the question it belongs
+    to, held by the present run.
+    """
+    with get_client(sync_client=True) as client:
+        while True:
+            wanted = VariableCreate(
+                name=question.variable, value=question.model_dump(mode="json"), tags=[TAG]
+            )
+            with suppress(ObjectAlreadyExists):
+                client.create_variable(wanted)
+                return question
+            found = client.read_variable_by_name(question.variable)
+            if found is None:
+                continue
+            earlier = Question.model_validate(found.value)
+            holder = None if earlier.holder_id == question.holder_id else _state(client, earlier)
+            if holder is not None and can_act(holder, earlier, now=datetime.now(UTC)):
+                return earlier
+            if not _was_called_off(holder) and stored_answer(earlier) is not None:
+                question = earlier.model_copy(update={"holder_id": question.holder_id})
+            _delete(client, found.id)
+
+
+def is_held(question: Question) -> bool:
+    """Whether no other run has taken the question over."""
+    with get_client(sync_client=True) as client:
+        found = client.read_variable_by_name(question.variable)
+    return found is None or Question.model_validate(found.value).holder_id == this_run()
+
+
+def let_go(question: Question) -> None:
+    """Close the question of the present run."""
+    with get_client(sync_client=True) as client:
+        found = client.read_variable_by_name(question.variable)
+        if found and Question.model_validate(found.value).holder_id == this_run():
+            _delete(client, found.id)
+    if question.run_id == this_run():
+        _forget_own()
+
+
+def remember(question: Question) -> None:
+    """Keep the question with the present run, which may begin anew when the answer is there."""
+    _forget_own()
+    create_flow_run_input(_OWN, question.model_dump(mode="json"))
+
+
+def remembered() -> Question | None:
+    """The question that the present run asked before it was suspended."""
+    kept = read_flow_run_input(_OWN)
+    return Question.model_validate(kept) if kept else None
+
+
+def stored_answer(question: Question) -> object:
+    """What a person entered in the form, as it was stored; `None` without an answer."""
+    for state in ("suspended", "paused"):
+        answer = read_flow_run_input(f"{state}-{question.key}-response", question.run_id)
+        if answer:
+            return answer
+    return None
+
+
+def can_act(holder: State[Any], question: Question, *, now: datetime) -> bool:
+    """Whether a run in this state may still ask the question, or act on its answer."""
+    if holder.is_final() or holder.is_cancelling():
+        return False
+    if holder.is_paused():
+        end = holder.state_details.pause_timeout
+        return end is None or now < end
+    if holder.is_running():
+        # Prefect goes on calling it running when its process was killed.
+        return now < max(holder.timestamp, question.asked_at) + LONGEST_STEP
+    return True
+
+
+def this_run() -> UUID:
+    """The id of the present flow run."""
+    return UUID(flow_run.get_id())
+
+
+def _state(client: SyncPrefectClient, question: Question) -> State[Any] | None:
+    """The state of the run that holds the question; `None` for a deleted one."""
+    with suppress(ObjectNotFound):
+        return client.read_flow_run(question.holder_id).state
+    return None
+
+
+def _was_called_off(holder: State[Any] | None) -> bool:
+    """Whether somebody cancelled the run, as opposed to a full concurrency limit."""
+    if holder is None or not (holder.is_cancelled() or holder.is_cancelling()):
+        return False
+    return _LIMIT_REACHED not in (holder.message or "")
+
+
+def _delete(client: SyncPrefectClient, variable_id: UUID) -> None:
+    # By id: a Variable of this name may be another run's by now.
+    try:
+        client.request("DELETE", "/variables/{id}", path_params={"id": variable_id})
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
+            raise
+
+
+def _forget_own() -> None:
+    if remembered() is not None:
+        delete_flow_run_input(_OWN)
