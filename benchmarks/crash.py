@@ -1,12 +1,18 @@
 """Kill the server at random moments, and look for what is lost or counted twice.
 
     python -m benchmarks.crash --kills 300
+    python -m benchmarks.crash --removals 300
     python -m benchmarks.crash --flow 30
 
 Six programs call a real server on a SQLite file, reward their rollouts, some of them twice, and add
 candidates. After a random number of answers the process gets a SIGKILL. Then the file is compared
 with what the programs were told, and each counter in it with the facts that it counts. The harness
 is the test suite's, `tests/end_to_end/crashes.py`. Exit code 1 at the first violation.
+
+With `--removals` each server is killed while it deletes a session of 300 rollouts, and removes old
+rollouts of the other one (`--rollout-retention-days`). `db check` must find no fault in what is
+left, what was acknowledged must be there or be known as removed, and the last server must end all
+deletions.
 
 With `--flow` so many flow processes are killed instead, in the middle of `optimize_prompt` on a
 real Prefect server; then one runs to its end on the same session, and it is the backend that is
@@ -25,6 +31,7 @@ from pathlib import Path
 
 from tests.end_to_end.crashes import Crashes
 from tests.end_to_end.flow_crashes import WORKERS, FlowCrashes
+from tests.end_to_end.removal_crashes import RemovalCrashes
 
 TOLD_EVERY = 10
 
@@ -38,10 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--flow", type=int, metavar="KILLS", help="kill so many flow processes instead"
     )
+    parser.add_argument(
+        "--removals", type=int, metavar="KILLS", help="kill so many servers amid deletions instead"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if options.flow:
             return run_flows(Path(folder), kills=options.flow, seed=options.seed)
+        if options.removals:
+            return run_removals(Path(folder), kills=options.removals, seed=options.seed)
         return run(Path(folder), kills=options.kills, seed=options.seed)
 
 
@@ -70,6 +82,35 @@ def run_flows(folder: Path, *, kills: int, seed: int) -> int:
         f"are open and told; {time.monotonic() - began:.0f} s\n"
         "PASS nothing is rewarded twice, and no rollout is unaccounted for"
     )
+    return 0
+
+
+def run_removals(folder: Path, *, kills: int, seed: int) -> int:
+    """The exit code."""
+    crashes = RemovalCrashes(folder, seed=seed)
+    began = time.monotonic()
+    with crashes.upstream():
+        for number in range(1, kills + 1):
+            crashes.kill_one()
+            if violations := crashes.violations():
+                print(f"FAIL after kill {number}:", *violations, sep="\n  ")
+                return 1
+            if number % TOLD_EVERY == 0 or number == kills:
+                ledger = crashes.ledger
+                found = ", ".join(f"{times} {state}" for state, times in crashes.found.items())
+                print(
+                    f"{number} kills, sessions {found}; {len(ledger.pins):,} answers and "
+                    f"{len(ledger.rewards):,} rewards acknowledged, {crashes.removed:,} rollouts "
+                    f"removed, no violation; {time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
+        if left := crashes.left_by_the_next_server():
+            print("FAIL deletions that have not ended:", *left, sep="\n  ")
+            return 1
+        if violations := crashes.violations():
+            print("FAIL after the last server:", *violations, sep="\n  ")
+            return 1
+    print("PASS nothing is lost or damaged, and all deletions have ended")
     return 0
 
 

@@ -60,11 +60,15 @@ class Crashes:
     def upstream(self) -> Iterator[None]:
         """The model's server, which outlives them all."""
         with FakeUpstream(_answer) as upstream:
-            self._options = (
-                *("--database-url", f"sqlite+aiosqlite:///{self._file}"),
+            self._options: tuple[str, ...] = (
+                *("--database-url", self.database_url),
                 *("--upstream-url", upstream.url),
             )
             yield
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite+aiosqlite:///{self._file}"
 
     def kill_one(self) -> None:
         """Start a server, let the programs run, and kill it at a random moment."""
@@ -86,6 +90,7 @@ class Crashes:
             try:
                 for _ in range(self._random.randint(1, MOST_ANSWERS)):
                     assert answers.acquire(timeout=60)
+                self._before_the_kill(backend.url)
             finally:
                 backend.kill()
             for program in running:
@@ -106,6 +111,9 @@ class Crashes:
             facts = dict(connection.execute(_REPLAY))
         told = {id_: report.reward_count for id_, report in status.candidates.items()}
         return _differences("status: rewards", told, {id_: facts.get(id_, 0) for id_ in told})
+
+    def _before_the_kill(self, backend_url: str) -> None:
+        """What else the server is to be in the middle of."""
 
     def _program(
         self, chance: random.Random, path: str, http: httpx.Client, answers: threading.Semaphore

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.crashes import Crashes
+from tests.end_to_end.removal_crashes import RemovalCrashes
 
 KILLS = 15
+REMOVAL_KILLS = 6
 
 
 @pytest.mark.timeout(300)
@@ -23,3 +25,17 @@ def test_nothing_is_lost_or_counted_twice_by_fifteen_kills(tmp_path: Path) -> No
     assert ledger.kills == KILLS
     assert min(len(ledger.pins), len(ledger.rewards)) > 10 * KILLS
     assert ledger.candidates
+
+
+@pytest.mark.timeout(300)
+def test_deletions_and_removals_that_are_killed_damage_nothing_and_are_ended(
+    tmp_path: Path,
+) -> None:
+    crashes = RemovalCrashes(tmp_path, seed=0)
+    with crashes.upstream():
+        for number in range(REMOVAL_KILLS):
+            crashes.kill_one()
+            assert crashes.violations() == [], f"after kill {number + 1}"
+        assert crashes.left_by_the_next_server() == []
+    assert crashes.violations() == []
+    assert crashes.removed
