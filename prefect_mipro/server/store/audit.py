@@ -250,7 +250,8 @@ _QUERIES = (
         FROM mipro_sessions s LEFT JOIN mipro_events e ON e.session_id = s.session_id
         WHERE {_WHOLE} GROUP BY s.session_id, s.version, s.removed_events
         HAVING count(e.seq) + s.removed_events <> s.version
-            OR coalesce(max(e.seq), s.removed_events) <> s.version
+            OR coalesce(max(e.seq), 0) > s.version
+            OR (s.removed_events = 0 AND coalesce(max(e.seq), 0) <> s.version)
         """,
     ),
 )

@@ -105,41 +105,37 @@ def delete_all(connection: Connection, session_id: str) -> None:
 
 def _thin(connection: Connection, session_id: str, *, limit: int) -> int:
     """Of the first kind of row that it has any of."""
-    deleted = delete_calls(connection, oldest_calls(connection, session_id, limit), session_id)
+    deleted = delete_calls(connection, first_calls(connection, session_id, limit), session_id)
     for key, condition in _GROWING:
         deleted = deleted or _delete_some(connection, key, condition, session_id, limit=limit)
     return deleted
 
 
-def oldest_calls(connection: Connection, session_id: str, limit: int) -> Sequence[Row[Any]]:
-    """The frames of the session's oldest calls and rewards."""
+def first_calls(connection: Connection, session_id: str, limit: int) -> Sequence[Row[Any]]:
+    """The frames of the session's first calls and rewards."""
     return connection.execute(_FRAMES.limit(limit), {"of_session": session_id}).all()
 
 
-def delete_calls(connection: Connection, oldest: Sequence[Row[Any]], session_id: str) -> int:
-    """Delete these frames, the oldest ones of the session, with their traces. How many."""
-    if not oldest:
+def delete_calls(connection: Connection, found: Sequence[Row[Any]], session_id: str) -> int:
+    """Delete these frames of the session with their traces; how many."""
+    if not found:
         return 0
     of = {"of_session": session_id}
     connection.execute(
-        delete(traces).where(traces.c.session_id == _SESSION, traces.c.trace_id.in_(named(oldest))),
+        delete(traces).where(traces.c.session_id == _SESSION, traces.c.trace_id.in_(named(found))),
         of,
     )
-    connection.execute(
-        delete(frames).where(
-            frames.c.session_id == _SESSION, frames.c.position <= oldest[-1].position
-        ),
-        of,
-    )
-    return len(oldest)
+    positions = [frame.position for frame in found]
+    connection.execute(delete(frames).where(frames.c.position.in_(positions)))
+    return len(found)
 
 
-def named(oldest: Iterable[Row[Any]]) -> set[str]:
+def named(found: Iterable[Row[Any]]) -> set[str]:
     """What frames name as their traces.
 
     A reward's frame names what its sender called a trace, which may be another session's.
     """
-    return {trace_id for frame in oldest for trace_id in frame.trace_ids}
+    return {trace_id for frame in found for trace_id in frame.trace_ids}
 
 
 def _delete_some(

@@ -148,14 +148,31 @@ def _finish(
             return
         lines: dict[str, int] = rows[-1]["lines"]
         _check_counts(connection, session_id, lines)
-        newest = select(func.max(events.c.seq)).where(events.c.session_id == session_id)
-        change.set(version=connection.scalar(newest) or change["removed_events"])
+        _settle(change)
         change.record(
             IMPORTED,
             f"imported with {lines.get(Part.ROLLOUT, 0)} rollouts; it is {change['state']}",
             data={"lines": lines},
             at=at,
         )
+
+
+def _settle(change: Change) -> None:
+    """Count what is here: a server may have removed old rows while it told them."""
+    events_here, newest = change.connection.execute(
+        select(func.count(), func.coalesce(func.max(events.c.seq), 0)).where(
+            events.c.session_id == change.session_id
+        )
+    ).one()
+    rollouts_here = change.connection.scalar(
+        select(func.count()).select_from(rollouts).where(rollouts.c.session_id == change.session_id)
+    )
+    version = max(newest, events_here + change["removed_events"])
+    change.set(
+        version=version,
+        removed_events=version - events_here,
+        removed_rollouts=change["rollouts"] - (rollouts_here or 0),
+    )
 
 
 def _check_importing(connection: Connection, session_id: str) -> None:

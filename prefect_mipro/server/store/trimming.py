@@ -4,22 +4,21 @@ What was counted of them stays counted, for the session, its candidates, duels, 
 beliefs do not change. Of each rollout its id is kept, so that no reward counts twice.
 
 No index is needed for it. Rewarded rollouts go in the order of their rewards, others in the order
-of their pins, calls and events as they came; each order is that of an index, and the first one that
-is not old ends it.
+of their pins, calls and events as they came; each order is that of an index. Of the first ones in
+that order the old ones go, and where none of them is old, none is looked for behind them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, func, null, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_mipro.server.store.changes import Change, changing, present
-from prefect_mipro.server.store.deletion import delete_calls, named, oldest_calls
+from prefect_mipro.server.store.deletion import delete_calls, first_calls, named
 from prefect_mipro.server.store.failures import evidence_begins
 from prefect_mipro.server.store.missing import count_missing
 from prefect_mipro.server.store.tables import (
@@ -106,8 +105,7 @@ def _old_rollouts(change: Change, *, before: datetime, limit: int) -> list[Row[A
         mine = mine.where(or_(rollouts.c.duel_number.is_(None), rollouts.c.duel_number != number))
 
     def old(query: Select[Any]) -> list[Row[Any]]:
-        rows = change.connection.execute(query).all()
-        return list(takewhile(lambda row: row.pinned_at < before, rows))
+        return [row for row in change.connection.execute(query) if row.pinned_at < before]
 
     return old(mine.where(rewarded).order_by(rollouts.c.reward_number)) or old(
         mine.where(unrewarded).order_by(rollouts.c.position)
@@ -135,8 +133,8 @@ def _keep_ids(change: Change, found: Sequence[Row[Any]]) -> None:
 
 
 def _remove_calls(change: Change, *, before: datetime, limit: int) -> int:
-    oldest = oldest_calls(change.connection, change.session_id, limit)
-    old = list(takewhile(lambda frame: frame.created_at < before, oldest))
+    first = first_calls(change.connection, change.session_id, limit)
+    old = [frame for frame in first if frame.created_at < before]
     if old:
         # Rollouts that stay have nothing left to learn from.
         change.connection.execute(
@@ -163,12 +161,11 @@ def _remove_waiting_rewards(change: Change, *, before: datetime, limit: int) -> 
 
 def _remove_events(change: Change, *, before: datetime, limit: int) -> int:
     mine = events.c.session_id == change.session_id
-    oldest = (
+    first = (
         select(events.c.seq, events.c.created_at).where(mine).order_by(events.c.seq).limit(limit)
     )
-    rows = change.connection.execute(oldest).all()
-    old = list(takewhile(lambda event: event.created_at < before, rows))
+    old = [event.seq for event in change.connection.execute(first) if event.created_at < before]
     if old:
-        change.connection.execute(delete(events).where(mine, events.c.seq <= old[-1].seq))
+        change.connection.execute(delete(events).where(mine, events.c.seq.in_(old)))
         change.set(removed_events=change["removed_events"] + len(old))
     return len(old)

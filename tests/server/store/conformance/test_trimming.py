@@ -14,7 +14,19 @@ from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SeedEvalFilter
 from tests.server.store.conformance.test_failures import fail, failure
 from tests.server.store.conformance.test_retention import fill
-from tests.server.store.records import BASELINE, at, challenge, create, duel, pin, reward, rollout
+from tests.server.store.records import (
+    BASELINE,
+    at,
+    call,
+    challenge,
+    create,
+    duel,
+    frame,
+    pin,
+    reward,
+    rollout,
+    trace,
+)
 
 LONG_AFTER = 1e6
 # What a rollout of `fill` leaves: itself, the frames of its call and its reward, two events.
@@ -58,6 +70,34 @@ async def test_old_rows_go_and_younger_ones_stay(
     assert await store.rollout("s1", "r2")
     await require_whole(database_url)
     assert await removed(store, before=90) == (0, [])
+
+
+async def test_a_clock_that_was_wrong_for_a_while_keeps_nothing_for_good(
+    store: Store, database_url: str
+) -> None:
+    await create(store)
+    for number, moment in enumerate((0, LONG_AFTER, 1)):
+        name, created = f"r{number}", {"created_at": at(moment)}
+        await pin(store, rollout(name, pinned_at=at(moment)))
+        await store.record_calls(
+            [
+                call(
+                    trace(f"trace_{number}", name, **created),
+                    frame(
+                        f"frame_{number}",
+                        name,
+                        trace_ids=(f"trace_{number}",),
+                        created_at=at(moment),
+                    ),
+                )
+            ]
+        )
+        await store.add_reward(reward(f"reward_{number}", name, received_at=at(moment)))
+    assert (await removed(store, before=9))[1] == ["r0", "r2"]
+    session = await store.session("s1")
+    for part, left in {Part.ROLLOUT: 1, Part.TRACE: 1, Part.EVENT: 2}.items():
+        assert len((await store.part(session, part, limit=99)).items) == left, part
+    await require_whole(database_url)
 
 
 async def test_what_was_counted_stays_counted(store: Store) -> None:
