@@ -143,13 +143,12 @@ class Journal:
             )
 
     def require_pins(self) -> None:
-        """Raise StoreFailed while pins fail, except for one caller, whose pin tries it again."""
-        if self._pinning is None:
-            return
-        if self._refusal is not None:
+        """Raise StoreFailed while a pin would wait long, and where the last ones failed, soon."""
+        seconds = self.pinning_seconds
+        if self._refusal is not None and seconds > self._slow_pins_seconds:
             self.counts.refused += 1
             raise _copy(self._refusal)
-        if self._pinning_seconds() > self._longest_pins_seconds:
+        if seconds > self._longest_pins_seconds:
             self.counts.refused += 1
             raise StoreFailed(
                 f"the database has been busy for more than {self._longest_pins_seconds:g} seconds; "
@@ -158,9 +157,16 @@ class Journal:
             )
 
     @property
+    def pinning_seconds(self) -> float:
+        """How long the transaction of pins that is under way takes already."""
+        if self._pinning_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._pinning_since
+
+    @property
     def pins_first(self) -> bool:
         """Whether a call must have its pin before its model is asked."""
-        return not self._trusted or self._pinning_seconds() > self._slow_pins_seconds
+        return not self._trusted or self.pinning_seconds > self._slow_pins_seconds
 
     def begin_call(self) -> None:
         """One more call is under way, until `end_call`. Raises Overloaded without room for it."""
@@ -249,12 +255,6 @@ class Journal:
         for (_, future), rollout in zip(pins, pinned, strict=True):
             if not future.done():
                 future.set_result(rollout)
-
-    def _pinning_seconds(self) -> float:
-        """How long the transaction of pins that is under way takes already."""
-        if self._pinning_since is None:
-            return 0.0
-        return asyncio.get_running_loop().time() - self._pinning_since
 
     def _refuse_pins(self, error: StoreFailed) -> StoreFailed:
         if self._refusal is None:

@@ -118,24 +118,26 @@ async def test_a_store_that_refused_something_is_not_trusted_at_once(
     await journal.close()
 
 
-async def test_while_pins_fail_one_tries_and_all_others_are_refused_at_once(
+async def test_while_pins_fail_and_take_long_calls_are_refused_at_once(
     store: SqlStore, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = Journal(store)
-    with refusing(file, "mipro_rollouts"), caplog.at_level(logging.INFO):
-        with pytest.raises(StoreFailed):
-            await journal.pin(rollout())
-        journal.require_pins()
-        trying = journal.pin(rollout())
-        with pytest.raises(StoreFailed, match="mipro_rollouts") as refused:
-            journal.require_pins()
-        with pytest.raises(StoreFailed):
-            await trying
-    assert refused.value.retry_after_seconds
-    assert journal.counts.refused == 1
+    journal = Journal(store, slow_pins_seconds=0)
     with caplog.at_level(logging.INFO):
+        with refusing(file, "mipro_rollouts"):
+            with pytest.raises(StoreFailed):
+                await journal.pin(rollout())
+            journal.require_pins()
+            with locked(file):
+                trying = journal.pin(rollout())
+                await until_under_way(journal, store)
+                with pytest.raises(StoreFailed, match="mipro_rollouts") as refused:
+                    journal.require_pins()
+            with pytest.raises(StoreFailed):
+                await trying
         await journal.pin(rollout())
     journal.require_pins()
+    assert refused.value.retry_after_seconds
+    assert journal.counts.refused == 1
     told = [record.message for record in caplog.records]
     assert told == ["pins_refused", "pins_taken_again"]
     await journal.close()
@@ -144,22 +146,36 @@ async def test_while_pins_fail_one_tries_and_all_others_are_refused_at_once(
 async def test_pins_that_take_long_are_waited_for_and_then_refused(
     store: SqlStore, file: Path
 ) -> None:
-    journal = Journal(store, slow_pins_seconds=0, longest_pins_seconds=0)
+    journal = Journal(store, trusted_after_seconds=0, slow_pins_seconds=0, longest_pins_seconds=0)
     await journal.pin(rollout("r1"))
     assert not journal.pins_first
     journal.require_pins()
-    other = sqlite3.connect(file, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    slow = journal.pin(rollout("r2"))
-    async with asyncio.timeout(20):
-        while not journal.pins_first:
-            await calls_of(store)
-    with pytest.raises(StoreFailed, match="whether its disk hangs"):
-        journal.require_pins()
-    other.execute("ROLLBACK")
-    other.close()
+    with locked(file):
+        slow = journal.pin(rollout("r2"))
+        await until_under_way(journal, store)
+        with pytest.raises(StoreFailed, match="whether its disk hangs"):
+            journal.require_pins()
     assert (await slow).position == 2
     await journal.close()
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the write lock of the database meanwhile."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+async def until_under_way(journal: Journal, store: SqlStore) -> None:
+    """Until a transaction of pins has taken some time."""
+    async with asyncio.timeout(20):
+        while not journal.pinning_seconds:
+            await calls_of(store)
 
 
 async def test_a_recording_is_written_without_being_waited_for(store: SqlStore) -> None:
