@@ -20,13 +20,14 @@ from prefect_mipro.models.sessions import CreateSession, SessionStatus
 from tests.embedded_backend import backend_in
 from tests.fake_upstream import FakeUpstream
 
+SYSTEM = {"role": "system", "content": "You name the topic of a query."}
 QUESTION = "where is my card?"
 CONFIG: dict[str, Any] = {
     "prompt_learning": {
         "algorithm": "mipro",
         "initial_prompt": {
             "messages": [
-                {"role": "system", "order": 0, "pattern": "You name the topic of a query."},
+                {"role": "system", "order": 0, "pattern": SYSTEM["content"]},
                 {"role": "user", "order": 1, "pattern": "{query}"},
             ],
             "wildcards": {"query": "REQUIRED"},
@@ -77,7 +78,7 @@ class Command:
         request = CreateSession(session_id=f"bot-{next(_numbers)}", config_body=CONFIG)
         status = self.client.create_session(request)
         for number in range(1, rollouts + 1):
-            asked = {"model": "m", "messages": [{"role": "user", "content": QUESTION}]}
+            asked = {"model": "m", "messages": [SYSTEM, {"role": "user", "content": QUESTION}]}
             call = f"{status.online_url}/r{number}/chat/completions"
             assert httpx.post(call, json=asked, trust_env=False).is_success
             if number < rollouts:

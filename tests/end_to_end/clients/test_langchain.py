@@ -13,10 +13,14 @@ from openai import NotFoundError
 from pydantic import BaseModel
 
 from tests.end_to_end.clients.conftest import Place, only_candidate
-from tests.end_to_end.clients.samples import ANSWER, DONE, EVENTS, USAGE_EVENT
+from tests.end_to_end.clients.samples import ANSWER, DONE, EVENTS, USAGE_EVENT, event
 from tests.server.scripted_upstream import COMPLETION, answers
 
 PROMPT = [("system", "You classify banking queries."), ("human", "Query: where is my card?")]
+
+
+# Servers that tell the usage on request say so from the first event on.
+ON_REQUEST = event('{"role":"assistant","content":""}', more='"usage":null,')
 
 
 @tool
@@ -68,8 +72,8 @@ async def test_ainvoke(model: ChatOpenAI) -> None:
 
 def test_stream(model: ChatOpenAI, place: Place) -> None:
     place.upstream.gate.set()
-    events = [event for event in EVENTS if b'"index":1,"delta"' not in event]
-    place.script(place.upstream.stream(b"".join([*events, USAGE_EVENT, DONE])))
+    events = [each for each in EVENTS if b'"index":1,"delta"' not in each]
+    place.script(place.upstream.stream(b"".join([ON_REQUEST, *events, USAGE_EVENT, DONE])))
     whole = AIMessageChunk(content="")
     for piece in model.stream(PROMPT):
         assert isinstance(piece, AIMessageChunk)
@@ -81,7 +85,7 @@ def test_stream(model: ChatOpenAI, place: Place) -> None:
 @pytest.mark.parametrize("asks", [False, True])
 async def test_astream_with_its_usage(model: ChatOpenAI, place: Place, asks: bool) -> None:
     place.upstream.gate.set()
-    place.script(place.upstream.stream(b"".join([*EVENTS, USAGE_EVENT, DONE])))
+    place.script(place.upstream.stream(b"".join([ON_REQUEST, *EVENTS, USAGE_EVENT, DONE])))
     told = [
         piece.usage_metadata["total_tokens"]
         async for piece in model.astream(PROMPT, stream_usage=asks)

@@ -36,11 +36,13 @@ async def test_an_answer_comes_from_the_candidate_that_the_rollout_was_pinned_to
     backend: Backend,
 ) -> None:
     pinned_id = await forgotten_pin(backend)
+    await backend.call("before")  # from now on models are asked while pins are written
     candidate_id, _ = await backend.call("r")
     assert candidate_id == pinned_id
-    assert instructions(backend.model.bodies) == ["You classify queries.", INSTRUCTION]
+    asked = instructions(backend.model.bodies)[1:]
+    assert asked == ["You classify queries.", INSTRUCTION]
     await backend.call("r")
-    assert instructions(backend.model.bodies)[2:] == [INSTRUCTION]
+    assert instructions(backend.model.bodies)[3:] == [INSTRUCTION]
 
 
 async def test_only_the_call_that_answers_is_recorded(backend: Backend) -> None:

@@ -17,13 +17,13 @@ from tests.server.store.records import at, call, create, frame, pin, reward, rol
 SAID = "a private word"
 
 
-async def fill(store: Store, *, calls: int = 4) -> None:
+async def fill(store: Store, *, calls: int = 4, unapplied_reason: str = SAID) -> None:
     """A call each minute, each rewarded, with words wherever words can be."""
     await create(store)
     for number in range(calls):
         moment = at(60 * number)
         await pin(store, rollout(f"r{number}", pinned_at=moment))
-        await store.record_calls([call(*_spoken(number))])
+        await store.record_calls([call(*_spoken(number, unapplied_reason))])
         await store.add_reward(
             reward(
                 f"reward_{number}",
@@ -37,7 +37,7 @@ async def fill(store: Store, *, calls: int = 4) -> None:
         )
 
 
-def _spoken(number: int) -> tuple[Trace, SensorFrame]:
+def _spoken(number: int, unapplied_reason: str) -> tuple[Trace, SensorFrame]:
     moment = at(60 * number)
     spoken = trace(
         f"trace_{number}",
@@ -46,7 +46,7 @@ def _spoken(number: int) -> tuple[Trace, SensorFrame]:
         response={"choices": [{"message": {"content": SAID}}]},
         input=SAID,
         output=SAID,
-        unapplied_reason=SAID,
+        unapplied_reason=unapplied_reason,
         created_at=moment,
     )
     sensor = Sensor(
@@ -111,7 +111,7 @@ async def test_numbers_and_beliefs_stay_as_they_were(store: Store) -> None:
 
 
 async def test_nothing_is_learned_from_what_was_forgotten(store: Store) -> None:
-    await fill(store)
+    await fill(store, unapplied_reason="")
     await swept(store, Texts.TRACES, before=90)
     examples = await store.example_traces("s1", limit=9)
     assert [example.rollout_id for example in examples] == ["r3", "r2"]
