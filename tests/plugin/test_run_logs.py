@@ -11,7 +11,7 @@ import pytest
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.tasks import LiveRollout
 from prefect_mipro.tasks.logs import quiet_rollouts
-from tests.plugin.conftest import artifacts, new_id
+from tests.plugin.conftest import artifacts, config, new_id
 from tests.plugin.test_flow import Row, classify, optimize
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -47,6 +47,11 @@ def fails_once(rollout: LiveRollout, row: Row) -> str:
     return classify(rollout, row)
 
 
+def greets(rollout: LiveRollout, _row: Row) -> str:
+    others = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "hi"}]
+    return rollout.complete(others)
+
+
 @pytest.mark.parametrize("rollouts_per_task", [1, 4])
 def test_no_line_tells_that_a_rollout_has_completed(
     backend: EmbeddedBackend, rollouts_per_task: int
@@ -74,6 +79,25 @@ def test_a_rollout_that_fails_is_told(backend: EmbeddedBackend) -> None:
     with lines_of("prefect.task_runs") as lines:
         optimize(session_id=new_id(), rollouts=60, program=fails_once, backend_url=backend.url)
     assert [line for line in lines if "ZeroDivisionError" in line]
+
+
+def test_rollouts_without_the_prompt_and_a_config_that_is_not_taken_over_are_told(
+    backend: EmbeddedBackend,
+) -> None:
+    session_id = new_id()
+    told = {"session_id": session_id, "backend_url": backend.url}
+    with lines_of("prefect.task_runs", level=logging.WARNING) as lines:
+        assert optimize(rollouts=4, **told).unapplied_rollouts == 0
+        assert lines == []
+        summary = optimize(rollouts=12, program=greets, config=config(seed=7), **told)
+    assert (summary.rollouts, summary.rewarded, summary.unapplied_rollouts) == (12, 12, 12)
+    kept, first, tenth = lines
+    assert "keeps its config; yours differs in prompt_learning.mipro.seed" in kept
+    assert "(1 so far)" in first
+    assert "'You are helpful.'" in first
+    assert "(10 so far)" in tenth
+    page = artifacts((f"mipro-{session_id}-champion",))[f"mipro-{session_id}-champion"]["data"]
+    assert "12 of 16 rollouts ran without their candidate's prompt" in page
 
 
 def test_lines_of_other_runs_are_left_alone() -> None:
