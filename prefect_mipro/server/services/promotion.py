@@ -166,9 +166,20 @@ class Promotion:
     async def _end(self, session: Session, reason: str) -> Session:
         if not reason:
             return session
-        return await self._store.set_state(
-            session.session_id, SessionState.SUCCEEDED, at=self._clock(), stop_reason=reason
+        now = self._clock()
+        ended = await self._store.set_state(
+            session.session_id, SessionState.SUCCEEDED, at=now, stop_reason=reason
         )
+        if ended.updated_at == now:  # of calls that come at once, one ends it
+            log.warning(
+                "session_ended",
+                extra={
+                    "session_id": session.session_id,
+                    "reason": reason,
+                    "hint": "it serves its champion and learns no more",
+                },
+            )
+        return ended
 
     async def _judge(
         self, session: Session, config: MiproConfig, snapshot: Snapshot, duel: Duel | None

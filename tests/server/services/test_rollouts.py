@@ -167,7 +167,9 @@ async def test_tokens_that_nobody_counted_are_estimated_and_said_to_be(backend: 
     }
 
 
-async def test_a_caller_who_leaves_in_mid_answer_has_used_its_budget(backend: Backend) -> None:
+async def test_a_caller_who_leaves_in_mid_answer_has_used_its_budget(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     await backend.create(termination={"max_tokens": 10})
     session = await backend.store.session("s")
     body = {"model": "m", "messages": [{"role": "user", "content": "Query: " + 30 * "card "}]}
@@ -177,6 +179,8 @@ async def test_a_caller_who_leaves_in_mid_answer_has_used_its_budget(backend: Ba
     await backend.call("r2")
     status = await backend.sessions.status("s")
     assert status.stop_reason == "termination_config.max_tokens of 10 is used up"
+    (ended,) = (vars(record) for record in caplog.records if record.msg == "session_ended")
+    assert (ended["session_id"], ended["reason"]) == ("s", status.stop_reason)
 
 
 @pytest.mark.parametrize(
