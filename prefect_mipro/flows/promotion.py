@@ -311,7 +311,8 @@ def overtaken(question: Question, present: PromptChampion, status: SessionStatus
     if present.candidate_id == question.candidate_id:
         return f"candidate {question.number} is in use already"
     if candidate.status == "retired" and not question.was_retired:
-        return f"candidate {question.number} was retired after the question was asked"
+        why = f": {candidate.retired_reason}" if candidate.retired_reason else ""
+        return f"candidate {question.number} was retired after the question was asked{why}"
     if present.candidate_id != question.in_use_id:
         return f"candidate {present.number} was put to use after the question was asked"
     if status.champion_candidate_id not in (question.session_champion_id, question.candidate_id):

@@ -31,7 +31,9 @@ def proposal(**changes: Any) -> Proposal:
     values: dict[str, Any] = {
         "version": version(3),
         "present": version(2),
-        "status": status(candidate(1), candidate(2), candidate(3, calls=20, failures=2)),
+        "status": status(
+            candidate(1), candidate(2), candidate(3, calls=20, failures=2, failure_rate=0.1)
+        ),
         "evaluations": (),
         "answers": Answers.of([trace(2, "7", "one | `x`")], [trace(3, "7", "two")]),
     }

@@ -117,8 +117,8 @@ def test_a_retired_candidate_that_was_asked_about_by_name_can_be_approved() -> N
         ((1,), status(*FACTS, champion=3), "candidate 3 became the session's champion"),
         (
             (1,),
-            status(candidate(1), candidate(2, status="retired")),
-            "candidate 2 was retired after the question was asked",
+            status(candidate(1), candidate(2, status="retired", retired_reason="it fails")),
+            "candidate 2 was retired after the question was asked: it fails",
         ),
         ((1,), status(candidate(1)), "the session has no candidate cand_000000000002 any more"),
     ],
