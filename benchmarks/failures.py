@@ -376,8 +376,8 @@ def promotion_table(pool: ProcessPoolExecutor, sessions: int, rollouts: int) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sessions", type=int, default=200, help="for the shares of failed calls")
-    parser.add_argument("--null-sessions", type=int, default=400, help="for false promotions")
-    parser.add_argument("--null-rollouts", type=int, default=1_500)
+    parser.add_argument("--null-sessions", type=int, default=100, help="for false promotions")
+    parser.add_argument("--null-rollouts", type=int, default=1_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
