@@ -26,7 +26,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.end_to_end.crashes import Crashes
@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--flow", type=int, metavar="KILLS", help="kill so many flow processes instead"
+        "--flow", type=int, metavar="KILLS", help="kill this many flow processes instead"
     )
     parser.add_argument(
-        "--removals", type=int, metavar="KILLS", help="kill so many servers amid deletions instead"
+        "--removals",
+        type=int,
+        metavar="KILLS",
+        help="kill this many servers amid deletions instead",
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,22 +91,18 @@ def run_flows(folder: Path, *, kills: int, seed: int) -> int:
 def run_removals(folder: Path, *, kills: int, seed: int) -> int:
     """The exit code."""
     crashes = RemovalCrashes(folder, seed=seed)
-    began = time.monotonic()
+
+    def told() -> str:
+        ledger = crashes.ledger
+        found = ", ".join(f"{times} {state}" for state, times in crashes.found.items())
+        return (
+            f"sessions {found}; {len(ledger.pins):,} answers and {len(ledger.rewards):,} rewards "
+            f"acknowledged, {crashes.removed:,} rollouts removed"
+        )
+
     with crashes.upstream():
-        for number in range(1, kills + 1):
-            crashes.kill_one()
-            if violations := crashes.violations():
-                print(f"FAIL after kill {number}:", *violations, sep="\n  ")
-                return 1
-            if number % TOLD_EVERY == 0 or number == kills:
-                ledger = crashes.ledger
-                found = ", ".join(f"{times} {state}" for state, times in crashes.found.items())
-                print(
-                    f"{number} kills, sessions {found}; {len(ledger.pins):,} answers and "
-                    f"{len(ledger.rewards):,} rewards acknowledged, {crashes.removed:,} rollouts "
-                    f"removed, no violation; {time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
+        if not survived(crashes, kills, told):
+            return 1
         if left := crashes.left_by_the_next_server():
             print("FAIL deletions that have not ended:", *left, sep="\n  ")
             return 1
@@ -117,26 +116,36 @@ def run_removals(folder: Path, *, kills: int, seed: int) -> int:
 def run(folder: Path, *, kills: int, seed: int) -> int:
     """The exit code."""
     crashes = Crashes(folder, seed=seed)
-    began = time.monotonic()
+
+    def told() -> str:
+        ledger = crashes.ledger
+        return (
+            f"{len(ledger.pins):,} answers, {len(ledger.rewards):,} rewards and "
+            f"{len(ledger.candidates)} candidates acknowledged"
+        )
+
     with crashes.upstream():
-        for number in range(1, kills + 1):
-            crashes.kill_one()
-            if violations := crashes.violations():
-                print(f"FAIL after kill {number}:", *violations, sep="\n  ")
-                return 1
-            if number % TOLD_EVERY == 0 or number == kills:
-                ledger = crashes.ledger
-                print(
-                    f"{number} kills, {len(ledger.pins):,} answers, {len(ledger.rewards):,} "
-                    f"rewards and {len(ledger.candidates)} candidates acknowledged, no violation; "
-                    f"{time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
+        if not survived(crashes, kills, told):
+            return 1
         if violations := crashes.told_by_the_next_server():
             print("FAIL the status of the next server:", *violations, sep="\n  ")
             return 1
     print("PASS nothing is lost, and nothing is counted twice")
     return 0
+
+
+def survived(crashes: Crashes, kills: int, told: Callable[[], str]) -> bool:
+    """Kill a server again and again, printing `told` now and then; whether no kill did harm."""
+    began = time.monotonic()
+    for number in range(1, kills + 1):
+        crashes.kill_one()
+        if violations := crashes.violations():
+            print(f"FAIL after kill {number}:", *violations, sep="\n  ")
+            return False
+        if number % TOLD_EVERY == 0 or number == kills:
+            seconds = time.monotonic() - began
+            print(f"{number} kills, {told()}, no violation; {seconds:.0f} s", flush=True)
+    return True
 
 
 if __name__ == "__main__":

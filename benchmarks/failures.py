@@ -37,7 +37,7 @@ from prefect_mipro.optimizer.selection import Choice, Plan, choose, plan
 CANDIDATES = 5
 IDS = tuple(f"candidate {number}" for number in range(1, CANDIDATES + 1))
 BASELINE = IDS[0]
-# A call is on its way while so many others begin; its reward comes later by so many in the mean.
+# How many calls begin while one is on its way, and the mean delay of its reward after it.
 IN_FLIGHT = 8
 MEAN_DELAY = 16
 REWARDS_PER_LOOK = 4
@@ -46,7 +46,7 @@ BASELINE_RATE = 0.5
 LIFT = 0.1
 # No constant of the package was chosen on these seeds.
 FIRST_SEED = 70_000
-# Bars: of the live calls at most so many fail, by how many candidates fail; with the fallback.
+# Bars: the largest share of live calls that may fail, by the number of failing candidates.
 LARGEST_FAILED_SHARE = {1: 0.05, 4: 0.10}
 LARGEST_WITH_FALLBACK = 0.01
 LARGEST_FALSE_SHARE = 0.05

@@ -160,7 +160,7 @@ async def template_of(store: SqlStore) -> Template:
 
 
 async def grow(store: SqlStore, template: Template, words: Words, *, rollouts: int) -> None:
-    """Write what so many rollouts leave."""
+    """Write the rows that this number of rollouts leaves."""
     began = datetime.now(UTC) - timedelta(days=DAYS)
     apart = timedelta(days=DAYS) / rollouts
     for first in range(0, rollouts, AT_ONCE):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
@@ -18,6 +19,10 @@ from tests.postgres import Postgres
 # process reads all it trusts, which takes longer than most tests. Prefect does at its import.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
 
+
+# The same examples in every run, and no limit that a busy machine would miss.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 # Garbage is looked for less often: there are a million objects of libraries to look through.
 gc.set_threshold(10_000, 20, 20)

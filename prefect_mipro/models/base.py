@@ -13,7 +13,7 @@ ID_CHARACTERS = 200
 
 SessionId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
 
-# Many clients append it to any base URL, so in a proxy's path it cannot be told from a rollout.
+# Many clients append it to any base URL, so it is ambiguous as a rollout id in a proxy's path.
 VERSION_STEP = "v1"
 
 

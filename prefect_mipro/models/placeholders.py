@@ -19,7 +19,7 @@ from prefect_mipro.models.base import Record
 from prefect_mipro.models.chat import ChatMessage, InitialPrompt
 from prefect_mipro.models.rows import fields_of, is_missing, row_name
 
-# Patterns that are kept split: those of the prompts that are served.
+# How many patterns are cached in their split form.
 SPLIT_PATTERNS = 1_024
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")

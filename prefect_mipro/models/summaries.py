@@ -143,7 +143,7 @@ class Evaluation(Record):
 
 
 class OptimizationSummary(Record):
-    """What a run of the loop did and found. Counts are those of this run, not of the session.
+    """What a run of the loop did and found. Counts cover this run, not the whole session.
 
     `unapplied_rollouts` ran without their candidate's prompt, so nothing was learned from them.
     """

@@ -25,7 +25,7 @@ TEMPLATE_VERSION = "sets-2"
 GOOD_QUANTILE = 0.8
 # An example's own mean counts as if so many rewards of the overall mean came with it.
 PSEUDO_REWARDS = 2.0
-# A limit is believed from so many refusals on.
+# Refusals that it takes to believe in a limit.
 FEWEST_REFUSALS = 2
 # Tokens are not equally long: of a limit in characters this share is used.
 CONTEXT_SHARE = 0.9

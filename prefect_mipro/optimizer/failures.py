@@ -14,7 +14,7 @@ import numpy as np
 from prefect_mipro.models.rollouts import FailedRollout
 from prefect_mipro.optimizer.evidence import Vector
 
-# Alternatives: the odds that a failed rollout was the candidate's are so many times its share.
+# Alternatives: how much larger the odds of the candidate's failures are than its traffic share.
 ODDS = np.array([3.0, 10.0, 100.0])
 # An e-value of 20 is reached by chance with a probability of 5 % at most, however often one looks.
 RETIRE_EVIDENCE = 20.0

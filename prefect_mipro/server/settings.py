@@ -201,12 +201,12 @@ class ServerSettings(BaseSettings):
     trace_retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Empty the texts of calls and rewards after so many days; numbers stay.",
+        description="Empty the texts of calls and rewards after this many days; numbers stay.",
     )
     rollout_retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Remove rollouts, their calls and rewards, and events after so many days; "
+        description="Remove rollouts, their calls and rewards, and events after this many days; "
         "all that was counted and learned stays.",
     )
     max_calls_in_flight: int = Field(

@@ -30,7 +30,7 @@ from prefect_mipro.server.upstream.patience import retry_after_seconds
 from prefect_mipro.server.upstream.refusals import openai_refusal
 from tests.server.scripted_upstream import DONE, event
 
-some = settings(max_examples=30, deadline=None, derandomize=True)
+some = settings(max_examples=30)
 
 TEXT = st.text(max_size=12) | st.sampled_from(["", "\0", "\ud800", "r1", "a.b", "running", "mipro"])
 NUMBER = st.integers() | st.floats() | st.sampled_from([10**400, -(2**63), 1e308, math.nan])

@@ -135,7 +135,7 @@ def test_known_odd_inputs_are_read_as_the_sdk_reads_them(data: dict[str, Any]) -
     assert same_as_the_sdk(data)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(statuses)
 def test_any_input_is_read_as_the_sdk_reads_it(data: dict[str, Any]) -> None:
     assert same_as_the_sdk(data)

@@ -302,7 +302,7 @@ def test_sets_repeat_with_the_seed_and_vary_between_seeds() -> None:
     assert sets(pool, seed=1) != sets(pool, seed=2)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     answers=st.lists(st.sampled_from("abcdef"), max_size=30),
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),

@@ -223,7 +223,7 @@ def test_words_that_the_callers_prompt_puts_around_every_input_are_no_copy() -> 
     assert fault(text, prompt=known, traces=seen) == ""
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     words=st.lists(st.text("abcdefgh", min_size=2, max_size=6), min_size=10, max_size=40),
     data=st.data(),
@@ -243,7 +243,7 @@ def test_a_proposer_that_repeats_hostile_text_fails(text: str) -> None:
     assert fault(f"{GOOD} {text}") != ""
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_what_passes_is_visible_text_of_bounded_length(text: str) -> None:
     whole = f"{GOOD} {text}"

@@ -199,7 +199,7 @@ def outside(request: str) -> str:
 PIECES = ["<", ">", "/", "|", "data-", NONCE, "\n", '"', "\\", "x", "\u2028", "</data-", "\\u003c"]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3)).map("".join))
 def test_no_text_whatever_leaves_the_fence(text: str) -> None:
     calls = [trace(text, text, expected=text, feedback=text)]
@@ -207,7 +207,7 @@ def test_no_text_whatever_leaves_the_fence(text: str) -> None:
         assert outside(ask(calls)) == outside(ask([trace()]))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.text(max_size=200))
 def test_what_is_shown_can_be_read_again(text: str) -> None:
     (shown,) = fenced(reflecting([trace("x", "y", feedback=f"{text}.")]))

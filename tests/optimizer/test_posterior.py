@@ -276,7 +276,7 @@ def test_fifty_arms_keep_a_proper_covariance() -> None:
 COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 500), st.floats(0, 1))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(COUNTS, min_size=1, max_size=16, unique_by=lambda case: case[:2]))
 def test_any_statistics_give_a_finite_belief(cases: list[tuple[int, int, int, float]]) -> None:
     belief = believed([arm(i, d, rewards=n, mean=mean) for i, d, n, mean in cases])

@@ -439,7 +439,7 @@ def filled(draw: st.DrawFn) -> tuple[str, dict[str, str]]:
     return pattern, {name: draw(VALUE) for name in names}
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(filled())
 def test_what_was_filled_in_is_found_again(case: tuple[str, dict[str, str]]) -> None:
     pattern, values = case
@@ -447,7 +447,7 @@ def test_what_was_filled_in_is_found_again(case: tuple[str, dict[str, str]]) -> 
     assert match(pattern, fill(pattern, values)) == named
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.text('ab {x}{y}"\n', max_size=30), st.text("ab xy{}\n", max_size=60))
 def test_a_match_always_explains_the_text(pattern: str, text: str) -> None:
     values = match(pattern, text)
@@ -464,7 +464,7 @@ MESSAGE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.lists(MESSAGE, max_size=6))
 def test_messages_of_another_program_stay_untouched(messages: list[ChatMessage]) -> None:
     known = prompt(("system", "A prompt that no one sends."), ("user", "{query}"))
@@ -473,7 +473,7 @@ def test_messages_of_another_program_stay_untouched(messages: list[ChatMessage])
     assert all(a is b for a, b in zip(result.messages, messages, strict=True))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.lists(MESSAGE, max_size=6))
 def test_without_a_prompt_every_message_but_the_instruction_survives(
     messages: list[ChatMessage],

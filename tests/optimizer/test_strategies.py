@@ -58,7 +58,7 @@ CASE = st.tuples(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     st.lists(CASE, min_size=1, max_size=12, unique_by=lambda case: case[:2]),
     st.sampled_from([s for s in Strategy if s is not Strategy.MIPRO_TPE]),

@@ -209,10 +209,13 @@ class Leases:
         if posted.unapplied_reason:
             return None
         answer = {"error": {"message": posted.error}} if posted.error else trace.response
+        told = prompt_failure(200, Completion(answer))
+        if told is None:
+            return None
         _, shown = await self._knowledge.prompt_of(candidate)
         return call_failure(
             candidate,
-            prompt_failure(200, Completion(answer)),
+            told,
             shares=live.shares,
             sent=characters(trace.messages),
             added=sum(len(d.input) + len(d.output) for d in shown.demonstrations),

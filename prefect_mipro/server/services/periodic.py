@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """A piece of work that is done at the start and every so many seconds after its end."""
+    """Work done once at the start, and again a fixed number of seconds after each time it ends."""
 
     def __init__(
         self, name: str, work: Callable[[], Awaitable[object]], *, every_seconds: float

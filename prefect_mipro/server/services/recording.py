@@ -183,18 +183,16 @@ def _tell_unapplied(live: LiveSession, looked_for: str, came: str) -> None:
 
 def call_failure(
     candidate: Candidate,
-    told: PromptFailure | None,
+    told: PromptFailure,
     *,
     shares: Mapping[str, float],
     sent: int,
     added: int,
-) -> CallFailure | None:
+) -> CallFailure:
     """What an answer tells against the candidate, as it is kept.
 
     Of `sent` characters of the prompt the candidate added some to the caller's own.
     """
-    if told is None:
-        return None
     room = room_for_demonstrations(sent, added=added, fits=told.fits) if told.too_long else None
     return CallFailure(
         candidate_id=candidate.candidate_id,

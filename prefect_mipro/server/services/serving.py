@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # What another prompt may still be answered for: the caller has seen nothing of it.
 REFUSALS = frozenset({FailureKind.REFUSED, FailureKind.FILTERED})
-# Who asks for fewer wants a label, and cuts the rest off on purpose.
+# A caller that allows fewer tokens wants a label, and cuts off the rest on purpose.
 LABEL_TOKENS = 32
 
 
@@ -403,13 +403,10 @@ class _Service:
         if asked.served is None or asked.applied.mismatch:
             return None
         told = prompt_failure(asked.served.status, asked.served.completion)
+        if told is None:
+            return None
         limit = asked.longest_answer_tokens
-        if (
-            told
-            and told.kind is FailureKind.CUT
-            and isinstance(limit, int)
-            and limit < LABEL_TOKENS
-        ):
+        if told.kind is FailureKind.CUT and isinstance(limit, int) and limit < LABEL_TOKENS:
             return None
         sent = characters(asked.applied.messages)
         return call_failure(

@@ -27,7 +27,7 @@ def length(body: ChatBody) -> int:
 
 
 def fail_when_long(backend: Backend, failure: Answer | Exception, *, every: int = 1) -> None:
-    """Every so many of the long prompts fail."""
+    """One in `every` long prompts fails."""
     long_ones = 0
 
     def answer(body: ChatBody) -> str | Answer | Exception:
