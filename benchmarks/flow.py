@@ -164,7 +164,7 @@ def _options() -> argparse.Namespace:
 @contextmanager
 def _stage(folder: Path, settings: Mapping[str, str]) -> Iterator[Stage]:
     """The three servers, and an environment that names them."""
-    key = secrets.token_urlsafe(32)
+    key = secrets.token_hex(32)
     python = (sys.executable, "-m")
     with ExitStack() as running:
         model = running.enter_context(

@@ -47,7 +47,7 @@ from benchmarks.gateways.report import Bar
 from benchmarks.gateways.systems import Gateway, prepared_session
 from tests.postgres import Postgres
 
-KEY = secrets.token_urlsafe(32)
+KEY = secrets.token_hex(32)
 SESSIONS = 16
 CONNECTIONS = 64
 REWARDS = 320

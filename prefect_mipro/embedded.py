@@ -68,7 +68,7 @@ class EmbeddedBackend:
     ) -> None:
         self.database_url = database_url or default_database_url()
         self.log_path = log_path or default_folder() / "server.log"
-        self.api_key = SecretStr(os.environ.get("MIPRO_API_KEY") or secrets.token_urlsafe(32))
+        self.api_key = SecretStr(os.environ.get("MIPRO_API_KEY") or secrets.token_hex(32))
         self._environment = dict(environment or {})
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds

@@ -192,6 +192,13 @@ def test_proxy_settings_of_the_environment_do_not_keep_it_from_starting(
         assert health.status_code == 200
 
 
+def test_its_key_is_an_argument_for_commands(tmp_path: Path) -> None:
+    """A key that begins with a dash would be taken for an option."""
+    keys = {backend_in(tmp_path).api_key.get_secret_value() for _ in range(200)}
+    assert len(keys) == 200
+    assert all(key.isalnum() for key in keys)
+
+
 def test_the_key_can_be_chosen_for_processes_that_are_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ class EmbeddedUpstream:
     async def _started(self) -> OpenAIUpstream:
         async with self._starting:
             if self._http is None:
-                key = SecretStr(secrets.token_urlsafe(32))
+                key = SecretStr(secrets.token_hex(32))
                 self._runtime = await asyncio.to_thread(
                     _load, self._model_path or find(), self._limits, key
                 )
