@@ -118,6 +118,14 @@ class Trace(Record):
     created_at: datetime
 
 
+def user_of(metadata: JsonObject | None) -> str | None:
+    """The end user whom a reward's `metadata.user` names: non-empty text, or a whole number."""
+    user = (metadata or {}).get("user")
+    if isinstance(user, bool) or not isinstance(user, str | int):
+        return None
+    return str(user).strip() or None
+
+
 class RewardInfo(Record):
     """The wire's `reward_info`: a score, and what the caller says about it in words."""
 
