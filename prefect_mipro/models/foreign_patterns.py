@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from prefect_mipro.models.chat import InitialPrompt
-from prefect_mipro.models.placeholders import is_format
+from prefect_mipro.models.placeholders import is_format, placeholders
 
 # Of bounded length, so that no text makes the search slow.
 _NAME = "[A-Za-z_][A-Za-z0-9_]{0,80}"
@@ -26,6 +26,10 @@ _EXPRESSION = re.compile(
     rf"(![rsa])?({_SPEC})?\}}"
 )
 _PLAIN = re.compile(rf"(?<!\{{)\{{{_NAME}\}}")
+# A name between blanks.
+_SPACED = re.compile(rf"(?<!\{{)\{{(?:\s{{1,8}}({_NAME})\s{{0,8}}|({_NAME})\s{{1,8}})\}}")
+# {} and {0}, the fields of str.format that have no name.
+_UNNAMED = re.compile(r"(?<!\{)\{\d{0,3}\}")
 
 
 def faults(prompt: InitialPrompt) -> Iterator[str]:
@@ -54,8 +58,23 @@ def faults(prompt: InitialPrompt) -> Iterator[str]:
 
 
 def doubtful(prompt: InitialPrompt) -> Iterator[str]:
-    """What in the prompt's patterns is read as `str.format` does, and may have been meant else."""
+    """What in the prompt is read literally, or has no effect, and may have been meant otherwise."""
+    known = {name for message in prompt.messages for name in placeholders(message.pattern)}
+    for name in prompt.wildcards:
+        if name not in known:
+            yield (
+                f"prompt_learning.initial_prompt.wildcards names {name!r}, which no pattern has; "
+                f"write {{{name}}} where its text belongs"
+            )
     for place, pattern in _patterns(prompt):
+        for found in _SPACED.finditer(pattern):
+            name = found[1] or found[2]
+            yield f"{place} has {found[0]}, which is sent as it stands; write {{{name}}}"
+        if not known and (unnamed := _UNNAMED.search(pattern)):
+            yield (
+                f"{place} has {unnamed[0]}, which is sent as it stands; a placeholder has a name: "
+                "write {text}, and give the row a field 'text'"
+            )
         for found in _MUSTACHE.finditer(pattern):
             yield (
                 f"{place} has {found[0]}, in which doubled braces stand for braces, as in "

@@ -50,7 +50,7 @@ def test_what_cannot_be_meant_is_refused_with_what_to_write(pattern: str, senten
     [
         'Answer as {"label": "..."} for {text}',
         'Answer as {{"label": "..."}} for {text}',
-        "{label: 1} {a, b} {} {0} { text } {}",
+        "{label: 1} {a, b} {} {0} for {text}",
         "\\label{eq:1} \\sum_{i=1}^{n} \\frac{f(x)}{2} for {text}",
         "{{1, 2}, {3, 4}} for {text}",
     ],
@@ -70,6 +70,36 @@ def test_beside_a_placeholder_doubled_braces_are_braces_with_a_warning(
     assert "write {label} for a placeholder" in warning
 
 
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("{ text }", "has { text }, which is sent as it stands; write {text}"),
+        ("{text } for {text}", "has {text }, which is sent as it stands; write {text}"),
+        (
+            "Ticket: {}",
+            "has {}, which is sent as it stands; a placeholder has a name: write {text}",
+        ),
+        ("Ticket: {0}", "has {0}, which is sent as it stands; a placeholder has a name"),
+    ],
+)
+def test_what_may_have_been_meant_as_a_placeholder_is_a_warning(
+    pattern: str, sentence: str
+) -> None:
+    (warning,) = parsed(pattern).warnings
+    assert sentence in warning
+
+
+def test_a_wildcard_that_no_pattern_has_is_a_warning() -> None:
+    prompt = {
+        "messages": [{"role": "user", "pattern": "Ticket: {text}"}],
+        "wildcards": {"text": "REQUIRED", "query": "OPTIONAL"},
+    }
+    (warning,) = MiproConfig.parse(
+        {"prompt_learning": {"algorithm": "mipro", "initial_prompt": prompt}}
+    ).warnings
+    assert "wildcards names 'query', which no pattern has; write {query} where its" in warning
+
+
 def test_a_hostile_pattern_takes_no_longer_than_its_length_deserves() -> None:
-    for piece in ("{{a", "{{ ", "{a.", ":%", "{a[", "{%", "{#a", "a" * 40):
+    for piece in ("{{a", "{{ ", "{a.", ":%", "{a[", "{%", "{#a", "{ a", "a" * 40):
         parsed("{text} {a.{{ " + piece * 5_000)
