@@ -9,6 +9,7 @@ UPGRADE ?= --upgrade
 LOCK := requirements-dev.txt
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Waits of a slow network, in seconds.
 export UV_HTTP_TIMEOUT ?= 180
 # Bytecode is kept whatever the environment says: without, each process of the tests compiles anew.
@@ -24,12 +25,12 @@ $(UV) pip install --python $(BIN)/python --constraints $(LOCK) --build-constrain
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format docs lock audit clean
+.PHONY: help demo serve test test-all lint format docs lock audit clean
 
 help:  ## Show this text
 	@echo "prefect-mipro: prompt optimization as a Prefect flow. Usage: make TARGET"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "Python 3.11 or newer is needed; choose one with: make demo PYTHON=python3.12"
 	@echo "One test file or folder: make test TEST=tests/client"
@@ -41,9 +42,12 @@ serve: $(VENV)/.embedded  ## Run the optimization server by itself
 	$(BIN)/prefect-mipro model install
 	$(BIN)/python -m prefect_mipro.server
 
-test: lint  ## Check style, types and import rules, then run the tests
+test: lint  ## Check style, types and import rules, then run the tests that do not take minutes by nature
 	$(BIN)/prefect-mipro model install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST)
+	$(PYTEST) $(if $(filter tests,$(TEST)),-m "not slow") $(TEST)
+
+test-all: test  ## As `make test`, then the slow tests: deployments, kills, several servers, builds
+	$(PYTEST) -m slow tests
 
 lint: $(VENV)/.dev  ## Check style, types and import rules
 	$(BIN)/ruff check .

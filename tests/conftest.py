@@ -27,20 +27,32 @@ settings.load_profile("tests")
 # Garbage is looked for less often: there are a million objects of libraries to look through.
 gc.set_threshold(10_000, 20, 20)
 
-# The files that take longest begin first, so that no worker waits for another at the end.
-LONGEST = (
-    "tests/plugin/test_flow.py",
-    "tests/docs/test_pages.py",
-    "tests/server/test_main.py",
+# What takes minutes by nature: workers, schedules and runners of Prefect, kills, several servers,
+# the real model, builds. `make test-all` runs these as well. The longest begin first, so
+# that no worker waits for the other at the end.
+SLOW = (
     "tests/plugin/test_deployments.py",
+    "tests/plugin/test_promotion_flow.py",
     "tests/plugin/test_runners.py",
     "tests/plugin/test_embedded.py",
-    "tests/plugin/test_reference_flow.py",
     "tests/server/upstream/test_embedded.py",
     "tests/end_to_end/test_flow_crashes.py",
+    "tests/plugin/test_reference_flow.py",
     "tests/plugin/test_nightly_flow.py",
-    "tests/plugin/test_promotion_flow.py",
+    "tests/end_to_end/test_crashes.py",
+    "tests/plugin/test_turns.py",
+    "tests/plugin/test_schedules.py",
+    "tests/end_to_end/faults/",
+    "tests/docs/test_site.py",
+    "tests/plugin/test_interrupts.py",
+    "tests/end_to_end/test_planted_secrets.py",
+    "tests/end_to_end/test_shared_database.py",
+    "tests/cli/test_doctor.py",
+    "tests/test_packaging.py",
 )
+
+# Of the others these take longest.
+LONGEST = ("tests/plugin/test_flow.py", "tests/docs/test_pages.py", "tests/server/test_main.py")
 
 
 # A worker's first test that needs Prefect's server waits for its start, even on a busy machine.
@@ -48,9 +60,15 @@ SECONDS_WITH_PREFECT = 400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {file: place for place, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+    first = (*LONGEST, *SLOW)
+
+    def place(item: pytest.Item) -> int:
+        return next((k for k, name in enumerate(first) if item.nodeid.startswith(name)), len(first))
+
+    items.sort(key=place)
     for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
         needs = getattr(item, "fixturenames", ())
         if "prefect_server" in needs and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SECONDS_WITH_PREFECT))

@@ -27,13 +27,26 @@ SHOWN = frozenset({"text", "diff", "mermaid"})
 run_python = PythonEvaluator()
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_the_code_of_the_page_works(
-    page: Path, place: Place, request: pytest.FixtureRequest
-) -> None:
-    if "prefect import" in page.read_text("utf-8"):
-        request.getfixturevalue("prefect_server")
+def needs_prefect(page: Path) -> bool:
+    """Whether code of the page runs flows."""
+    return "prefect import" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not needs_prefect(page)], ids=name)
+def test_the_code_of_the_page_works(page: Path, place: Place) -> None:
+    run(page, place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("page", [page for page in PAGES if needs_prefect(page)], ids=name)
+def test_the_flows_of_the_page_work(page: Path, place: Place) -> None:
+    run(page, place)
+
+
+def run(page: Path, place: Place) -> None:
+    """Evaluate the page's blocks in order."""
     for block in blocks(page, lambda block: evaluate(block, place)):
         block.namespace["__name__"] = page.stem
         block.evaluate()
