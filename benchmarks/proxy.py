@@ -26,10 +26,11 @@ machine does concerns all alike; figures are medians over rounds, differences an
 within a round. When all is measured, our server is killed, and the database must hold a rollout, a
 trace and a frame for each call that was answered.
 
-Cells: c32 and c128 are 32 and 128 connections, the upstream answers at once; c1, c16 and the same
-with 50 ms are for latency; stream1 and stream16 for the time to the first byte of a stream. CPU is
-that of the system's processes, its database's included, until they are at rest again; peak memory
-is without the database. Needs Linux.
+Cells: c32 and c128 are 32 and 128 connections, the upstream answers at once; c32-400 is
+c32 with 400 of our sessions, which get the calls in turns; c1, c16 and the same with 50 ms are for
+latency; stream1 and stream16 for the time to the first byte of a stream. CPU is that of the
+system's processes, its database's included, until they are at rest again; peak memory is without
+the database. Needs Linux.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ SYSTEMS: dict[str, System] = {
     "tensorzero": tensorzero,
 }
 QUICK_SYSTEMS = ("direct", "bare", "ours")
-QUICK_CELLS = ("c32", "c1", "stream1")
+QUICK_CELLS = ("c32", "c32-400", "c1", "stream1")
 ROUNDS, QUICK_ROUNDS = 5, 2
 SECONDS, QUICK_SECONDS = 4.0, 1.5
 MEMORY_CALLS = 200_000
@@ -156,10 +157,13 @@ def _measure(
         tools.warm_up(subject)
     for number in range(1, options.rounds + 1):
         for cell in options.cells:
-            for subject in subjects:
-                row = tools.measure(subject, CELLS[cell], number=number, seconds=options.seconds)
-                rows.append(row)
-            print(f"round {number}: {cell}: {_short(rows[-len(subjects) :])}", flush=True)
+            measured = [
+                tools.measure(subject, CELLS[cell], number=number, seconds=options.seconds)
+                for subject in subjects
+                if tools.prepare(subject, CELLS[cell])
+            ]
+            print(f"round {number}: {cell}: {_short(measured)}", flush=True)
+            rows += measured
     return Rows(rows), {s.name: peak_memory_mb(s.gateway.processes) for s in subjects if s.roots}
 
 

@@ -20,6 +20,8 @@ from benchmarks.gateways.systems import Gateway
 
 WARM_UP_SECONDS = 0.3
 WARM_UP_CALLS = 64
+# Of each session, where there are many: a young one costs more, and sessions are mostly not young.
+WARM_UP_CALLS_OF_A_SESSION = 40
 # Work put off until after the answer counts: a system is at rest when it uses less than this.
 REST_SHARE = 0.1
 REST_SECONDS = 0.1
@@ -28,19 +30,21 @@ LONGEST_WAIT_FOR_REST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Cell:
-    """So many connections, so slow an upstream, whole answers or streams."""
+    """So many connections, so slow an upstream, whole answers or streams, so many sessions."""
 
     name: str
     connections: int
     delay_ms: float = 0.0
     stream: bool = False
     gap_ms: float = 0.0
+    sessions: int = 1
 
 
 CELLS = {
     cell.name: cell
     for cell in (
         Cell("c32", 32),
+        Cell("c32-400", 32, sessions=400),
         Cell("c128", 128),
         Cell("c1", 1),
         Cell("c16", 16),
@@ -88,6 +92,7 @@ class Subject:
     answered: int = 0
     upstream_calls: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    prepared: set[Cell] = field(default_factory=set)
 
     @property
     def roots(self) -> tuple[int, ...]:
@@ -118,6 +123,22 @@ class Instruments:
         for stream in (False, True):
             self._send(subject, connections=8, stream=stream, calls=WARM_UP_CALLS)
 
+    def prepare(self, subject: Subject, cell: Cell) -> bool:
+        """Make the sessions of the cell; whether the system has any."""
+        if cell.sessions == 1:
+            return True
+        if not subject.gateway.with_sessions:
+            return False
+        if cell not in subject.prepared:
+            subject.prepared.add(cell)
+            self.pace()
+            before = self._upstream_calls()
+            subject.gateway.with_sessions(cell.sessions)
+            subject.upstream_calls += self._upstream_calls() - before
+            calls = cell.sessions * WARM_UP_CALLS_OF_A_SESSION
+            self._send(subject, connections=32, stream=False, calls=calls, sessions=cell.sessions)
+        return True
+
     def measure(self, subject: Subject, cell: Cell, *, number: int, seconds: float) -> Measurement:
         """Calls for so long."""
         self._at_rest(subject)
@@ -130,6 +151,7 @@ class Instruments:
             stream=cell.stream,
             warm_up_seconds=WARM_UP_SECONDS,
             seconds=seconds,
+            sessions=cell.sessions,
         )
         self._at_rest(subject)
         passed = time.monotonic() - began
@@ -161,10 +183,12 @@ class Instruments:
         warm_up_seconds: float = 0.0,
         seconds: float | None = None,
         calls: int | None = None,
+        sessions: int = 1,
     ) -> Outcome:
         gateway = subject.gateway
+        many = gateway.with_sessions if sessions > 1 else None
         job = Job(
-            url=gateway.url,
+            url=many(sessions) if many else gateway.url,
             headers=gateway.headers,
             body=gateway.body(stream=stream).decode(),
             connections=connections,
@@ -176,6 +200,7 @@ class Instruments:
             seconds=seconds,
             calls=calls,
             others=gateway.other_urls,
+            sessions=sessions,
         )
         before = self._upstream_calls()
         assert self._load.stdin

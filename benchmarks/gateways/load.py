@@ -33,9 +33,10 @@ END_OF_STREAM = b"data: [DONE]"
 class Job:
     """What to send to whom, and for how long: for `seconds`, or until `calls` were answered.
 
-    `{n}` in the URL is the number of the call, counted from `first_call`. Connections take the URL
-    and the `others` in turns. An answer is good when it has status 200, `wanted_header` and the
-    mock's words, and ends; where `same_bytes` is set its body must be the mock's, byte for byte.
+    `{n}` in the URL is the number of the call, counted from `first_call`, and `{session}` that
+    number modulo `sessions`. Connections take the URL and the `others` in turns. An answer is good
+    when it has status 200, `wanted_header` and the mock's words, and ends; where `same_bytes` is
+    set its body must be the mock's, byte for byte.
     """
 
     url: str
@@ -50,6 +51,7 @@ class Job:
     seconds: float | None = None
     calls: int | None = None
     others: Sequence[str] = ()
+    sessions: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,10 @@ class Load:
         if not target.numbered:
             return target.head + target.tail
         self._number += 1
-        return b"%b%d%b" % (target.head, self._number, target.tail)
+        head = target.head
+        if self.job.sessions > 1:
+            head = head.replace(b"{session}", b"%d" % (self._number % self.job.sessions))
+        return b"%b%d%b" % (head, self._number, target.tail)
 
     def goes_on(self) -> bool:
         """Whether a connection that is free shall send another."""

@@ -11,6 +11,7 @@ from benchmarks.gateways.cells import Measurement, median
 TIMES_LITELLM = 60.0
 TIMES_TENSORZERO = 2.0
 MOST_CPU_OF_BARE = 2.0
+MOST_CPU_OF_ONE_SESSION = 1.2
 MOST_ADDED_MS = 1.0
 MOST_FIRST_BYTE_MS = 1.0
 # Half of the speed of the instruments alone: beyond that they, too, would be what is measured.
@@ -89,7 +90,7 @@ class Rows:
 
 def tables(rows: Rows, peak_mb: Mapping[str, float]) -> str:
     """All tables."""
-    made = (_speed(rows, peak_mb), _latency(rows), _first_byte(rows), _noise(rows))
+    made = (_speed(rows, peak_mb), _sessions(rows), _latency(rows), _first_byte(rows), _noise(rows))
     return "\n\n".join("\n".join(lines) for table in made if (lines := list(table)))
 
 
@@ -110,6 +111,23 @@ def _speed(rows: Rows, peak_mb: Mapping[str, float]) -> Iterator[str]:
             _number(peak_mb.get(name, math.nan), ".0f"),
         ]
         yield f"{name:{NAME_WIDTH}}{_columns(speeds, 28)}{_columns(figures, 13)}"
+
+
+def _sessions(rows: Rows) -> Iterator[str]:
+    if not rows.has("c32-400", "ours"):
+        return
+    yield "CPU of ours, us per call at 32 connections: median over rounds (smallest to largest)"
+    for cell, title in (("c32", "1 session"), ("c32-400", "400 sessions")):
+        used = _spread(rows.values(cell, "ours", cpu_microseconds), ".0f")
+        yield f"{title:{NAME_WIDTH}}{used:>28}"
+    ratios = _spread(_ratios_to_one_session(rows), ".2f")
+    yield f"{'ratio in a round':{NAME_WIDTH}}{ratios:>28}"
+
+
+def _ratios_to_one_session(rows: Rows) -> list[float]:
+    one = rows.by_round("c32", "ours", cpu_microseconds)
+    many = rows.by_round("c32-400", "ours", cpu_microseconds)
+    return [many[number] / one[number] for number in many if one.get(number)]
 
 
 def _latency(rows: Rows) -> Iterator[str]:
@@ -181,6 +199,13 @@ class Bar:
 def bars(rows: Rows) -> Iterator[Bar]:
     """Those whose systems were measured."""
     yield from _speed_bars(rows)
+    if ratios := _ratios_to_one_session(rows):
+        yield Bar(
+            median(ratios) <= MOST_CPU_OF_ONE_SESSION,
+            "CPU per call with 400 sessions is at most "
+            f"{MOST_CPU_OF_ONE_SESSION:g} times that with one",
+            _spread(ratios, ".2f"),
+        )
     for cell, connections in (("c1", "1"), ("c1-50ms", "1, upstream 50 ms")):
         if rows.has(cell, "ours", "direct"):
             added = median(rows.minus(cell, "ours", "direct", latency_p50_ms))

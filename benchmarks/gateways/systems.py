@@ -12,8 +12,10 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,9 @@ from prefect_mipro.models.base import JsonObject
 # Written within 50 ms of the answer, as the server promises; the rest is for a slow machine.
 DURABLE_SECONDS = 2.0
 REWARDED = 40
+# Of each session, where there are many.
+REWARDED_OF_MANY = 8
+MAKERS = 8
 INSTRUCTIONS = (
     "Decide which intent the message belongs to and name it first. Then give two sentences of "
     "reasons. Where several intents fit, take the one that would annoy the customer most.",
@@ -69,13 +74,15 @@ class Gateway:
     """A running system.
 
     `url` is that of chat completions; `{n}` in it is the number of the call; connections take it
-    and the `other_urls` in turns. `kept`, of a system that keeps records of its calls, takes the
-    number of good and of failed answers and returns what is wrong with the records; the system may
-    be of no more use after it.
+    and the `other_urls` in turns. `with_sessions` makes as many sessions as it is told, once, and
+    returns a URL with `{session}` for the number of one. `kept`, of a system that keeps records of
+    its calls, takes the number of good and of failed answers and returns what is wrong with the
+    records; the system may be of no more use after it.
     """
 
     url: str
     other_urls: tuple[str, ...] = ()
+    with_sessions: Callable[[int], str] | None = None
     processes: tuple[int, ...] = ()
     database_processes: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -138,29 +145,50 @@ def ours(site: Site, settings: Mapping[str, str] | None = None) -> Iterator[Gate
         url = server.announced_url()
         server.wait_for(f"{url}/health")
         headers = {"authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
-            try:
-                session_id = prepared_session(http)
-            except httpx.HTTPError as error:
-                raise NotStarted(f"{error}; the end of its log:\n{server.tail()}") from None
+        rewarded = 0
+
+        def make(*session_ids: str, rewards: int) -> None:
+            nonlocal rewarded
+            with (
+                httpx.Client(base_url=url, headers=headers, trust_env=False) as http,
+                ThreadPoolExecutor(MAKERS) as makers,
+            ):
+                prepare = partial(prepared_session, http, rewards=rewards)
+                rewarded += rewards * len(list(makers.map(prepare, session_ids)))
+
+        @cache
+        def with_sessions(number: int) -> str:
+            make(*(f"many-{number}-{n}" for n in range(number)), rewards=REWARDED_OF_MANY)
+            return proxied.format(f"many-{number}-{{session}}")
+
+        try:
+            make("one", rewards=REWARDED)
+        except httpx.HTTPError as error:
+            raise NotStarted(f"{error}; the end of its log:\n{server.tail()}") from None
+        proxied = f"{url}/api/mipro/v1/{{}}/call_{{{{n}}}}/chat/completions"
         yield Gateway(
-            f"{url}/api/mipro/v1/{session_id}/call_{{n}}/chat/completions",
+            proxied.format("one"),
             processes=(server.process_id,),
             headers=headers,
             wanted_header="x-mipro-candidate-id",
-            kept=lambda answered, failed: _kept(server, database, answered, failed),
+            with_sessions=with_sessions,
+            kept=lambda answered, failed: _kept(server, database, answered, failed, rewarded),
         )
 
 
-def prepared_session(http: httpx.Client) -> str:
+def prepared_session(
+    http: httpx.Client, session_id: str | None = None, *, rewards: int = REWARDED
+) -> str:
     """A session with candidates to choose from and rewards to choose by."""
-    created = http.post("/api/v1/online/sessions", json={"config_body": CONFIG})
+    created = http.post(
+        "/api/v1/online/sessions", json={"session_id": session_id, "config_body": CONFIG}
+    )
     session_id = str(created.raise_for_status().json()["session_id"])
     for instruction in INSTRUCTIONS:
         added = {"instruction": instruction}
         http.post(f"/api/systems/{session_id}/candidates", json=added).raise_for_status()
     body = request_body("mock", stream=False)
-    for number in range(REWARDED):
+    for number in range(rewards):
         rollout_id = f"rewarded_{number}"
         called = f"/api/mipro/v1/{session_id}/{rollout_id}/chat/completions"
         http.post(called, content=body).raise_for_status()
@@ -169,11 +197,13 @@ def prepared_session(http: httpx.Client) -> str:
     return session_id
 
 
-def _kept(server: Child, database: Path, answered: int, failed: int) -> Sequence[str]:
+def _kept(
+    server: Child, database: Path, answered: int, failed: int, rewarded: int
+) -> Sequence[str]:
     """What is missing in the database once the server was killed, so that it could tidy nothing."""
     time.sleep(DURABLE_SECONDS)
     server.stop(signal.SIGKILL)
-    expected = answered + REWARDED
+    expected = answered + rewarded
     complaints = []
     with closing(sqlite3.connect(database)) as connection:
 
@@ -181,7 +211,7 @@ def _kept(server: Child, database: Path, answered: int, failed: int) -> Sequence
             return int(connection.execute(query).fetchone()[0])
 
         # A reward has a frame of its own.
-        for table, others in (("rollouts", 0), ("traces", 0), ("frames", REWARDED)):
+        for table, others in (("rollouts", 0), ("traces", 0), ("frames", rewarded)):
             found = number(f"SELECT count(*) FROM mipro_{table}") - others
             # A call that failed for the caller may have been served.
             if not expected <= found <= expected + failed:
