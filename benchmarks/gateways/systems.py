@@ -40,6 +40,7 @@ INSTRUCTIONS = (
     "Find out what the customer wants to be done, then choose the intent of whoever does it. "
     "Two sentences of reasons, no greeting.",
 )
+JSON = {"content-type": "application/json"}
 CONFIG: JsonObject = {
     "prompt_learning": {
         "algorithm": "mipro",
@@ -191,7 +192,7 @@ def prepared_session(
     for number in range(rewards):
         rollout_id = f"rewarded_{number}"
         called = f"/api/mipro/v1/{session_id}/{rollout_id}/chat/completions"
-        http.post(called, content=body).raise_for_status()
+        http.post(called, content=body, headers=JSON).raise_for_status()
         reward = {"rollout_id": rollout_id, "reward_info": {"score": number % 3 / 2}}
         http.post(f"/api/v1/online/sessions/{session_id}/reward", json=reward).raise_for_status()
     return session_id
