@@ -20,8 +20,8 @@ from benchmarks.gateways.systems import Gateway
 
 WARM_UP_SECONDS = 0.3
 WARM_UP_CALLS = 64
-# Of each session, where there are many: a young one costs more, and sessions are mostly not young.
-WARM_UP_CALLS_OF_A_SESSION = 40
+# Of each session of many: while one has few rollouts, its belief is computed anew every few calls.
+WARM_UP_CALLS_OF_A_SESSION = 150
 # Work put off until after the answer counts: a system is at rest when it uses less than this.
 REST_SHARE = 0.1
 REST_SECONDS = 0.1

@@ -19,7 +19,7 @@ from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.failures import failure_evidence, on_probation
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
 from prefect_mipro.optimizer.selection import Plan, plan
-from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge, Recent
+from prefect_mipro.server.services.knowledge import Knowledge, Recent
 from prefect_mipro.server.services.live import LiveSession
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import Failures
@@ -33,6 +33,13 @@ REFIT_REWARDS_SHARE = 1 / 64
 REFIT_ROLLOUTS_SHARE = 1 / 2
 # Each failure counts as long as there are few.
 REFIT_FAILURES_SHARE = 1 / 16
+
+# The approximate memory that all beliefs may take.
+LARGEST_BELIEFS_BYTES = 64 * 2**20
+# Measured: the memory of one, and of what it holds.
+BELIEF_BYTES = 10_000
+BYTES_OF_A_CANDIDATE = 2_000
+BYTES_OF_A_BLOCK = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +90,16 @@ class Snapshot:
         """From how many failed rollouts on it serves no longer."""
         return self.failures.total + max(1.0, REFIT_FAILURES_SHARE * self.failures.total)
 
+    @property
+    def size_bytes(self) -> int:
+        """The approximate memory of the snapshot without its session."""
+        return (
+            BELIEF_BYTES
+            + BYTES_OF_A_CANDIDATE * len(self.candidates)
+            + BYTES_OF_A_BLOCK * len(self.blocks)
+            + self.belief.covariance.nbytes
+        )
+
     def suits(self, session: Session | LiveSession) -> bool:
         """Whether little enough has happened since."""
         then = self.session
@@ -106,12 +123,12 @@ class Beliefs:
     def __init__(self, store: Store, knowledge: Knowledge) -> None:
         self._store = store
         self._knowledge = knowledge
-        self._held: Recent[dict[str, Snapshot]] = Recent(REMEMBERED_SESSIONS)
+        self._held: Recent[Snapshot] = Recent(LARGEST_BELIEFS_BYTES)
         self._fitting: dict[str, asyncio.Task[Snapshot]] = {}
 
     async def recent(self, session: Session | LiveSession) -> Snapshot:
         """What was believed last, unless too much has happened since. `session` is as of now."""
-        held = self._held.get(session.session_id, dict).get("last")
+        held = self._held.get(session.session_id)
         if held is not None and held.suits(session):
             return held
         if isinstance(session, LiveSession):
@@ -130,12 +147,13 @@ class Beliefs:
         failures = await self._store.failures(session.session_id)
         config = self._knowledge.config(session)
         snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks, failures)
-        self._held.get(session.session_id, dict)["last"] = snapshot
+        size_bytes = snapshot.size_bytes + self._knowledge.size_bytes(session)
+        self._held.put(session.session_id, snapshot, size_bytes=size_bytes)
         return snapshot
 
     def forget(self, session_id: str) -> None:
         """Believe anew at the next choice: the candidates have changed."""
-        self._held.get(session_id, dict).clear()
+        self._held.drop(session_id)
 
 
 def _fit(

@@ -1,32 +1,36 @@
-"""What a process holds of the sessions that it serves, so that a call waits for no reading.
+"""The sessions a process holds in memory, so that a call does not wait for a query.
 
-Whatever this process has done is seen at once. What other processes that share the database have
-done is seen after `OLDEST_SECONDS`: from half of that on, what is held is read anew beside the
-calls, and a call that comes later waits for it.
+Changes made by this process are seen at once, changes made by others within `OLDEST_SECONDS`.
+Where servers share a database, each session is read again when it is that old. A database with a
+single server is asked whether another program has changed anything, once for all sessions; unless
+it has, none is read again. Either happens off the request path once half of the time has passed,
+and a call waits for it only after the whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.errors import SessionNotFound, StoreFailed
 from prefect_mipro.models.candidates import Duel, DuelState, Statistics
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.stopping import has_budget
-from prefect_mipro.server.services.knowledge import REMEMBERED_SESSIONS, Knowledge
+from prefect_mipro.server.services.knowledge import Knowledge, Recent
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import Standing
 
 OLDEST_SECONDS = 1.0
 REMEMBERED_PINS = 16_384
+LARGEST_SESSIONS_BYTES = 64 * 2**20
 
 LONG_AGO = float("-inf")
 
@@ -207,27 +211,33 @@ class Live:
         self._knowledge = knowledge
         self._oldest_seconds = oldest_seconds
         self._timer = timer
-        self._held: OrderedDict[str, LiveSession] = OrderedDict()
+        self._held: Recent[LiveSession] = Recent(LARGEST_SESSIONS_BYTES)
         self._reading: dict[str, asyncio.Task[LiveSession]] = {}
+        self._checking: asyncio.Task[None] | None = None
+        self._checked_at = LONG_AGO
+        self._others_version: int | None = None
         self._pins: OrderedDict[tuple[str, str], str] = OrderedDict()
         store.watch(self.forget)
 
     async def of(self, session_id: str) -> LiveSession:
-        """The session as it is, up to `OLDEST_SECONDS` ago. Raises SessionNotFound."""
+        """The session, at most `OLDEST_SECONDS` out of date. Raises SessionNotFound."""
+        if not self._store.shared:
+            await self._notice_others()
         held = self._held.get(session_id)
         if held is not None:
-            age_seconds = self._timer() - held.read_at
+            age_seconds = self._age_seconds(held)
             if age_seconds < self._oldest_seconds / 2:
                 return held
             if age_seconds < self._oldest_seconds:
-                self._begin_to_read(session_id)
+                if self._store.shared:
+                    self._begin_to_read(session_id)
                 return held
         return await asyncio.shield(self._begin_to_read(session_id))
 
     def held(self, session_id: str) -> Session | None:
-        """The session where it is at hand, and not older than what `of` answers."""
+        """The session if it is in memory and no older than what `of` returns."""
         held = self._held.get(session_id)
-        if held is None or self._timer() - held.read_at >= self._oldest_seconds:
+        if held is None or self._age_seconds(held) >= self._oldest_seconds:
             return None
         return held.session
 
@@ -254,11 +264,43 @@ class Live:
             self._pins.pop((baseline_id, rollout_id), None)
 
     async def close(self) -> None:
-        """End the reading under way."""
-        tasks = [*self._reading.values()]
+        """Cancel the queries under way."""
+        tasks: list[asyncio.Task[Any]] = [*self._reading.values()]
+        if self._checking is not None:
+            tasks.append(self._checking)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _age_seconds(self, held: LiveSession) -> float:
+        """How long ago the session is known to have been as it is held."""
+        if held.read_at == LONG_AGO:
+            return math.inf
+        return self._timer() - max(held.read_at, self._checked_at)
+
+    async def _notice_others(self) -> None:
+        """Have all sessions read again if another program has changed the database."""
+        age_seconds = self._timer() - self._checked_at
+        if age_seconds < self._oldest_seconds / 2:
+            return
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check())
+        if age_seconds >= self._oldest_seconds:
+            await asyncio.shield(self._checking)
+
+    async def _check(self) -> None:
+        began_at = self._timer()
+        try:
+            version = await self._store.others_version()
+        except StoreFailed:
+            version = None  # anything may have changed
+        finally:
+            self._checking = None
+        if version is None or version != self._others_version:
+            self._others_version = version
+            for session_id in [*self._held, *self._reading]:
+                self.forget(session_id)
+        self._checked_at = began_at
 
     def _begin_to_read(self, session_id: str) -> asyncio.Task[LiveSession]:
         reading = self._reading.get(session_id)
@@ -280,10 +322,10 @@ class Live:
         try:
             standing = await self._store.standing(session_id)
         except SessionNotFound:
-            self._held.pop(session_id, None)
+            self._held.drop(session_id)
             raise
         held = self._held.get(session_id)
-        # Good enough for who asked before the change, and for nobody later.
+        # Such an answer is for those already waiting; a later call reads again.
         changed_meanwhile = self._reading.get(session_id) is not asyncio.current_task()
         if held is not None and held.session.baseline_id != standing.session.baseline_id:
             # A session that was deleted leaves its id to another one.
@@ -292,10 +334,9 @@ class Live:
             held = None
         if held is None:
             config = self._knowledge.config(standing.session)
-            held = self._held[session_id] = LiveSession(standing.session, config, LONG_AGO)
-            if len(self._held) > REMEMBERED_SESSIONS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(session_id)
+            held = LiveSession(standing.session, config, LONG_AGO)
+            size_bytes = self._knowledge.size_bytes(standing.session)
+            self._held.put(session_id, held, size_bytes=size_bytes)
         held.learn(standing, began_at=read_at)
         if not changed_meanwhile:
             held.read_at = read_at

@@ -60,6 +60,10 @@ class Store(Access, Upkeep, Protocol):
         """Whether other servers may have it open, too."""
         ...
 
+    async def others_version(self) -> int:
+        """A number that changes whenever another program changes a database that is not shared."""
+        ...
+
     def watch(self, changed: Callable[[str], None]) -> None:
         """Have it called with the id of each session that is changed here, when it has been.
 

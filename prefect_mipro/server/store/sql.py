@@ -47,6 +47,7 @@ from prefect_mipro.server.store import (
     rollouts,
     sessions,
     space,
+    sqlite,
     trimming,
     turns,
     workspaces,
@@ -76,6 +77,10 @@ class SqlStore:
     @property
     def shared(self) -> bool:
         return self._database.shared
+
+    async def others_version(self) -> int:
+        # The connection that makes all of this store's changes does not count them.
+        return await self._database.write(sqlite.others_version)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         self._watchers.append(changed)

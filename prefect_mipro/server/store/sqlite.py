@@ -271,6 +271,12 @@ class SqliteDatabase:
             logger.warning("checkpoint failed", extra={"reason": error.message})
 
 
+def others_version(connection: Connection) -> int:
+    """A number that changes when another connection commits a change of the database."""
+    (version,) = driver_of(connection).execute("PRAGMA data_version").fetchone()
+    return int(version)
+
+
 def _again(error: MiproError) -> MiproError:
     """The same error for another caller, who may add to it."""
     return type(error)(error.message)

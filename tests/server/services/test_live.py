@@ -1,4 +1,4 @@
-"""What a process holds of sessions: its own changes at once, those of others within a second."""
+"""Sessions in memory: own changes are seen at once, those of others within a second."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
-from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.errors import SessionNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
-from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.engine import open_beside_server, open_store
 from prefect_mipro.server.store.records import Standing
 from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.sqlite import SqliteDatabase
 from tests.server.store.records import (
+    BASELINE,
     at,
     candidate,
     create,
@@ -30,11 +33,10 @@ from tests.server.store.records import (
 
 
 class Process:
-    """A process of its own on a database that it shares, with a clock that moves when told."""
+    """A process on a database, with a clock that moves when told."""
 
     def __init__(self, store: SqlStore) -> None:
-        # Only the database is shared: each process tells its own watchers.
-        self.store = SqlStore(store._database)
+        self.store = store
         self.seconds = 100.0
         self.live = Live(self.store, Knowledge(self.store), timer=lambda: self.seconds)
 
@@ -42,24 +44,53 @@ class Process:
         return (await self.live.of("s1")).session.state
 
 
+class SharedStore(SqlStore):
+    """A store that other servers may have open, as on PostgreSQL."""
+
+    shared = True
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
-    opened = await open_store(f"sqlite+aiosqlite:///{tmp_path}/mipro.db")
+def url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/mipro.db"
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[SqlStore]:
+    opened = await open_store(url)
     await create(opened)
     yield opened
     await opened.close()
 
 
-@pytest.fixture
-async def own(store: SqlStore) -> AsyncIterator[Process]:
-    process = Process(store)
+@pytest.fixture(params=[SqlStore, SharedStore])
+async def own(store: SqlStore, request: pytest.FixtureRequest) -> AsyncIterator[Process]:
+    process = Process(request.param(store._database))
     yield process
     await process.live.close()
 
 
 @pytest.fixture
-def other(store: SqlStore) -> Process:
-    return Process(store)
+async def other(store: SqlStore, url: str) -> AsyncIterator[Process]:
+    """Another program with the database open."""
+    beside = await open_beside_server(url)
+    yield Process(beside)
+    await beside.close()
+
+
+@pytest.fixture
+def readings(store: SqlStore) -> list[str]:
+    """The statements with which the server reads sessions, as they are run."""
+    database = store._database
+    assert isinstance(database, SqliteDatabase)
+    seen: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def note(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+        if "mipro_sessions.config" in statement:
+            seen.append(statement)
+
+    return seen
 
 
 async def test_own_changes_are_seen_at_once(own: Process) -> None:
@@ -77,6 +108,68 @@ async def test_changes_of_others_are_seen_within_the_stated_time(
     assert await own.state() is SessionState.RUNNING
     own.seconds += OLDEST_SECONDS
     assert await own.state() is SessionState.PAUSED
+
+
+async def test_a_champion_that_another_program_promotes_serves_within_the_stated_time(
+    own: Process, other: Process
+) -> None:
+    await other.store.add_candidates("s1", [instruction(2)], [candidate(2)])
+    assert (await own.live.of("s1")).champion_id == BASELINE
+    await other.store.set_champion("s1", "cand_2", at=at(1), reason="by hand")
+    own.seconds += OLDEST_SECONDS
+    assert (await own.live.of("s1")).champion_id == "cand_2"
+
+
+async def test_idle_sessions_are_not_read_again_until_another_program_changes_something(
+    store: SqlStore, other: Process, readings: list[str]
+) -> None:
+    process = Process(store)
+    sessions = ["s1", *(f"s{number}" for number in range(2, 401))]
+    for session_id in sessions[1:]:
+        await create(store, session_id)
+    readings.clear()
+    for number in range(5):
+        # Changes by this server do not count.
+        await pin(store, rollout(f"r{number}"))
+        for session_id in sessions:
+            await process.live.of(session_id)
+        process.seconds += OLDEST_SECONDS
+    assert len(readings) == len(sessions)
+    await other.store.set_state("s400", SessionState.PAUSED, at=at(1))
+    assert (await process.live.of("s400")).session.state is SessionState.PAUSED
+    assert len(readings) == len(sessions) + 1
+    await process.live.close()
+
+
+async def test_calls_at_once_ask_once_whether_anything_has_changed(store: SqlStore) -> None:
+    class Counting(SqlStore):
+        asked = 0
+
+        async def others_version(self) -> int:
+            self.asked += 1
+            return await super().others_version()
+
+    counting = Counting(store._database)
+    process = Process(counting)
+    for _ in range(3):
+        process.seconds += OLDEST_SECONDS
+        await asyncio.gather(*(process.live.of("s1") for _ in range(10)))
+    assert counting.asked == 3
+
+
+async def test_sessions_are_read_while_the_database_does_not_say_whether_it_has_changed(
+    store: SqlStore, other: Process
+) -> None:
+    class Mute(SqlStore):
+        async def others_version(self) -> int:
+            raise StoreFailed("locked")
+
+    process = Process(Mute(store._database))
+    assert await process.state() is SessionState.RUNNING
+    await other.store.set_state("s1", SessionState.PAUSED, at=at(1))
+    process.seconds += OLDEST_SECONDS
+    assert await process.state() is SessionState.PAUSED
+    await process.live.close()
 
 
 async def test_what_grows_old_is_read_beside_the_calls(own: Process, other: Process) -> None:
