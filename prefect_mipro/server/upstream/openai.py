@@ -50,11 +50,17 @@ DNS_SECONDS = 60
 LARGEST_BODY_IN_ONE_PIECE = 1_000_000
 # Of an answer that comes whole, after it was unpacked. A stream may be of any length.
 LARGEST_ANSWER_BYTES = 32_000_000
-PASSED_ON = (
-    *("retry-after", "x-should-retry"),
-    *("x-request-id", "request-id", "apim-request-id", "openai-"),
-    *("x-ratelimit-", "anthropic-ratelimit-"),
+# Names of the provider's account, such as openai-organization and openai-project, stay here.
+PASSED_ON = frozenset(
+    {
+        *("retry-after", "retry-after-ms", "x-should-retry"),
+        *("x-request-id", "request-id", "apim-request-id"),
+        *("openai-model", "openai-processing-ms", "openai-version"),
+    }
 )
+PASSED_ON_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
+# RFC 9110, section 15: there are no others, and those below 200 come before an answer.
+STATUSES = range(200, 600)
 
 CallHeaders = Callable[[], Mapping[str, str]]
 
@@ -154,6 +160,11 @@ class OpenAIUpstream:
                 f"{self.name} redirects with status {response.status}; "
                 "set the provider's base URL to the place it redirects to"
             )
+        if response.status not in STATUSES:
+            response.close()
+            raise UpstreamFailed(
+                f"{self.name} answered with status {response.status}, which HTTP does not have"
+            )
         return response
 
     def failure(self, error: Exception, *, answering: bool) -> UpstreamFailed:
@@ -252,9 +263,9 @@ class _Call:
     def headers(self) -> Mapping[str, str]:
         named = ((name.lower(), value) for name, value in self._response.headers.items())
         return {
-            name: value
+            name: without(self.keys, value.encode()).decode()
             for name, value in named
-            if name.startswith(PASSED_ON) and _can_be_sent(value)
+            if (name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)) and _can_be_sent(value)
         }
 
     @property

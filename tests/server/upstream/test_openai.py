@@ -346,6 +346,8 @@ async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedU
         "OpenAI-Processing-Ms": "5",
         "X-RateLimit-Remaining-Requests": "9",
         "X-Should-Retry": "false",
+        "OpenAI-Organization": "acme-4711",
+        "OpenAI-Project": "proj-1",
         "Set-Cookie": "a=b",
         "Server-Timing": "x",
     }
@@ -357,6 +359,24 @@ async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedU
             "x-ratelimit-remaining-requests": "9",
             "x-should-retry": "false",
         }
+
+
+async def test_a_header_that_quotes_the_key_is_told_without_it(server: ScriptedUpstream) -> None:
+    told = {"X-Request-Id": "req of sk-of-the-server-1"}
+    server.script.append(lambda connection: connection.answer(b"{}", headers=told))
+    key = SecretStr("sk-of-the-server-1")
+    async with upstream_at(server.url, api_key=key) as upstream, upstream.chat(BODY) as reply:
+        assert reply.headers["x-request-id"] == "req of ***"
+
+
+@pytest.mark.parametrize("status", [600, 999])
+async def test_a_status_that_http_does_not_have_is_a_failure(
+    server: ScriptedUpstream, status: int
+) -> None:
+    server.script.append(answers(status))
+    async with upstream_at(server.url) as upstream:
+        with pytest.raises(UpstreamFailed, match=f"status {status}, which HTTP does not have"):
+            await read(upstream)
 
 
 async def test_connections_are_kept_for_the_next_call(server: ScriptedUpstream) -> None:
