@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import Pipe
@@ -27,7 +28,7 @@ from prefect_mipro.models.keys import Key
 from prefect_mipro.server.services.keys import digest_of, new_key
 from prefect_mipro.server.store.engine import open_store
 from tests.forked_server import forked
-from tests.server.scripted_upstream import DONE, ScriptedUpstream, event
+from tests.server.scripted_upstream import DONE, ScriptedUpstream, event, hang
 
 WAIT_SECONDS = 30
 COMMAND = [sys.executable, "-m", "prefect_mipro.server"]
@@ -225,29 +226,59 @@ def test_while_it_finishes_a_call_it_takes_no_more_and_what_it_took_is_on_disk(
     assert rows(tmp_path, "SELECT rollout_id, score FROM mipro_rewards") == [("r1", 1.0)]
 
 
-def test_a_call_that_takes_too_long_is_ended_and_said_to_be(tmp_path: Path) -> None:
+def test_calls_that_take_too_long_are_ended_and_said_to_be(tmp_path: Path) -> None:
     options = ("--longest-stop-seconds", "1")
     with (
         ScriptedUpstream() as upstream,
         fork(tmp_path, "--upstream-url", upstream.url, *options) as child,
+        ExitStack() as streams,
     ):
         url = first_line(child)
         httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
-        upstream.script.append(upstream.stream(event("a"), DONE))
-        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
-        path = f"{url}/api/mipro/v1/s/r1/chat/completions"
-        with httpx.stream("POST", path, json=body, timeout=WAIT_SECONDS) as answer:
-            pieces = answer.iter_raw()
-            next(pieces)
-            child.terminate()
-            with pytest.raises(httpx.RemoteProtocolError):
-                b"".join(pieces)
+        answers = []
+        for rollout in ("r1", "r2"):
+            upstream.script.append(upstream.stream(event("a"), DONE))
+            body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+            path = f"{url}/api/mipro/v1/s/{rollout}/chat/completions"
+            answer = httpx.stream("POST", path, json=body, timeout=WAIT_SECONDS)
+            answers.append(streams.enter_context(answer).iter_raw())
+            next(answers[-1])
+        child.terminate()
+        for pieces in answers:
+            (said,) = [line for line in b"".join(pieces).splitlines() if line]
+            assert b'data: {"error":{"message":"the server is stopping' in said
         code, _, err = ended(child)
         upstream.gate.set()
     assert code == 0, err
+    assert err.count("Cancel 2 running") == 1
+    assert "Traceback" not in err
     assert "hi" not in err.split()
-    # It counts as one that failed, with the tokens that it used.
-    assert rows(tmp_path, "SELECT calls, failed_calls FROM mipro_candidates") == [(1, 1)]
+    # They count as failed, with the tokens that they used.
+    assert rows(tmp_path, "SELECT calls, failed_calls FROM mipro_candidates") == [(2, 2)]
+
+
+def test_a_call_without_an_answer_yet_is_refused_when_the_stop_takes_too_long(
+    tmp_path: Path,
+) -> None:
+    options = ("--longest-stop-seconds", "1")
+    with (
+        ScriptedUpstream() as upstream,
+        fork(tmp_path, "--upstream-url", upstream.url, *options) as child,
+        ThreadPoolExecutor() as threads,
+    ):
+        url = first_line(child)
+        httpx.post(f"{url}/api/v1/online/sessions", json=_create("s"))
+        upstream.script.append(hang)
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        path = f"{url}/api/mipro/v1/s/r1/chat/completions"
+        call = threads.submit(httpx.post, path, json=body, timeout=WAIT_SECONDS)
+        assert upstream.arrived.wait(WAIT_SECONDS)
+        child.terminate()
+        answer = call.result()
+        code, _, err = ended(child)
+    assert (code, answer.status_code) == (0, 503), err
+    assert "the server is stopping" in answer.json()["error"]["message"]
+    assert "Traceback" not in err
 
 
 def test_without_the_switch_the_end_of_its_input_means_nothing(tmp_path: Path) -> None:

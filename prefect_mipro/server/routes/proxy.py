@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from prefect_mipro.errors import InputInvalid, MiproError, NotFound
+from prefect_mipro.errors import InputInvalid, MiproError, NotFound, NotReady
 from prefect_mipro.models.base import VERSION_STEP
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.names import identifier, rollout_identifier, short_text
@@ -126,6 +126,10 @@ class Proxy:
         except MiproError:
             if not answer.started:
                 raise
+        except asyncio.CancelledError:
+            # The server stops, and this call took longer than it waits.
+            if not answer.started:
+                raise _stopping() from None
 
     async def _show_models(
         self, proxy_id: str, name: str, scope: Scope, receive: Receive, send: Send
@@ -219,6 +223,10 @@ class _Given:
         return self._query.get(parameter) or None if self._query is not None else None
 
 
+def _stopping() -> NotReady:
+    return NotReady("the server is stopping, and the answer was not complete in time; call again")
+
+
 def _not_served(path: str, *, query: bytes) -> NotFound:
     if query.endswith((b"chat/completions", b"models")):
         return NotFound(
@@ -286,8 +294,11 @@ class _Answer:
                 await self._send_piece(chunk)
         except MiproError as error:
             log_failure(error)
-            await self._send_piece(b"\n\ndata: " + orjson.dumps(openai_error(error)) + b"\n\n")
-            await self._end()
+            await self._end_with(error)
+            raise
+        except asyncio.CancelledError:
+            # By a server that stops. A caller who is gone reads nothing of it.
+            await self._end_with(_stopping())
             raise
         await self._end()
         self._metered.finished()
@@ -295,6 +306,11 @@ class _Answer:
 
     async def _send_piece(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _end_with(self, error: MiproError) -> None:
+        """An error as the last event."""
+        await self._send_piece(b"\n\ndata: " + orjson.dumps(openai_error(error)) + b"\n\n")
+        await self._end()
 
     async def _end(self) -> None:
         await self._send({"type": "http.response.body"})
