@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import orjson
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -35,13 +37,16 @@ _HEADERS = [
     (b"content-length", b"%d" % len(_BODY)),
     (b"connection", b"close"),
 ]
+# What tells where a body ends.
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%s: %s\r\n" % header for header in headers)
+
+
 _ANSWER = b"".join(
-    [
-        b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
-        *(b"%s: %s\r\n" % header for header in _HEADERS),
-        b"\r\n",
-        _BODY,
-    ]
+    [b"HTTP/1.1 431 Request Header Fields Too Large\r\n", _lines(_HEADERS), b"\r\n", _BODY]
 )
 
 
@@ -55,15 +60,37 @@ class Connection(HttpToolsProtocol):
     has_request = False
     outside_bytes = 0
     received_bytes = 0
+    _after_offer = 0
+    _goes_on = False
 
     def data_received(self, data: bytes) -> None:
         self.received_bytes += len(data)
         self.outside_bytes += len(data)
-        super().data_received(data)
+        while data:
+            self._after_offer = 0
+            super().data_received(data)
+            data = data[self._after_offer :] if self._after_offer else b""
         if self.outside_bytes > LARGEST_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore an offer to change the protocol, which a server may (RFC 9110, section 7.8).
+
+        Java's client makes one with its first request. The parser takes nothing after the head of
+        such a request: a new one, which is told how long the body is, goes on.
+        """
+        offer = sys.exception()
+        assert isinstance(offer, HttpParserUpgrade)
+        framing = [header for header in self.scope["headers"] if header[0] in _FRAMING]
+        self._goes_on = True
+        self.parser = HttpRequestParser(self)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + _lines(framing) + b"\r\n")
+        self._after_offer = offer.args[0]
+
     def on_headers_complete(self) -> None:
+        if self._goes_on:
+            self._goes_on = False
+            return
         if len(self.headers) > MOST_HEADERS or (
             self.outside_bytes > LARGEST_HEAD_BYTES and self._head_bytes > LARGEST_HEAD_BYTES
         ):
@@ -81,6 +108,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.outside_bytes = 0
         super().on_message_complete()
 

@@ -113,6 +113,37 @@ def post(path: bytes, headers: bytes, end: bytes = b"\r\n") -> bytes:
     )
 
 
+OFFER = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+)
+CREATE = (
+    b"POST /api/v1/online/sessions HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST + OFFER
+)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (PING + OFFER + b"\r\n", b"200"),
+        (PING + OFFER.replace(b"h2c", b"websocket") + b"\r\n", b"200"),
+        (CREATE + b'Content-Length: 13\r\n\r\n{"config": 1}', b"422"),
+        (CREATE + b'Transfer-Encoding: chunked\r\n\r\nd\r\n{"config": 1}\r\n0\r\n\r\n', b"422"),
+    ],
+    ids=["h2c", "websocket", "body", "chunks"],
+)
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_an_offer_to_change_the_protocol_is_ignored(
+    raw: Raw, request_bytes: bytes, status: bytes, pieces: int
+) -> None:
+    sent = request_bytes * 3 + NEXT
+    size = -(-len(sent) // pieces)
+    answer = raw.say(*(sent[k : k + size] for k in range(0, len(sent), size)))
+    statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [status] * 3 + [b"200"]
+    # Of an empty body, something else would be said.
+    assert answer.count(b"config is 1") == (3 if status == b"422" else 0)
+
+
 class TestHeads:
     """What comes around a body."""
 
