@@ -11,6 +11,7 @@ from prefect_mipro.artifacts.charts import Bar, Level, Point, data_uri, interval
 from prefect_mipro.artifacts.comparison import comparison, finite, role
 from prefect_mipro.artifacts.differences import difference
 from prefect_mipro.artifacts.markdown import cell, fenced, folded, one_line
+from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.sessions import CandidateReport, SessionStatus
 from prefect_mipro.models.summaries import Evaluation, wilson_interval
 
@@ -311,10 +312,28 @@ def _prompt(champion: CandidateReport) -> Iterator[str]:
     count = len(champion.demonstrations)
     if count:
         turns = "\n\n".join(
-            f"user: {turn.get('input', '')}\nassistant: {turn.get('output', '')}"
+            f"user: {turn.get('input', '')}\nassistant: {turn.get('output', '')}\n"
+            f"({_shown_because(turn)})"
             for turn in champion.demonstrations
         )
         yield folded(f"{_demonstrations(count)}, sent as chat turns in this order", fenced(turns))
+
+
+def _shown_because(turn: JsonObject) -> str:
+    """Where the texts came from, and on whose word they are shown."""
+    source = turn.get("source")
+    parts = [
+        _SOURCES.get(str(source), "of unknown origin"),
+        f"example {turn['example_id']}" if turn.get("example_id") else "",
+        f"rollout {turn['rollout_id']}" if turn.get("rollout_id") else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+_SOURCES = {
+    "marked": "marked as shareable by the caller",
+    "traffic": "from traffic, which the config allows",
+}
 
 
 def _changes(baseline: CandidateReport, champion: CandidateReport) -> Iterator[str]:

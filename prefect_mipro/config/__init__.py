@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect_mipro.config.sections import (
     DemonstrationSettings,
+    FromTraffic,
     MiproSettings,
     MissingRewardSettings,
     ModelPrice,
@@ -28,6 +29,7 @@ from prefect_mipro.config.session import (
 
 __all__ = [
     "DemonstrationSettings",
+    "FromTraffic",
     "MiproConfig",
     "MiproSettings",
     "MissingRewardSettings",

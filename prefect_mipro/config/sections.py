@@ -22,6 +22,16 @@ class ProposerMode(StrEnum):
     ALL_LEVERS = "all_levers"
 
 
+class FromTraffic(StrEnum):
+    """Which recorded calls may be shown to other users, word by word, in a prompt.
+
+    `expected_only` takes those whose reward was marked as `shareable`, `allowed` takes all.
+    """
+
+    EXPECTED_ONLY = "expected_only"
+    ALLOWED = "allowed"
+
+
 class ProposalTrigger(StrEnum):
     """When proposals are made: after rewards while serving, or never."""
 
@@ -142,9 +152,10 @@ class DemonstrationSettings(Section):
     """How demonstration sets are made from rewarded traces and expected answers.
 
     A set has one of `sizes` demonstrations, each at most `max_characters` long and all together
-    at most `max_set_characters`.
+    at most `max_set_characters`. `from_traffic` says whose texts may be in it.
     """
 
+    from_traffic: FromTraffic = FromTraffic.EXPECTED_ONLY
     max_sets: int = Field(default=6, ge=0)
     sets_per_batch: int = Field(default=2, ge=0)
     sizes: list[Annotated[int, Field(gt=0)]] = Field(default=[4, 8, 16], min_length=1)

@@ -104,7 +104,13 @@ class Loop:
         run_id = str(flow_run.get_id() or uuid4())
         attempt = f"{run_id}.{done_before}" if done_before else run_id
         jobs = (
-            RolloutJob.of(example, f"{attempt}-{position}", stop=stop and position == last)
+            RolloutJob.of(
+                example,
+                f"{attempt}-{position}",
+                stop=stop and position == last,
+                # A data set is the developer's own, and not a stranger's message.
+                shareable=True,
+            )
             for position, example in numbered
         )
         if not stop:
@@ -261,6 +267,7 @@ class Loop:
             rollout_id=job.rollout_id,
             example_id=job.example_id,
             stop=job.stop,
+            shareable=job.shareable,
             **common,
         )
 

@@ -25,16 +25,26 @@ class LeverName(StrEnum):
     DEMONSTRATIONS = "demonstrations"
 
 
+class DemonstrationSource(StrEnum):
+    """Why a demonstration may be shown to other users: marked by the caller, or allowed for all."""
+
+    MARKED = "marked"
+    TRAFFIC = "traffic"
+
+
 class Demonstration(Record):
     """One worked example: what the user turn said and what the assistant should have answered.
 
-    `trace_id` names the call it was taken from, `example_id` the caller's example, if known.
+    `trace_id` and `rollout_id` name the call it was taken from, `example_id` the caller's example,
+    if known.
     """
 
     input: str
     output: str
     trace_id: str | None = None
+    rollout_id: str | None = None
     example_id: str | None = None
+    source: DemonstrationSource | None = None
 
 
 class InstructionValue(Record):

@@ -156,13 +156,15 @@ class RewardRequest(Record):
     rollout_id: str | None = None
     candidate_id: str | None = None
     trace_ref: str | None = None
+    shareable: StrictBool | None = None
     stop: StrictBool | None = None
 
 
 class Reward(Record):
     """A reward as it came in. `value` is scaled to [0, 1], `score` is what the caller sent.
 
-    `rollout_id` is `None` while it waits for a rollout of its correlation id.
+    `rollout_id` is `None` while it waits for a rollout of its correlation id. `shareable` says that
+    the texts of its rollout may be shown to other users, as a worked example.
     """
 
     reward_id: str
@@ -176,6 +178,7 @@ class Reward(Record):
     expected: str | None = None
     example_id: str | None = None
     trace_ref: str | None = None
+    shareable: bool = False
     artifact: JsonObject | None = None
     metadata: JsonObject | None = None
     received_at: datetime
@@ -200,7 +203,11 @@ class RewardReceipt(Record):
 
 
 class ExampleTrace(Record):
-    """A rewarded call as the proposer and the demonstration pool see it."""
+    """A rewarded call as the proposer and the demonstration pool see it.
+
+    `user` is the one that the reward's metadata names. `shareable` is the caller's word that the
+    texts may be shown to other users.
+    """
 
     trace_id: str
     rollout_id: str
@@ -211,6 +218,9 @@ class ExampleTrace(Record):
     reward: float
     expected: str | None = None
     feedback: str | None = None
+    correlation_id: str | None = None
+    user: str | None = None
+    shareable: bool = False
 
 
 class SeedEval(Record):

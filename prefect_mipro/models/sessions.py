@@ -202,7 +202,7 @@ class ContextApply(Record):
 class ProposerReport(Record):
     """What the proposer did last, and what it waits for.
 
-    `warning` says why the last round had nothing to look at, if it had nothing.
+    `warning` says what the last round could not learn from, and why.
     """
 
     rounds: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,11 +15,15 @@ import numpy as np
 
 from prefect_mipro.config import DemonstrationSettings
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.levers import Demonstration, DemonstrationsValue
+from prefect_mipro.models.levers import (
+    Demonstration,
+    DemonstrationSource,
+    DemonstrationsValue,
+)
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.prompts import normalised
 
-TEMPLATE_VERSION = "sets-2"
+TEMPLATE_VERSION = "sets-3"
 
 # An answer is worth showing when it is among the best of those seen.
 GOOD_QUANTILE = 0.8
@@ -31,6 +35,12 @@ FEWEST_REFUSALS = 2
 CONTEXT_SHARE = 0.9
 # Draws per wanted set before the pool counts as used up.
 ATTEMPTS = 20
+# No user, correlation id or example fills more than this share of a set.
+MOST_OF_ONE_SOURCE = 0.25
+# What is not vouched for takes the word of so many: what one source rewarded is no evidence.
+FEWEST_SOURCES = 2
+# The source of all unmarked calls that name none, where others do.
+UNKNOWN = "unknown"
 # Outputs are labels when each occurs at least so often on average.
 FEWEST_PER_LABEL = 2
 
@@ -40,11 +50,13 @@ class WorkedExample:
     """A demonstration, and how much better its answer was than its example's usually are.
 
     `surprise` is in units of the scaled reward: near 1 for the one success of a hard example, near
-    0 for an easy one, negative where only the expected answer is right.
+    0 for an easy one, negative where only the expected answer is right. `sources` are those of
+    which no set may hold too much: the user, the correlation id, the example.
     """
 
     demonstration: Demonstration
     surprise: float = 0.0
+    sources: frozenset[str] = frozenset()
 
     @cached_property
     def key(self) -> str:
@@ -83,14 +95,16 @@ def worked_examples(
     *,
     threshold: float,
     max_characters: int,
+    own_correlation_id: str | None = None,
 ) -> tuple[WorkedExample, ...]:
     """The pool of worked examples in the traces, which come newest first.
 
     Of equal inputs the newest stays. An expected answer teaches better than a recorded one, so it
     is the output where it is known; else the recorded answer serves if its reward reached
     `threshold` and is among the best fifth of those seen (bootstrapping, MIPRO, arXiv 2406.11695,
-    section 3.1).
+    section 3.1). `own_correlation_id` is the session's: it tells no caller from another.
     """
+    sources = _sources(traces, own_correlation_id)
     bar = max(threshold, _quantile([trace.reward for trace in traces]))
     usual = _usual_rewards(traces)
     best: dict[str, float] = {}
@@ -108,10 +122,12 @@ def worked_examples(
             input=trace.input,
             output=output,
             trace_id=trace.trace_id,
+            rollout_id=trace.rollout_id,
             example_id=trace.example_id,
+            source=DemonstrationSource.MARKED if trace.shareable else DemonstrationSource.TRAFFIC,
         )
         surprise = best[asked] - usual[_identity(trace)]
-        pool.setdefault(asked, WorkedExample(demonstration, surprise))
+        pool.setdefault(asked, WorkedExample(demonstration, surprise, sources(trace)))
     return tuple(pool.values())
 
 
@@ -129,7 +145,8 @@ def propose_sets(
     together, and sizes grow to a multiple of the number of labels, unless there are more labels
     than turns in the largest set. A set with the members of an existing one is not made again. The
     pool's whole is the only set while it is smaller than every size. No set is longer than the
-    settings allow: what does not fit any more is left out.
+    settings allow: what does not fit any more is left out, and so is what would give one source
+    more than its share. A set with unmarked texts has at least two sources of them.
     """
     if not pool:
         return []
@@ -245,7 +262,71 @@ def _interleaved(
             if left[k] and len(chosen) < size:
                 chosen.append(left[k].pop(pick(left[k], chosen)))
                 room -= chosen[-1].characters
-    return tuple(example.demonstration for example in chosen)
+    fair = _fair(chosen)
+    return tuple(example.demonstration for example in fair) if _is_evidence(fair) else ()
+
+
+def _fair(chosen: Sequence[WorkedExample]) -> list[WorkedExample]:
+    """Without those that give a source more than its share of what is left; the first stay."""
+    left = list(chosen)
+    while True:
+        most = max(1, int(MOST_OF_ONE_SOURCE * len(left)))
+        counts: Counter[str] = Counter()
+        kept = []
+        for example in left:
+            if all(counts[source] < most for source in example.sources):
+                counts.update(example.sources)
+                kept.append(example)
+        if len(kept) == len(left):
+            return kept
+        left = kept
+
+
+def _is_evidence(chosen: Sequence[WorkedExample]) -> bool:
+    """Whether the unmarked ones, if there are any, come from more than one source."""
+    unmarked = [
+        example for example in chosen if example.demonstration.source is DemonstrationSource.TRAFFIC
+    ]
+    if not unmarked:
+        return True
+    shared = frozenset.intersection(*(example.sources for example in unmarked))
+    return len(unmarked) >= FEWEST_SOURCES and not shared
+
+
+def _sources(
+    traces: Sequence[ExampleTrace], own_correlation_id: str | None
+) -> Callable[[ExampleTrace], frozenset[str]]:
+    """Whose each trace is.
+
+    Where no unmarked trace names a user or a correlation id, each counts as a source of its own.
+    Where some do, those that do not count as one: to name none must not be a way around the rule.
+    Marked ones are vouched for. They are told apart by their sources where these are enough to fill
+    a set, and else by their examples alone.
+    """
+
+    def callers(trace: ExampleTrace) -> set[str]:
+        correlation = trace.correlation_id
+        own = correlation in (None, own_correlation_id)
+        return {
+            *([f"user {trace.user}"] if trace.user else []),
+            *([] if own else [f"correlation id {correlation}"]),
+        }
+
+    def example(trace: ExampleTrace) -> set[str]:
+        return {f"example {trace.example_id}"} if trace.example_id else set()
+
+    named = [callers(trace) for trace in traces if not trace.shareable]
+    some_named = any(named)
+    marked = {frozenset(callers(trace)) for trace in traces if trace.shareable}
+    enough = len(marked) * MOST_OF_ONE_SOURCE >= 1
+
+    def of(trace: ExampleTrace) -> frozenset[str]:
+        if trace.shareable:
+            return frozenset(example(trace) | (callers(trace) if enough else set()))
+        unnamed = {UNKNOWN} if some_named else set()
+        return frozenset(example(trace) | (callers(trace) or unnamed))
+
+    return of
 
 
 def _first(group: Sequence[WorkedExample], chosen: Sequence[WorkedExample]) -> int:

@@ -48,24 +48,36 @@ class Grounding:
         return tuple(name for name, _ in self.labels)
 
     @classmethod
-    def of(cls, traces: Sequence[ExampleTrace], *, threshold: float) -> Grounding:
-        """From recorded calls, of which those rewarded below `threshold` went badly."""
+    def of(
+        cls, traces: Sequence[ExampleTrace], *, threshold: float, quotable: bool = True
+    ) -> Grounding:
+        """From recorded calls, of which those rewarded below `threshold` went badly.
+
+        Answers and remarks are taken over word by word. Unless all are `quotable`, only marked
+        calls give any; the right answers that a program tells are its own words in any case.
+        """
         lengths = {normalised(trace.input): len(trace.input) for trace in traces}
         return cls(
             inputs=len(lengths),
             characters=(min(lengths.values()), max(lengths.values())) if lengths else (0, 0),
-            labels=_labels(traces, threshold),
-            remarks=_remarks(traces, threshold),
+            labels=_labels(traces, threshold, quotable=quotable),
+            remarks=_remarks([t for t in traces if quotable or t.shareable], threshold),
         )
 
 
-def _labels(traces: Sequence[ExampleTrace], threshold: float) -> tuple[tuple[str, float], ...]:
+def _labels(
+    traces: Sequence[ExampleTrace], threshold: float, *, quotable: bool
+) -> tuple[tuple[str, float], ...]:
     """Expected answers count where there are any, else those rewarded with the threshold or more.
 
     An answer that was given only once is no label, unless it was expected.
     """
     expected = [trace.expected for trace in traces if trace.expected]
-    answers = expected or [trace.output for trace in traces if trace.reward >= threshold]
+    answers = expected or [
+        trace.output
+        for trace in traces
+        if trace.reward >= threshold and (quotable or trace.shareable)
+    ]
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for answer in map(str.strip, answers):
         spellings[normalised(answer)][answer] += 1

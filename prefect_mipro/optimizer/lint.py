@@ -1,17 +1,20 @@
-"""What a text must not be or do to become an instruction."""
+"""What a text must not be or do to become an instruction, or a demonstration."""
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect_mipro.models.chat import InitialPrompt
+from prefect_mipro.models.levers import Demonstration
 from prefect_mipro.models.rollouts import ExampleTrace
+from prefect_mipro.optimizer import suspicion
+from prefect_mipro.optimizer.copies import Copies
 from prefect_mipro.optimizer.grounding import Grounding
 from prefect_mipro.optimizer.prompts import normalised, placeholder_fault
+from prefect_mipro.optimizer.suspicion import CHAT_TOKEN, plain
 
 SHORTEST_CHARACTERS = 20
 LONGEST_CHARACTERS = 2_000
@@ -24,82 +27,29 @@ NEAR_DUPLICATE_WORDS = 3
 COPIED_WORDS = 8
 FEWEST_COPIED_WORDS = 4
 
-CHAT_TOKEN = re.compile(
-    r"<[|\uff5c][^<>\n]{1,40}[|\uff5c]>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>"
-    r"|</?(?:tool_call|tool_response|tool_code|function_call|function_response|think)>",
-    re.IGNORECASE,
-)
 _WORD = re.compile(r"\w+")
 _FORMAT = re.compile(
     r"\b(?:json|xml|yaml|html|csv|markdown|latex|boxed|uppercase|lowercase)\b"
     r"|</?\w+>|#{3,}|`([^`\n]+)`|\"([\w -]{1,24})\"|\u201c([\w -]{1,24})\u201d",
     re.IGNORECASE,
 )
-_SUSPICIOUS = (
-    (CHAT_TOKEN, "a chat token"),
-    (
-        re.compile(
-            r"^[\s#*>\[(-]*(?:system|developer|user|human|assistant|tool)[\s*\])]*(?:prompt)?\s*:",
-            re.I | re.M,
-        ),
-        "a role",
-    ),
-    (
-        re.compile(r"</?instruction>|\bdata-[0-9a-z]{6,}|\\u[0-9a-f]{4}|\"verdict\":", re.I),
-        "a mark of the request",
-    ),
-    (
-        re.compile(
-            r"""
-            \b[a-z][a-z0-9+.-]{0,30}://[^\s/?\#"'<>()\]]*\w
-            | \b(?:https?|ftp|file|data|javascript|vbscript):\S
-            # Of the scheme of the page that shows it.
-            | (?<![\w:/])//(?:[\w-]+(?:[.:][\w-]+)+|[\w-]+(?=/\w)|\[[0-9a-f:.]+\])
-            | \bwww\.[\w.-]*\w | \]\(
-            """,
-            re.IGNORECASE | re.VERBOSE,
-        ),
-        "a link",
-    ),
-    (
-        re.compile(
-            r"""
-            </?(?:script|style|iframe|frame|frameset|object|embed|applet|svg|math|link|meta|base
-                |form|img|video|audio|picture)(?=[\s/>])
-            | <[a-z][^<>]*\b(?:on[a-z]+|href|src|srcset|style|action|formaction|poster)\s*=
-            | <!(?:--|doctype\b) | &(?:\#[0-9]+|\#x[0-9a-f]+|[a-z]{2,8});
-            """,
-            re.IGNORECASE | re.VERBOSE,
-        ),
-        "HTML",
-    ),
-    (re.compile(r"[\w.+-]+@[\w-]+\.\w"), "a mail address"),
-    (re.compile(r"[A-Za-z0-9+/_-]{48,}|\d(?:[ .-]?\d){8,}"), "a code or a long number"),
-    (
-        re.compile(
-            r"\b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,40}"
-            r"\b(?:previous|prior|above|earlier|preceding|other|all|your|any|instructions?|rules?)\b",
-            re.I,
-        ),
-        "an order to ignore something",
-    ),
-)
-
 Run = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Lint:
-    """What the instructions of one session are held to.
+    """What the instructions and demonstrations of one session are held to.
 
     `allowed` is the text of the caller's own prompt: what it has itself is no fault. `labels` are
-    those that the baseline lists. `recorded` holds the runs of words that give a trace away.
+    those that the baseline lists. `recorded` holds the runs of words that give a trace away, and
+    `copies` its passages, for scripts without spaces and for words that were run together.
     """
 
     baseline: str
     allowed: str
     labels: tuple[str, ...] = ()
     recorded: frozenset[Run] = frozenset()
+    copies: Copies = field(default_factory=lambda: Copies({}))
 
     @classmethod
     def of(
@@ -125,6 +75,11 @@ class Lint:
             labels=names if all(_names(baseline, label) for label in names) else (),
             recorded=frozenset(run for trace in traces for run in _telling_runs(trace, common))
             - _short_runs(allowed),
+            copies=Copies.of(
+                (text for trace in traces for text in _telling_texts(trace, common)),
+                wholes=(trace.input for trace in traces),
+                known="\n".join([allowed, *names]),
+            ),
         )
 
     def fault(self, text: str, *, others: Sequence[str] = ()) -> str:
@@ -139,6 +94,19 @@ class Lint:
             or _near_duplicate(text, [self.baseline, *others])
             or self._copied(text)
         )
+
+    def fault_of_demonstration(self, shown: Demonstration) -> str:
+        """Why it may not be shown to other users, whoever vouches for it; empty when it may.
+
+        It passes the checks of instructions that are about what a text does to its readers. Those
+        about size, format and copies are about instructions alone.
+        """
+        for text in (shown.input, shown.output):
+            if hidden := suspicion.hidden_character(text):
+                return f"holds the invisible character {hidden!a}"
+            if found := self._unknown(suspicion.in_demonstration(text)):
+                return f"holds {found[1]}"
+        return ""
 
     def _wrong_size(self, text: str) -> str:
         longest = max(LONGEST_CHARACTERS, math.ceil(GROWTH * len(self.baseline)))
@@ -163,12 +131,15 @@ class Lint:
         return f"loses the answer {lost!r}" if lost else ""
 
     def _suspicious(self, text: str) -> str:
-        known = _plain(self.allowed).casefold()
-        for pattern, name in _SUSPICIOUS:
-            for found in pattern.finditer(_plain(text)):
-                if not _stands_in(known, found[0].casefold()):
-                    return f"holds {name}: {found[0][:40]!r}"
-        return ""
+        found = self._unknown(suspicion.in_instruction(text))
+        return f"holds {found[1]}: {found[0][:40]!r}" if found else ""
+
+    def _unknown(self, found: Iterator[tuple[str, str]]) -> tuple[str, str] | None:
+        """The first suspicious passage, with its name, that is not the caller's own."""
+        known = plain(self.allowed).casefold()
+        return next(
+            ((text, name) for text, name in found if not _stands_in(known, text.casefold())), None
+        )
 
     def _copied(self, text: str) -> str:
         """A run of words from a trace, or a whole input of a few words, not in the prompt.
@@ -181,7 +152,8 @@ class Lint:
             for run in _runs(words, length):
                 if run in self.recorded:
                     return f"copies {' '.join(run)!r} from an example"
-        return ""
+        passage = self.copies.in_text(text)
+        return f"copies {passage!r} from an example" if passage else ""
 
 
 def estimated_tokens(text: str) -> int:
@@ -191,11 +163,7 @@ def estimated_tokens(text: str) -> int:
 
 
 def _visible(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in _INVISIBLE
-
-
-# Control, format, surrogate, private, unassigned; line and paragraph separators.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+    return character in "\n\t" or not suspicion.hides(character)
 
 
 def _names(text: str, label: str) -> bool:
@@ -222,13 +190,17 @@ def _near_duplicate(text: str, others: Sequence[str]) -> str:
 
 
 def _telling_runs(trace: ExampleTrace, common_remarks: set[str]) -> Iterator[Run]:
-    feedback = trace.feedback or ""
-    remark = "" if normalised(feedback) in common_remarks else feedback
-    for text in (trace.input, trace.output, trace.expected or "", remark):
+    for text in _telling_texts(trace, common_remarks):
         words = _words(CHAT_TOKEN.sub(" ", text[:LONGEST_CHARACTERS]))
         yield from _runs(words, COPIED_WORDS)
         if text is trace.input and FEWEST_COPIED_WORDS <= len(words) < COPIED_WORDS:
             yield tuple(words)
+
+
+def _telling_texts(trace: ExampleTrace, common_remarks: set[str]) -> tuple[str, ...]:
+    feedback = trace.feedback or ""
+    remark = "" if normalised(feedback) in common_remarks else feedback
+    return trace.input, trace.output, trace.expected or "", remark
 
 
 def _short_runs(text: str) -> set[Run]:
@@ -242,9 +214,4 @@ def _runs(words: Sequence[str], length: int) -> Iterator[Run]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(_plain(text).casefold())
-
-
-def _plain(text: str) -> str:
-    """Without the look-alikes of letters that would hide a word."""
-    return unicodedata.normalize("NFKC", text)
+    return _WORD.findall(plain(text).casefold())

@@ -15,7 +15,7 @@ from prefect_mipro.models.levers import Demonstration
 from prefect_mipro.models.placeholders import placeholders
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer.grounding import Grounding
-from prefect_mipro.optimizer.lint import CHAT_TOKEN
+from prefect_mipro.optimizer.suspicion import CHAT_TOKEN
 
 
 class Operator(StrEnum):

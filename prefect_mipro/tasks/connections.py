@@ -60,6 +60,7 @@ class SessionHandle(Record):
         example_id: str | int | None = None,
         metric: Reward | AsyncReward | None = None,
         on_error: OnError = "no_reward",
+        shareable: bool = False,
     ) -> RolloutBlock:
         """A `with` or `async with` block that is one rollout.
 
@@ -70,7 +71,8 @@ class SessionHandle(Record):
         block; a reward that was given before is reported, else `on_error` where it is a number.
 
         Without `rollout_id` it is a new rollout; in a task, with an example's id, a retry of the
-        task is the same one.
+        task is the same one. `shareable` says that its texts may be shown to other users, as a
+        worked example.
         """
         # Imported here, because rollouts are made of handles.
         from prefect_mipro.tasks.open_rollouts import RolloutBlock
@@ -82,6 +84,7 @@ class SessionHandle(Record):
             example_id=example_id,
             metric=metric,
             on_error=on_error,
+            shareable=shareable,
         )
 
     @contextmanager

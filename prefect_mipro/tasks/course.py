@@ -109,7 +109,10 @@ class Course:
 
     def _reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
         stop = True if self.job.stop else None
-        return reward_request(session, judged, self.job.rollout_id, self.job.example_id, stop)
+        job = self.job
+        return reward_request(
+            session, judged, job.rollout_id, job.example_id, stop, shareable=job.shareable
+        )
 
     def _tell_uncounted(self, session: SessionHandle) -> None:
         """Log a warning, when it is due, of a reward that did not count."""

@@ -117,9 +117,10 @@ class RolloutBlock:
         example_id: str | int | None,
         metric: Reward | AsyncReward | None,
         on_error: OnError,
+        shareable: bool,
     ) -> None:
         _check(metric, on_error)
-        job = RolloutJob.of(example, rollout_id or "", example_id=example_id)
+        job = RolloutJob.of(example, rollout_id or "", example_id=example_id, shareable=shareable)
         self._session = session
         self._job = job if rollout_id else replace(job, rollout_id=_own_id(job.example_id))
         self._metric = metric

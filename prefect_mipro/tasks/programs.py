@@ -25,12 +25,16 @@ Reward = Callable[[Example, Answer], RewardValue]
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """One rollout to be run. The same id again is a repeat, not another rollout."""
+    """One rollout to be run. The same id again is a repeat, not another rollout.
+
+    `shareable` says that its texts may be shown to other users, as a worked example.
+    """
 
     example: Example
     rollout_id: str
     example_id: str | None = None
     stop: bool = False
+    shareable: bool = False
 
     @classmethod
     def of(
@@ -40,9 +44,11 @@ class RolloutJob:
         *,
         example_id: str | int | None = None,
         stop: bool = False,
+        shareable: bool = False,
     ) -> RolloutJob:
         """With the example's id: the caller's, else what the example says about itself."""
         fields = fields_of(example) if example_id is None else None
         if fields is not None:
             example_id = example_id_of(fields)
-        return cls(example, rollout_id, None if example_id is None else str(example_id), stop)
+        known = None if example_id is None else str(example_id)
+        return cls(example, rollout_id, known, stop, shareable)

@@ -63,6 +63,8 @@ def reward_request(
     rollout_id: str,
     example_id: str | None = None,
     stop: bool | None = None,
+    *,
+    shareable: bool = False,
 ) -> RewardRequest:
     """The body of a reward call; the expected answer and the example travel as metadata."""
     known = {"expected": judged.expected, "example_id": example_id}
@@ -73,6 +75,7 @@ def reward_request(
         metadata=facts or None,
         correlation_id=session.correlation_id,
         rollout_id=rollout_id,
+        shareable=shareable or None,
         stop=stop,
     )
 

@@ -93,7 +93,11 @@ def _run_name() -> str:
 @_takes_failures
 @task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 def report_rewards(
-    session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
+    session: SessionHandle,
+    rewards: Rewards,
+    *,
+    max_workers: int = 8,
+    shareable: bool = False,
 ) -> RewardReport:
     """Reward rollouts that ran before, at most `max_workers` at a time.
 
@@ -101,9 +105,10 @@ def report_rewards(
     `Judgement`. Reporting the same rewards again changes nothing; after a retry of the task, those
     that had counted before it are told as repeated. What is wrong with one of them stands in the
     report, and the others count all the same. A rollout may be named by the future of its task
-    run, which may have failed.
+    run, which may have failed. `shareable` says that the texts of all of them may be shown to other
+    users, as worked examples: set it where the inputs are a data set of your own.
     """
-    cases, refused = _read(session, rewards)
+    cases, refused = _read(session, rewards, shareable=shareable)
     with connection_to(session) as connection:
 
         def report(case: _Case) -> list[_Said]:
@@ -123,10 +128,14 @@ def report_rewards(
 @_takes_failures
 @task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
 async def areport_rewards(
-    session: SessionHandle, rewards: Rewards, *, max_workers: int = 8
+    session: SessionHandle,
+    rewards: Rewards,
+    *,
+    max_workers: int = 8,
+    shareable: bool = False,
 ) -> RewardReport:
     """Reward rollouts that ran before; see `report_rewards`."""
-    cases, refused = _read(session, rewards)
+    cases, refused = _read(session, rewards, shareable=shareable)
     async with async_connection_to(session) as connection:
 
         async def report(case: _Case) -> list[_Said]:
@@ -160,7 +169,9 @@ class _Said(NamedTuple):
     prompt_applied: bool | None = None
 
 
-def _read(session: SessionHandle, rewards: Rewards) -> tuple[list[_Case], list[_Said]]:
+def _read(
+    session: SessionHandle, rewards: Rewards, *, shareable: bool
+) -> tuple[list[_Case], list[_Said]]:
     cases: dict[str, list[RewardRequest]] = defaultdict(list)
     refused = []
     for number, (owner, value) in enumerate(_pairs(rewards)):
@@ -183,7 +194,9 @@ def _read(session: SessionHandle, rewards: Rewards) -> tuple[list[_Case], list[_
         except InputInvalid as error:
             refused.append(_refused(rollout_id, error))
             continue
-        cases[rollout_id].append(reward_request(session, judged, rollout_id, example_id))
+        cases[rollout_id].append(
+            reward_request(session, judged, rollout_id, example_id, shareable=shareable)
+        )
     return [_Case(*case) for case in cases.items()], refused
 
 

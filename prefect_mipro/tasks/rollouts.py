@@ -63,16 +63,24 @@ def run_rollout(
     example_id: str | None = None,
     on_error: OnError = "no_reward",
     stop: bool = False,
+    shareable: bool = False,
 ) -> RolloutResult:
     """Run `program(rollout, example)`, judge it by `reward(example, answer)`, report the reward.
 
     Without `rollout_id` it is the task run's id, so that retries of the task are one rollout. With
     `None` as reward function the reward comes later, by `report_reward`. When program or reward
     function raise, `on_error` says whether the task raises, goes on without a reward, or reports
-    this number. `stop` ends the session with this reward.
+    this number. `stop` ends the session with this reward. `shareable` says that its texts may be
+    shown to other users, as a worked example.
     """
     with connection_to(session) as connection:
-        job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
+        job = RolloutJob.of(
+            example,
+            rollout_id or _own_id(),
+            example_id=example_id,
+            stop=stop,
+            shareable=shareable,
+        )
         return _run(job, session, connection, program, reward, on_error)
 
 
@@ -87,10 +95,17 @@ async def arun_rollout(
     example_id: str | None = None,
     on_error: OnError = "no_reward",
     stop: bool = False,
+    shareable: bool = False,
 ) -> RolloutResult:
     """The same for a program that is a coroutine function; the reward function may be one too."""
     async with async_connection_to(session) as connection:
-        job = RolloutJob.of(example, rollout_id or _own_id(), example_id=example_id, stop=stop)
+        job = RolloutJob.of(
+            example,
+            rollout_id or _own_id(),
+            example_id=example_id,
+            stop=stop,
+            shareable=shareable,
+        )
         return await _arun(job, session, connection, program, reward, on_error)
 
 

@@ -210,13 +210,15 @@ def report_reward(
     example_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     stop: bool | None = None,
+    shareable: bool = False,
 ) -> RewardReceipt:
     """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known.
 
-    `score` is whatever a reward function may return.
+    `score` is whatever a reward function may return. `shareable` says that the rollout's texts may
+    be shown to other users, as a worked example.
     """
     judged = _judged(score, feedback, expected, metadata)
-    request = reward_request(session, judged, rollout_id, example_id, stop)
+    request = reward_request(session, judged, rollout_id, example_id, stop, shareable=shareable)
     with connection_to(session) as connection:
         receipt = connection.client.reward(session.session_id, request)
         rollouts = int(receipt.prompt_applied is False)
@@ -235,13 +237,15 @@ async def areport_reward(
     example_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     stop: bool | None = None,
+    shareable: bool = False,
 ) -> RewardReceipt:
     """Reward a rollout that ran elsewhere. `expected` is the right answer, where it is known.
 
-    `score` is whatever a reward function may return.
+    `score` is whatever a reward function may return. `shareable` says that the rollout's texts may
+    be shown to other users, as a worked example.
     """
     judged = _judged(score, feedback, expected, metadata)
-    request = reward_request(session, judged, rollout_id, example_id, stop)
+    request = reward_request(session, judged, rollout_id, example_id, stop, shareable=shareable)
     async with async_connection_to(session) as connection:
         receipt = await connection.client.reward(session.session_id, request)
         rollouts = int(receipt.prompt_applied is False)

@@ -260,6 +260,45 @@ def test_a_hard_set_shows_hard_examples_that_were_solved_of_every_label() -> Non
     assert set(Counter(outputs(hard)).values()) == {2}
 
 
+# Sources
+
+
+def unmarked(count: int, **fields: Any) -> list[ExampleTrace]:
+    return [trace(f"question {n}", f"answer {n}", **fields) for n in range(count)]
+
+
+def set_of(*traces: ExampleTrace, size: int = 8) -> list[tuple[Demonstration, ...]]:
+    return sets(list(examples(*traces)), sizes=(size,), count=1)
+
+
+@pytest.mark.parametrize("named", ["user", "correlation_id", "example_id"])
+def test_no_source_fills_more_than_a_quarter_of_a_set(named: str) -> None:
+    loud = [trace(f"loud {n}", f"answer {n}", **{named: "loud"}) for n in range(20)]
+    others = [trace(f"other {n}", f"reply {n}", **{named: f"{n}"}) for n in range(20)]
+    for chosen in sets(list(examples(*loud, *others)), sizes=(8,), count=5):
+        assert sum("loud" in shown.input for shown in chosen) <= max(1, len(chosen) // 4)
+
+
+def test_what_one_source_rewarded_alone_makes_no_set() -> None:
+    assert set_of(*unmarked(20, user="loud")) == []
+    (chosen,) = set_of(*unmarked(20, user="loud"), trace("b", "c", user="ada"))
+    assert len(chosen) == 2
+
+
+def test_to_name_no_source_where_others_do_is_one_source() -> None:
+    assert set_of(*unmarked(20), trace("b", "c", user="ada", reward=0.0)) == []
+
+
+def test_where_no_call_names_a_source_each_is_one() -> None:
+    (chosen,) = set_of(*unmarked(20))
+    assert len(chosen) == 8
+
+
+def test_marked_calls_of_a_few_sources_are_told_apart_by_their_examples_alone() -> None:
+    (chosen,) = set_of(*unmarked(20, user="me", shareable=True))
+    assert len(chosen) == 8
+
+
 # Limits
 
 

@@ -273,7 +273,14 @@ def test_a_prompt_cannot_close_its_fence() -> None:
 def test_a_demonstration_cannot_close_its_section() -> None:
     turn = {"input": "```</details>", "output": "````x"}
     page = champion_page(status(candidate(1, demonstrations=[turn])))
-    assert "`````text\nuser: ```</details>\nassistant: ````x\n`````" in page
+    shown = "user: ```</details>\nassistant: ````x\n(of unknown origin)"
+    assert f"`````text\n{shown}\n`````" in page
+
+
+def test_the_page_says_where_each_demonstration_came_from() -> None:
+    turn = {"input": "a", "output": "b", "source": "marked", "rollout_id": "r7", "example_id": "3"}
+    page = champion_page(status(candidate(1, demonstrations=[turn])))
+    assert "(marked as shareable by the caller, example 3, rollout r7)" in page
 
 
 def test_control_and_direction_characters_are_taken_out() -> None:

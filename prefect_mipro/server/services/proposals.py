@@ -19,7 +19,7 @@ from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
-from prefect_mipro.server.services.rounds import Round, nothing_seen
+from prefect_mipro.server.services.rounds import Round, not_shown, nothing_seen
 from prefect_mipro.server.services.turns import TURN_SECONDS, Turns
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
@@ -136,13 +136,13 @@ class Proposals:
         """Retire, then store what needs no model, then ask the model and store the rest.
 
         So a model that is slow, or fails, holds up nothing but its own instructions. Where it
-        brings fewer than wanted, rewrites take their place. Also returns why the round had nothing
-        to look at, if it had nothing.
+        brings fewer than wanted, rewrites take their place. Also returns what the round could not
+        learn from, and why.
         """
         config = self._knowledge.config(session)
         rng = generator(config, session, session.proposal_number)
         seen = await self._retire(await self._look(session), rng)
-        warning = await self._nothing_seen(seen)
+        warning = await self._left_out(seen)
         wanted = seen.instructions_wanted
         asks, own = proposals.asks_model(session), config.proposer_is_policy
         share = proposals.model_share(wanted, own_model=own, round_number=session.proposal_number)
@@ -167,16 +167,21 @@ class Proposals:
         config = self._knowledge.config(session)
         return await asyncio.to_thread(Round.of, config, snapshot, levers, traces)
 
-    async def _nothing_seen(self, seen: Round) -> str | None:
-        """Why no recorded call is there to learn from, where one was wanted; also for the log."""
+    async def _left_out(self, seen: Round) -> str | None:
+        """What could not be learned from, where something was wanted; also for the log."""
         room = seen.room
-        if seen.traces or not (seen.instructions_wanted or room.demonstration_sets):
-            return None
         session_id = seen.snapshot.session.session_id
-        warning = nothing_seen(seen, await self._store.totals(session_id))
-        log.warning(
-            "proposal_round_saw_nothing", extra={"session_id": session_id, "reason": warning}
-        )
+        if not (seen.instructions_wanted or room.demonstration_sets):
+            return None
+        if not seen.traces:
+            event = "proposal_round_saw_nothing"
+            warning = nothing_seen(seen, await self._store.totals(session_id))
+        else:
+            event = "proposal_round_left_out"
+            warning = await asyncio.to_thread(not_shown, seen) if room.demonstration_sets else ""
+        if not warning:
+            return None
+        log.warning(event, extra={"session_id": session_id, "reason": warning})
         return warning
 
     async def _look_again(self, seen: Round) -> Round:

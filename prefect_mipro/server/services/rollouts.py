@@ -121,6 +121,7 @@ class Rollouts:
             expected=_first_text(metadata, EXPECTED_KEYS),
             example_id=_named(_not_long, "the example id", _first_text(metadata, EXAMPLE_KEYS)),
             trace_ref=_named(short_text, "trace_ref", request.trace_ref),
+            shareable=bool(request.shareable),
             artifact=request.artifact,
             metadata=request.metadata,
             received_at=self._clock(),

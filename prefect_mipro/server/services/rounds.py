@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prefect_mipro.config import MiproConfig
+from prefect_mipro.config import FromTraffic, MiproConfig
 from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
 from prefect_mipro.models.levers import (
     DemonstrationsValue,
@@ -65,7 +66,11 @@ class Round:
     ) -> Round:
         """Read the traces, which takes a moment when they are many and long."""
         learned = tuple(trace for trace in traces if not _held_out(config, trace.example_id))
-        grounding = Grounding.of(learned, threshold=config.mipro.few_shot_score_threshold)
+        grounding = Grounding.of(
+            learned,
+            threshold=config.mipro.few_shot_score_threshold,
+            quotable=config.mipro.demonstrations.from_traffic is FromTraffic.ALLOWED,
+        )
         baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
         lint = Lint.of(baseline, prompt=config.initial_prompt, grounding=grounding, traces=learned)
         held_out = len(traces) - len(learned)
@@ -163,12 +168,29 @@ class Round:
         return history
 
     def worked_examples(self, traces: Sequence[ExampleTrace]) -> tuple[WorkedExample, ...]:
-        """Those of the traces that are worth showing."""
+        """Those of the traces that are worth showing, and fit to be shown."""
+        found = self._worth_showing(traces)
+        return tuple(e for e in found if not self.lint.fault_of_demonstration(e.demonstration))
+
+    def unfit_examples(self) -> Counter[str]:
+        """How many that are worth showing are not fit to be shown, by what is wrong with them."""
+        found = self._worth_showing(self.showable)
+        faults = (self.lint.fault_of_demonstration(e.demonstration) for e in found)
+        return Counter(filter(None, faults))
+
+    def _worth_showing(self, traces: Sequence[ExampleTrace]) -> tuple[WorkedExample, ...]:
         return demonstrations.worked_examples(
             traces,
             threshold=self.config.mipro.few_shot_score_threshold,
             max_characters=self.config.mipro.demonstrations.max_characters,
+            own_correlation_id=self.snapshot.session.correlation_id,
         )
+
+    @cached_property
+    def showable(self) -> tuple[ExampleTrace, ...]:
+        """The traces that other users may be shown, word by word."""
+        allowed = self.config.mipro.demonstrations.from_traffic is FromTraffic.ALLOWED
+        return self.traces if allowed else tuple(t for t in self.traces if t.shareable)
 
     def sets(self, rng: np.random.Generator) -> list[ProposedSet]:
         """New demonstration sets, as many as there is room for, and as long as the model takes."""
@@ -181,7 +203,7 @@ class Round:
             return []
         known = [version.demonstrations for version in self.versions(LeverName.DEMONSTRATIONS)]
         return demonstrations.propose_sets(
-            self.worked_examples(self.traces),
+            self.worked_examples(self.showable),
             existing=[DemonstrationsValue(demonstrations=shown) for shown in known if shown],
             count=count,
             settings=settings,
@@ -263,22 +285,37 @@ class Round:
         return {first[version] for version in human & first.keys()}
 
 
+def not_shown(seen: Round) -> str:
+    """Which calls cannot become demonstrations, and why; empty when all can."""
+    said = []
+    if not seen.showable:
+        said.append(
+            f"no demonstrations: none of the {len(seen.traces)} recorded calls is marked as safe "
+            "to show to other users; send shareable with the rewards of inputs that are, or set "
+            "prompt_learning.mipro.demonstrations.from_traffic"
+        )
+    if unfit := seen.unfit_examples():
+        reasons = ", ".join(f"{count} {fault}" for fault, count in unfit.most_common())
+        said.append(f"{unfit.total()} worked examples are not fit to be shown: {reasons}")
+    return "; ".join(said)
+
+
 def nothing_seen(seen: Round, totals: Statistics) -> str:
     """Why a round has no recorded call to learn from, and what to do."""
     if seen.held_out:
         return (
-            f"all {seen.held_out} recorded calls are of held-out examples; leave examples to learn "
-            "from out of prompt_learning.mipro.val_seeds and test_pool"
+            f"nothing to look at: all {seen.held_out} recorded calls are of held-out examples; "
+            "leave examples to learn from out of prompt_learning.mipro.val_seeds and test_pool"
         )
     if totals.unapplied_rollouts and not totals.rewards:
         return (
-            f"{totals.unapplied_rollouts} of {totals.rollouts} rollouts ran without their "
-            "candidate's prompt; send the messages of prompt_learning.initial_prompt"
+            f"nothing to look at: {totals.unapplied_rollouts} of {totals.rollouts} rollouts ran "
+            "without their candidate's prompt; send the messages of prompt_learning.initial_prompt"
         )
     return (
-        "no rewarded rollout consists of a single answered call with the candidate's prompt and "
-        "with text on both sides; reward rollouts of one call each, and keep their texts "
-        "(trace_content)"
+        "nothing to look at: no rewarded rollout consists of a single answered call with the "
+        "candidate's prompt and with text on both sides; reward rollouts of one call each, and "
+        "keep their texts (trace_content)"
     )
 
 

@@ -270,7 +270,7 @@ def _report(facts: Facts, candidate: Candidate, *, probability_best: float) -> C
     counted = candidate.statistics
     is_baseline = candidate.candidate_id == facts.session.baseline_id
     newest = max((instruction, demonstrations), key=lambda version: version.created_at)
-    shown = [{"input": d.input, "output": d.output} for d in demonstrations.demonstrations]
+    shown = [d.model_dump(mode="json", exclude_none=True) for d in demonstrations.demonstrations]
     payload: JsonObject = {"instruction_text": instruction.text, "demonstrations": shown}
     prompt = facts.config.initial_prompt
     return CandidateReport(
@@ -400,7 +400,5 @@ def _loud(facts: Facts) -> list[str]:
             "context"
         )
     if facts.session.proposal_warning:
-        loud.append(
-            f"the last round of proposals had nothing to look at: {facts.session.proposal_warning}"
-        )
+        loud.append(f"the last round of proposals: {facts.session.proposal_warning}")
     return loud

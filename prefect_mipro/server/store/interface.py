@@ -139,7 +139,7 @@ class Store(Access, Upkeep, Protocol):
 
         A round that `asked` the model counts an error as one more failure in a row, or sets the
         count to zero; a round that did not ask leaves count and error as they are. `warning` says
-        why the round had nothing to look at.
+        what the round could not learn from.
         """
         ...
 

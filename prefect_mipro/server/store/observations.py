@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, select, tuple_
 
-from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
+from prefect_mipro.models.rollouts import ExampleTrace, SeedEval, user_of
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import candidate_missing, check_session
@@ -43,8 +43,11 @@ def example_traces(
             rollouts.c.candidate_id,
             rollouts.c.example_id,
             rollouts.c.reward,
+            rollouts.c.correlation_id,
             rewards.c.expected,
             rewards.c.feedback,
+            rewards.c.shareable,
+            rewards.c.metadata,
         )
         .join_from(rollouts, traces, traces.c.trace_id == rollouts.c.example_trace_id)
         .join(rewards, _REWARD_OF_ROLLOUT)
@@ -57,7 +60,9 @@ def example_traces(
     rows = connection.execute(query).mappings().all()
     if not rows:
         check_session(connection, session_id)
-    return tuple(ExampleTrace.model_validate(dict(row)) for row in rows)
+    return tuple(
+        ExampleTrace.model_validate({**row, "user": user_of(row["metadata"])}) for row in rows
+    )
 
 
 def newest_frames(

@@ -187,7 +187,7 @@ def record_proposal_round(
             "mipro.proposal.round",
             f"proposal round {number} after {rewards} rewards"
             + (f" failed: {error}" if error is not None else "")
-            + (f"; it had nothing to look at: {warning}" if warning is not None else ""),
+            + (f"; {warning}" if warning is not None else ""),
             data={
                 "number": number,
                 "rewards": rewards,

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    false,
     text,
 )
 
@@ -69,7 +70,7 @@ sessions = Table(
     counter("proposal_rewards"),
     counter("proposal_failures"),
     Column("proposal_error", Words),
-    # Why the last round had nothing to look at, if it had nothing.
+    # What the last round could not learn from, and why.
     Column("proposal_warning", Words),
     Column("proposed_at", UtcTime),
     Column("serving_candidate_id", Text),
@@ -378,6 +379,8 @@ rewards = Table(
     Column("expected", Words),
     Column("example_id", Words),
     Column("trace_ref", Words),
+    # Whether the rollout's texts may be shown to other users.
+    Column("shareable", Boolean, nullable=False, server_default=false()),
     Column("artifact", JSON(none_as_null=True)),
     Column("metadata", JSON(none_as_null=True)),
     Column("received_at", UtcTime, nullable=False),

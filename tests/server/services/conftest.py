@@ -131,6 +131,8 @@ class Backend:
             return served.candidate_id, json.loads(await served.read())
 
     async def reward(self, rollout_id: str | None, score: Any = 1.0, **more: Any) -> RewardReceipt:
+        """Of a rollout whose texts may be shown, unless told otherwise."""
+        more = {"shareable": True, **more}
         request = RewardRequest(reward_info={"score": score}, rollout_id=rollout_id, **more)
         return await self.rollouts.reward("s", request)
 

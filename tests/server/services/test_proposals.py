@@ -161,7 +161,8 @@ async def test_a_frequent_remark_becomes_an_instruction_without_a_model(backend:
     for i in range(20):
         await backend.call(f"r{i}", text=f"Query: {i}")
         told = {"score": 0.0, "feedback": "the answer was too long"}
-        await backend.rollouts.reward("s", RewardRequest(reward_info=told, rollout_id=f"r{i}"))
+        request = RewardRequest(reward_info=told, rollout_id=f"r{i}", shareable=True)
+        await backend.rollouts.reward("s", request)
         await backend.proposals.settle()
     (version,) = await instructions(backend)
     assert version.provenance.operator == "checklist"
@@ -317,7 +318,7 @@ async def test_sets_are_of_each_kind_and_named_by_their_content(backend: Backend
     assert [version.provenance.operator for version in found] == kinds
     for version in found:
         assert len(version.provenance.source_trace_ids) == 4
-        assert version.provenance.template_version == "sets-2"
+        assert version.provenance.template_version == "sets-3"
         assert version.parent_version == 1
         name = set_id(DemonstrationsValue(demonstrations=version.demonstrations))
         assert version.provenance.reason == f"4 worked examples; set {name}"
@@ -493,7 +494,7 @@ async def test_a_round_that_has_nothing_to_look_at_warns_of_it_with_the_reason(
     assert reason in vars(logged)["reason"]
     status = await backend.sessions.status("s")
     assert reason in (status.proposer.warning or "")
-    assert any("had nothing to look at" in text and reason in text for text in status.warnings)
+    assert any("nothing to look at" in text and reason in text for text in status.warnings)
 
 
 async def test_a_round_that_sees_calls_warns_of_nothing(backend: Backend) -> None:
