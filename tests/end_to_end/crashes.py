@@ -142,7 +142,7 @@ class Crashes:
         self.ledger.sent_rewards.add(rollout_id)
         receipt = http.post(
             f"/api/v1/online/sessions/{SESSION_ID}/reward",
-            json={"rollout_id": rollout_id, "reward_info": {"score": score}},
+            json={"rollout_id": rollout_id, "reward_info": {"score": score}, "shareable": True},
         )
         if receipt.status_code == 200:
             self.ledger.rewards[rollout_id] = score

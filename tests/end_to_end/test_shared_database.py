@@ -84,7 +84,7 @@ class Server:
 
     async def reward(self, session_id: str, rollout_id: str) -> RewardReceipt:
         score = int(rollout_id[1:]) % 2
-        request = RewardRequest(reward_info={"score": score}, rollout_id=rollout_id)
+        request = RewardRequest(reward_info={"score": score}, rollout_id=rollout_id, shareable=True)
         return await self.api.reward(session_id, request)
 
 

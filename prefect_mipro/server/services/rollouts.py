@@ -121,7 +121,8 @@ class Rollouts:
             expected=_first_text(metadata, EXPECTED_KEYS),
             example_id=_named(_not_long, "the example id", _first_text(metadata, EXAMPLE_KEYS)),
             trace_ref=_named(short_text, "trace_ref", request.trace_ref),
-            shareable=bool(request.shareable),
+            # Older clients have no argument for it.
+            shareable=bool(request.shareable) or metadata.get("shareable") is True,
             artifact=request.artifact,
             metadata=request.metadata,
             received_at=self._clock(),

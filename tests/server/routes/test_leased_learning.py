@@ -50,7 +50,7 @@ class Program:
                 "trace_id": self.trace_id(number),
             },
         ).raise_for_status()
-        reward = {"reward_info": {"score": 1.0}, "rollout_id": f"r{number}"}
+        reward = {"reward_info": {"score": 1.0}, "rollout_id": f"r{number}", "shareable": True}
         self._http.post(f"{self.path}/reward", json=reward).raise_for_status()
 
     def status(self) -> Json:

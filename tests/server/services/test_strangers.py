@@ -78,6 +78,26 @@ async def test_without_the_rule_the_same_attack_is_served(backend: Backend) -> N
 
 
 @pytest.mark.parametrize(
+    ("reward", "kept"),
+    [
+        ({"shareable": True}, True),
+        ({"metadata": {"shareable": True}}, True),
+        ({"metadata": {"shareable": "yes"}}, False),
+        ({}, False),
+    ],
+)
+async def test_a_mark_is_a_field_of_the_reward_or_of_its_metadata(
+    backend: Backend, reward: dict[str, Any], kept: bool
+) -> None:
+    await backend.create()
+    await backend.call("r1")
+    await backend.reward("r1", **{"shareable": False, **reward})
+    await backend.journal.flush()
+    (seen,) = await backend.store.example_traces("s", limit=9)
+    assert seen.shareable is kept
+
+
+@pytest.mark.parametrize(
     "settings", [{"from_traffic": "allowed"}, {}], ids=["allowed", "all are marked"]
 )
 async def test_an_attack_that_the_checks_know_is_not_shown_whoever_vouches_for_it(
