@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from prefect_mipro.models.base import Record
+from prefect_mipro.models.levers import LeverName, LeverVersion
 
 
 class Statistics(Record):
@@ -74,6 +75,7 @@ class Candidate(Record):
     `number` counts a session's candidates from 1 and is the version of the wire's prompt lever.
     `last_failure` says how a call failed last because of its prompt. `demonstration_room` is how
     many characters of demonstrations would have fit where its prompt passed the model's context.
+    From `withdrawn_at` on the champion answers even the rollouts that are pinned to it.
     """
 
     candidate_id: str
@@ -88,6 +90,7 @@ class Candidate(Record):
     retired_reason: str | None = None
     last_failure: str | None = None
     demonstration_room: int | None = None
+    withdrawn_at: datetime | None = None
     statistics: Statistics = Statistics()
 
     @property
@@ -99,6 +102,10 @@ class Candidate(Record):
     def arm(self) -> Arm:
         """The candidate as selection sees it."""
         return Arm(candidate_id=self.candidate_id, levers=self.levers, statistics=self.statistics)
+
+    def holds(self, version: LeverVersion) -> bool:
+        """Whether the candidate is made of that lever version."""
+        return version.version == dict(zip(LeverName, self.levers, strict=True))[version.lever]
 
     @property
     def active(self) -> bool:

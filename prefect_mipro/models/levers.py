@@ -70,6 +70,10 @@ class LeverProvenance(Record):
     source_trace_ids: tuple[str, ...] = ()
 
 
+FORGOTTEN = "forgotten"
+"""The operator of a lever version that was emptied because of a text that it showed."""
+
+
 class LeverVersion(Record):
     """One immutable value of a lever, numbered from 1, with its parent."""
 
@@ -80,6 +84,11 @@ class LeverVersion(Record):
     provenance: LeverProvenance = LeverProvenance()
     created_at: datetime
     retired_at: datetime | None = None
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether its value was emptied: nothing is to be served with it."""
+        return self.provenance.operator == FORGOTTEN
 
     @property
     def text(self) -> str:

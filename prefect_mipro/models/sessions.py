@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictBool, model_validator
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
@@ -127,6 +127,62 @@ class DeletedSession(Record):
 
     session_id: str
     deleted: Literal[True] = True
+
+
+class ForgetSubject(StrEnum):
+    """What names the rollouts that are to be forgotten."""
+
+    ROLLOUT_ID = "rollout_id"
+    EXAMPLE_ID = "example_id"
+    CORRELATION_ID = "correlation_id"
+    USER = "user"
+
+
+class ForgetRequest(Record):
+    """Body of a call that forgets: exactly one subject. `dry_run` changes nothing.
+
+    `user` is the `user` of the rewards' metadata.
+    """
+
+    rollout_id: str | None = Field(default=None, min_length=1)
+    example_id: str | None = Field(default=None, min_length=1)
+    correlation_id: str | None = Field(default=None, min_length=1)
+    user: str | None = Field(default=None, min_length=1)
+    dry_run: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        named = [subject for subject in ForgetSubject if getattr(self, subject) is not None]
+        if len(named) != 1:
+            raise ValueError(f"name exactly one of {', '.join(ForgetSubject)}")
+        return self
+
+    @property
+    def subject(self) -> ForgetSubject:
+        """Which of them is named."""
+        return next(subject for subject in ForgetSubject if getattr(self, subject) is not None)
+
+    @property
+    def value(self) -> str:
+        """The id, or the user's name."""
+        return str(getattr(self, self.subject))
+
+
+class ForgetReport(Record):
+    """Answer to a call that forgets: what is gone, or with `dry_run` what would go.
+
+    `lever_versions` are those that showed one of the texts, such as `demonstrations 3`, and
+    `retired_candidates` the candidates made of them. The champion is the one afterwards.
+    """
+
+    session_id: str
+    subject: ForgetSubject
+    dry_run: bool
+    rollouts: int
+    calls: int
+    lever_versions: tuple[str, ...] = ()
+    retired_candidates: tuple[str, ...] = ()
+    champion_candidate_id: str
 
 
 class SessionUrls(Record):

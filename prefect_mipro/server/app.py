@@ -35,6 +35,7 @@ from prefect_mipro.server.routes.same_origin import SameOrigin
 from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.exports import Exports
+from prefect_mipro.server.services.forgetting import Forgetting
 from prefect_mipro.server.services.identity import Clock, new_id, new_secret, utc_now
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.journal import Journal
@@ -216,13 +217,25 @@ def _backend(
         clock=clock,
     )
     removal = Removal(store)
+    redaction = Redaction(settings.trace_content)
+    forgetting = Forgetting(
+        store,
+        knowledge,
+        live,
+        beliefs,
+        proposals,
+        journal,
+        redaction,
+        clock=clock,
+        new_id=new_id,
+    )
     for periodic in (
         Periodic("retention", retention.sweep, every_seconds=SWEEP_SECONDS),
         Periodic("deletions", removal.finish, every_seconds=FINISH_SECONDS),
+        Periodic("forgetting", forgetting.finish, every_seconds=FINISH_SECONDS),
     ):
         opened.push_async_callback(periodic.close)
         periodic.begin()
-    redaction = Redaction(settings.trace_content)
     recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
     assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
     looks = Looks(live, promotion, journal)
@@ -272,6 +285,7 @@ def _backend(
         exports=Exports(store, journal, clock=clock),
         imports=Imports(store, upstreams, redaction, clock=clock, new_secret=new_secret),
         removal=removal,
+        forgetting=forgetting,
         readiness=Readiness(store, upstreams),
         urls=urls,
         keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),

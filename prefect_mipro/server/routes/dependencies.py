@@ -20,6 +20,7 @@ from prefect_mipro.models.names import is_identifier
 from prefect_mipro.server.routes.bodies import parse_json, read_body, require_json_type
 from prefect_mipro.server.routes.errors import REFUSALS
 from prefect_mipro.server.services.exports import Exports
+from prefect_mipro.server.services.forgetting import Forgetting
 from prefect_mipro.server.services.imports import Imports
 from prefect_mipro.server.services.keys import Keys
 from prefect_mipro.server.services.leases import Leases
@@ -47,6 +48,7 @@ class Backend:
     exports: Exports
     imports: Imports
     removal: Removal
+    forgetting: Forgetting
     readiness: Readiness
     urls: ProxyUrls
     keys: Keys
@@ -87,6 +89,10 @@ async def _removal(request: Request) -> Removal:
     return backend_of(request).removal
 
 
+async def _forgetting(request: Request) -> Forgetting:
+    return backend_of(request).forgetting
+
+
 async def _urls(request: Request) -> ProxyUrls:
     return backend_of(request).urls
 
@@ -120,6 +126,7 @@ LeasesOf = Annotated[Leases, Depends(_leases)]
 ExportsOf = Annotated[Exports, Depends(_exports)]
 ImportsOf = Annotated[Imports, Depends(_imports)]
 RemovalOf = Annotated[Removal, Depends(_removal)]
+ForgettingOf = Annotated[Forgetting, Depends(_forgetting)]
 UrlsOf = Annotated[ProxyUrls, Depends(_urls)]
 CallersWorkspace = Annotated[str, Depends(_workspace)]
 CandidateId = SessionId

@@ -13,6 +13,8 @@ from prefect_mipro.models.sessions import (
     CreateSession,
     DeletedSession,
     Event,
+    ForgetReport,
+    ForgetRequest,
     NewEpoch,
     Promote,
     SessionState,
@@ -25,6 +27,7 @@ from prefect_mipro.server.routes.dependencies import (
     CallersWorkspace,
     CandidateId,
     Cursor,
+    ForgettingOf,
     Integer,
     Limit,
     Listing,
@@ -70,6 +73,7 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
     router.add_api_route("/{session_id}/examples", examples, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
+    router.add_api_route("/{session_id}/forget", forget, methods=["POST"])
     router.add_api_route("/{session_id}/epoch", begin_epoch, methods=["POST"])
     router.add_api_route("/{session_id}/proxy-token", rotate_url, methods=["POST"])
     return router
@@ -166,6 +170,18 @@ async def examples(
 async def promote(session_id: SessionId, wanted: Promote, sessions: SessionsOf) -> SessionStatus:
     """Make a candidate the champion, without a duel: also the way back to an earlier one."""
     return await sessions.promote(session_id, wanted.candidate_id, reason=wanted.reason)
+
+
+async def forget(
+    session_id: SessionId, wanted: ForgetRequest, forgetting: ForgettingOf
+) -> ForgetReport:
+    """Remove all of one rollout, example, correlation id or end user, in any state of the session.
+
+    Rollouts, calls, rewards and their events go, and lever versions that show a text of theirs are
+    emptied: their candidates are retired, and the champion answers the rollouts that are pinned to
+    them. Counters stay. With `dry_run` the answer says what would go.
+    """
+    return await forgetting.forget(session_id, wanted)
 
 
 async def begin_epoch(

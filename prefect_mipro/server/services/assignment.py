@@ -121,7 +121,7 @@ class Assignments:
         while True:
             pinned_id = self._live.pinned(live.session, rollout_id)
             if pinned_id is not None:
-                return Assigned(await self._knowledge.candidate(pinned_id), live.shares)
+                return Assigned(await self._in_place_of(live, pinned_id), live.shares)
             pinning = live.pinning.get(rollout_id)
             if pinning is None:
                 # Of the calls of one rollout that come at once, one chooses.
@@ -134,11 +134,19 @@ class Assignments:
                 )
             candidate = await self._knowledge.candidate(pinning.candidate_id)
             assigned = Assigned.while_pinning(
-                candidate, pinning.rollout, pinning.shares, find=self._knowledge.candidate
+                candidate,
+                pinning.rollout,
+                pinning.shares,
+                find=partial(self._in_place_of, live),
             )
             if self._store.shared or self._journal.pins_first:
                 return Assigned(await assigned.settled(), pinning.shares)
             return assigned
+
+    async def _in_place_of(self, live: LiveSession, pinned_id: str) -> Candidate:
+        """The candidate of a pinned rollout: the champion where its own was withdrawn."""
+        withdrawn = pinned_id in live.withdrawn_ids
+        return await self._knowledge.candidate(live.champion_id if withdrawn else pinned_id)
 
     async def fall_back(
         self, live: LiveSession, rollout_id: str, failure: CallFailure, candidate: Candidate

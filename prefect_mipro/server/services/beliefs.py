@@ -106,6 +106,8 @@ class Snapshot:
         if isinstance(session, LiveSession):
             if session.active_candidates != len(self.active):
                 return False
+            if not session.withdrawn_ids.isdisjoint(self.active_ids):
+                return False
             if session.failures >= self.most_failures:
                 return False
         return (

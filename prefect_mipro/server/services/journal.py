@@ -20,7 +20,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from prefect_mipro.errors import MiproError, Overloaded, SessionNotFound, StoreFailed
+from prefect_mipro.errors import (
+    MiproError,
+    Overloaded,
+    RolloutNotFound,
+    SessionNotFound,
+    StoreFailed,
+)
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.interface import Store
@@ -359,6 +365,10 @@ class Journal:
         if isinstance(error, SessionNotFound):
             # It was deleted meanwhile, and they would have been deleted with it.
             log.info("recordings_of_deleted_session", extra={"recordings": len(calls)})
+            return
+        if isinstance(error, RolloutNotFound):
+            # It was removed meanwhile, at a request or because of its age.
+            log.info("recordings_of_removed_rollout", extra={"recordings": len(calls)})
             return
         self.counts.lost += len(calls)
         fields: JsonObject = {"lost": len(calls), "error": type(error).__name__}

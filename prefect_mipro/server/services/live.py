@@ -77,6 +77,7 @@ class LiveSession:
     read_at: float
     duel: Duel | None = None
     active_candidates: int = 0
+    withdrawn_ids: frozenset[str] = frozenset()
     rollouts: int = 0
     rewards: int = 0
     prompt_tokens: int = 0
@@ -142,6 +143,7 @@ class LiveSession:
         self.session = session
         self.duel = standing.duel
         self.active_candidates = standing.active_candidates
+        self.withdrawn_ids = standing.withdrawn_ids
         self.rollouts = max(self.rollouts, session.rollouts)
         self.rewards = max(self.rewards, session.rewards)
         self.prompt_tokens = max(self.prompt_tokens, totals.prompt_tokens)

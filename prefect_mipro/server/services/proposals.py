@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -56,14 +58,31 @@ class Proposals:
         self._clock = clock
         self._new_id = new_id
         self._rounds: dict[str, asyncio.Task[None]] = {}
+        self._pauses: Counter[str] = Counter()
 
     def consider(self, session_id: str) -> None:
         """Begin a round in the background if one is due and none is under way."""
-        if session_id in self._rounds:
+        if session_id in self._rounds or self._pauses[session_id]:
             return
         task = asyncio.create_task(self._round(session_id))
         self._rounds[session_id] = task
         task.add_done_callback(lambda _: self._rounds.pop(session_id, None))
+
+    @asynccontextmanager
+    async def paused(self, session_id: str) -> AsyncIterator[None]:
+        """No round for the session, here or on another server, until the block ends.
+
+        A round that is under way ends first.
+        """
+        self._pauses[session_id] += 1
+        try:
+            if (under_way := self._rounds.get(session_id)) is not None:
+                await asyncio.wait([under_way])
+            async with self._turns.waited_for(session_id):
+                yield
+        finally:
+            self._pauses[session_id] -= 1
+            self._pauses += Counter()  # without those that are zero
 
     async def settle(self) -> None:
         """Wait until no round is under way."""

@@ -76,6 +76,10 @@ class Redaction:
             return reward
         return reward.model_copy(update=_Kept(content, session).of_reward(dict(reward)))
 
+    def digest(self, session: Session, text: str) -> str:
+        """What stands in for the text in the session, where digests are kept."""
+        return _Kept(TraceContent.HASHES, session).digest(text)
+
     def rows(
         self, part: Part, rows: Sequence[JsonObject], session: Session
     ) -> Sequence[JsonObject]:
@@ -110,7 +114,7 @@ class _Kept:
             "messages": tuple(map(self._message, _objects(values.get("messages"))))
             if self._digests
             else (),
-            "response": {"digest": self._digest(said)} if keeps_answer else None,
+            "response": {"digest": self.digest(said)} if keeps_answer else None,
             # Of these examples are made.
             "input": "",
             "output": "",
@@ -130,7 +134,7 @@ class _Kept:
             "expected": None,
             "artifact": None
             if artifact is None or not self._digests
-            else {"digest": self._digest(artifact)},
+            else {"digest": self.digest(artifact)},
             "metadata": self._metadata(metadata) or None,
         }
 
@@ -138,7 +142,7 @@ class _Kept:
         if not self._digests:
             return {name: metadata[name] for name in EXAMPLE_KEYS if name in metadata}
         return {
-            name: value if name in EXAMPLE_KEYS or _is_number(value) else self._digest(value)
+            name: value if name in EXAMPLE_KEYS or _is_number(value) else self.digest(value)
             for name, value in metadata.items()
         }
 
@@ -147,9 +151,10 @@ class _Kept:
         rest = {name: value for name, value in message.items() if name != "role"}
         text = rest["content"] if rest.keys() == {"content"} else rest
         role = message.get("role")
-        return {"role": role if role in _ROLES else "other", "content": self._digest(text)}
+        return {"role": role if role in _ROLES else "other", "content": self.digest(text)}
 
-    def _digest(self, said: Any) -> str:
+    def digest(self, said: Any) -> str:
+        """A keyed digest of what was said."""
         text = said if isinstance(said, str) else _canonical(said)
         digest = hmac.new(self._key, text.encode("utf-8", "replace"), hashlib.sha256)
         return f"{DIGEST_PREFIX}{digest.hexdigest()[:DIGEST_CHARACTERS]}"

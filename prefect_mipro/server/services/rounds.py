@@ -139,7 +139,8 @@ class Round:
 
     def texts(self, drafts: Sequence[Draft] = ()) -> list[str]:
         """Every instruction there is or was, and those of the drafts."""
-        known = [version.text for version in self.versions(LeverName.INSTRUCTION)]
+        versions = self.versions(LeverName.INSTRUCTION)
+        known = [version.text for version in versions if not version.forgotten]
         return [*known, *(draft.text for draft in drafts)]
 
     @cached_property
@@ -162,7 +163,7 @@ class Round:
         for version in self.versions(LeverName.INSTRUCTION):
             carriers = self.carriers(version)
             rewards = sum(self._rewards[candidate_id] for candidate_id in carriers)
-            if rewards:
+            if rewards and not version.forgotten:
                 means = [belief.mean[belief.index(candidate_id)] for candidate_id in carriers]
                 history.append((version.text, float(np.mean(means)), rewards))
         return history

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import CandidateNotFound, MiproError
+from prefect_mipro.errors import CandidateNotFound, Conflict, MiproError
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import ChatBody, ChatMessage
 from prefect_mipro.models.rollouts import CallFailure, FailureKind
@@ -205,6 +205,11 @@ class _Service:
         call, serving, live = self._call, self._serving, self._live
         if call.candidate_id is not None:
             candidate = await serving.candidate_of(live.session_id, call.candidate_id)
+            if candidate.candidate_id in live.withdrawn_ids:
+                raise Conflict(
+                    f"candidate {candidate.candidate_id!r} was retired at a request and is not "
+                    "served any more; ask for another one, or promote it to bring it back"
+                )
             return Assigned(candidate, {})
         return await serving.assignments.of(
             live,

@@ -16,6 +16,7 @@ from prefect_mipro.server.store.interface import Store
 # may differ by less than that. One that is set back frees the turns that it had taken.
 TURN_SECONDS = 30.0
 RENEWALS = 3
+WAIT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,16 @@ class Turns:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             await self._store.give_turn_back(session_id, holder=self._holder)
+
+    @asynccontextmanager
+    async def waited_for(self, session_id: str) -> AsyncIterator[None]:
+        """The turn for that session, as soon as no other server has it."""
+        while True:
+            async with self.of(session_id) as own:
+                if own:
+                    yield
+                    return
+            await asyncio.sleep(WAIT_SECONDS)
 
     async def _renew(self, session_id: str) -> None:
         held = True

@@ -27,6 +27,7 @@ from prefect_mipro.server.store.tables import (
     duels,
     events,
     example_rewards,
+    forget_requests,
     frames,
     lever_versions,
     metadata,
@@ -68,6 +69,7 @@ _REST = (
     past_epochs,
     candidates,
     lever_versions,
+    forget_requests,
     sessions,
 )
 # Its key goes with the row, so that not even those wait for it who only refer to it.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import Connection, case, func, insert, select, update
 
 from prefect_mipro.errors import NotFound
 from prefect_mipro.models.candidates import Duel, DuelObservation, DuelState
-from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
+from prefect_mipro.server.store.changes import (
+    Change,
+    changing,
+    check_candidates,
+    check_session,
+    read_session,
+)
 from prefect_mipro.server.store.missing import watermark
 from prefect_mipro.server.store.rows import duel_record
 from prefect_mipro.server.store.tables import (
@@ -137,6 +144,23 @@ def abandon(change: Change, *, at: datetime, reason: str) -> None:
         _end(change, duel, DuelState.ABANDONED, at=at, reason=reason)
 
 
+def successor(connection: Connection, session_id: str, leaving: Collection[str] = ()) -> str:
+    """The candidate in play that won a duel last and is not `leaving`, else the baseline."""
+    query = (
+        select(duels.c.challenger_id)
+        .join(candidates, candidates.c.candidate_id == duels.c.challenger_id)
+        .where(
+            duels.c.session_id == session_id,
+            duels.c.state == DuelState.WON,
+            candidates.c.retired_at.is_(None),
+            candidates.c.candidate_id.not_in(leaving),
+        )
+        .order_by(duels.c.number.desc())
+        .limit(1)
+    )
+    return connection.scalar(query) or read_session(connection, session_id).baseline_id
+
+
 def promote(change: Change, candidate_id: str, *, at: datetime, reason: str) -> None:
     """Make the candidate the session's champion, and serve it again if it was retired."""
     _reactivate(change, candidate_id, at=at, reason=reason)
@@ -156,7 +180,7 @@ def _reactivate(change: Change, candidate_id: str, *, at: datetime, reason: str)
     updated = change.connection.execute(
         update(candidates)
         .where(candidates.c.candidate_id == candidate_id, retired)
-        .values(retired_at=None, retired_reason=None)
+        .values(retired_at=None, retired_reason=None, withdrawn_at=None)
     )
     if updated.rowcount:
         change.record(

@@ -12,7 +12,7 @@ Contract, held by one conformance suite for every store:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -48,6 +48,7 @@ from prefect_mipro.server.store.records import (
     SeedEvalFilter,
     SessionFilter,
     Standing,
+    Withdrawal,
 )
 from prefect_mipro.server.store.upkeep import Upkeep
 
@@ -113,7 +114,8 @@ class Store(Access, Upkeep, Protocol):
     ) -> Session:
         """Make a candidate the champion, in any state of the session.
 
-        One that was retired is in play again. A running duel is abandoned.
+        One that was retired is in play again. A running duel is abandoned. Raises Conflict where
+        the candidate's prompt was forgotten.
         """
         ...
 
@@ -188,6 +190,20 @@ class Store(Access, Upkeep, Protocol):
 
         A running duel with one of them goes on, and may still be won, unless this `ends_duel`.
         """
+        ...
+
+    async def withdraw(
+        self, session_id: str, candidate_ids: Collection[str], *, at: datetime, reason: str
+    ) -> Withdrawal:
+        """Take candidates out of play, and out of the rollouts that are pinned to them.
+
+        A running duel with one of them is abandoned. In the place of the champion comes the
+        candidate in play that won a duel last, else the baseline. Raises Conflict for the baseline.
+        """
+        ...
+
+    async def successor(self, session_id: str, leaving: Collection[str]) -> str:
+        """Which candidate would be the champion if these were withdrawn with the present one."""
         ...
 
     # rollouts

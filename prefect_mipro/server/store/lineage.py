@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import (
@@ -12,31 +12,42 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
+    literal,
     select,
     union_all,
     update,
 )
 
+from prefect_mipro.errors import Conflict
 from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.levers import LeverName, LeverVersion
 from prefect_mipro.server.store import duels
 from prefect_mipro.server.store.changes import (
+    Change,
     candidate_missing,
     changing,
     check_candidates,
     session_missing,
 )
+from prefect_mipro.server.store.columns import UtcTime
+from prefect_mipro.server.store.records import Withdrawal
 from prefect_mipro.server.store.rows import (
     candidate_record,
     candidate_values,
     lever_record,
     lever_values,
 )
-from prefect_mipro.server.store.tables import active, candidates, lever_versions, retired
+from prefect_mipro.server.store.tables import (
+    active,
+    candidates,
+    lever_versions,
+    retired,
+    withdrawn,
+)
 
 RETIRED_SHOWN = 100
 
-_VERSION_OF_LEVER = {
+VERSION_OF_LEVER = {
     LeverName.INSTRUCTION: "instruction_version",
     LeverName.DEMONSTRATIONS: "demonstrations_version",
 }
@@ -57,6 +68,7 @@ _LISTED = union_all(select(candidates).where(_MINE, active), select(_RETIRED_LAS
 _TOTALS = select(
     *(func.sum(candidates.c[name]).label(name) for name in Statistics.model_fields)
 ).where(_MINE)
+_WITHDRAWN = select(candidates.c.candidate_id).where(_MINE, withdrawn)
 _ACTIVE = select(func.count()).select_from(candidates).where(_MINE, active)
 
 
@@ -102,6 +114,10 @@ def totals(connection: Connection, session_id: str) -> Statistics:
 
 def count_active(connection: Connection, session_id: str) -> int:
     return connection.scalar(_ACTIVE, {"of_session": session_id}) or 0
+
+
+def withdrawn_ids(connection: Connection, session_id: str) -> frozenset[str]:
+    return frozenset(connection.scalars(_WITHDRAWN, {"of_session": session_id}))
 
 
 def read_candidate(connection: Connection, candidate_id: str) -> Candidate:
@@ -169,12 +185,75 @@ def retire(
             duels.abandon(change, at=at, reason=reason)
 
 
+def withdraw(
+    connection: Connection,
+    session_id: str,
+    candidate_ids: Collection[str],
+    *,
+    at: datetime,
+    reason: str,
+) -> Withdrawal:
+    with changing(connection, session_id) as change:
+        check_candidates(connection, session_id, *candidate_ids)
+        return withdraw_from(change, candidate_ids, at=at, reason=reason)
+
+
+def withdraw_from(
+    change: Change, candidate_ids: Collection[str], *, at: datetime, reason: str
+) -> Withdrawal:
+    """Take candidates out of play and of the rollouts that are pinned to them."""
+    if change["baseline_id"] in candidate_ids:
+        raise Conflict(
+            f"candidate {change['baseline_id']!r} is the baseline, which the session falls back to "
+            "and which cannot be retired; create a session with another prompt instead"
+        )
+    connection = change.connection
+    new = connection.scalars(
+        select(candidates.c.candidate_id)
+        .where(candidates.c.candidate_id.in_(candidate_ids), candidates.c.withdrawn_at.is_(None))
+        .order_by(candidates.c.number)
+    ).all()
+    for candidate_id in new:
+        connection.execute(
+            update(candidates)
+            .where(candidates.c.candidate_id == candidate_id)
+            .values(
+                retired_at=func.coalesce(candidates.c.retired_at, literal(at, UtcTime)),
+                retired_reason=reason,
+                withdrawn_at=at,
+            )
+        )
+        change.record(
+            "mipro.candidate.retired",
+            f"{candidate_id} retired: {reason}",
+            data={"candidate_id": candidate_id, "reason": reason},
+            at=at,
+        )
+    duel = duels.newest(connection, change.session_id)
+    if duel is not None and {duel.champion_id, duel.challenger_id} & set(new):
+        duels.abandon(change, at=at, reason=reason)
+    if change["champion_id"] in new:
+        duels.promote(change, duels.successor(connection, change.session_id), at=at, reason=reason)
+    return Withdrawal(change["champion_id"], tuple(new))
+
+
+def check_not_forgotten(connection: Connection, candidate_id: str) -> None:
+    """Raise Conflict if one of the candidate's lever versions was emptied."""
+    candidate = read_candidate(connection, candidate_id)
+    for version in levers_of(connection, candidate.session_id):
+        if version.forgotten and candidate.holds(version):
+            raise Conflict(
+                f"candidate {candidate_id!r} showed a text that was forgotten, so its prompt is "
+                "gone; promote another candidate"
+            )
+
+
 def _retirements(rows: Sequence[RowMapping]) -> dict[tuple[str, int], datetime]:
     """When each lever version lost its last active candidate; one that has any is left out."""
     since: dict[tuple[str, int], datetime] = {}
     used: set[tuple[str, int]] = set()
     for row in rows:
-        for lever, column in _VERSION_OF_LEVER.items():
+        for lever, column in VERSION_OF_LEVER.items():
             key = (str(lever), row[column])
             if row["retired_at"] is None:
                 used.add(key)

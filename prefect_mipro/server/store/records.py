@@ -65,13 +65,23 @@ class Attached:
 class Standing:
     """How a session stands: its newest duel, if any, and the statistics of all its candidates.
 
-    `active_candidates` are how many of them are in play.
+    `active_candidates` are how many of them are in play, and `withdrawn_ids` those that must not be
+    served at all.
     """
 
     session: Session
     duel: Duel | None
     totals: Statistics
     active_candidates: int
+    withdrawn_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """The candidates that were taken out of play, and the session's champion from then on."""
+
+    champion_id: str
+    candidate_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,8 @@ def _removed(change: Change, reward: Reward) -> Reward | None:
         return None
     if row.candidate_id is None:
         raise RewardConflict(
-            f"rollout {reward.rollout_id!r} was removed without a reward, after as many days as "
-            "this server keeps rollouts; its reward comes too late and is not counted"
+            f"rollout {reward.rollout_id!r} was removed without a reward, because of its age or "
+            "at a request; its reward comes too late and is not counted"
         )
     _check_candidate(change.connection, reward, row.candidate_id)
     return reward.model_copy(update={"candidate_id": row.candidate_id})

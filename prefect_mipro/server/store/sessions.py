@@ -27,7 +27,12 @@ from prefect_mipro.server.store.changes import (
 )
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
-from prefect_mipro.server.store.lineage import count_active, totals
+from prefect_mipro.server.store.lineage import (
+    check_not_forgotten,
+    count_active,
+    totals,
+    withdrawn_ids,
+)
 from prefect_mipro.server.store.records import Page, SessionFilter, Standing
 from prefect_mipro.server.store.rows import (
     candidate_values,
@@ -72,6 +77,7 @@ def standing(connection: Connection, session_id: str) -> Standing:
         duels.newest(connection, session_id),
         totals(connection, session_id),
         count_active(connection, session_id),
+        withdrawn_ids(connection, session_id),
     )
 
 
@@ -126,6 +132,7 @@ def set_champion(
 ) -> Session:
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, candidate_id)
+        check_not_forgotten(connection, candidate_id)
         if change["champion_id"] != candidate_id:
             duels.abandon(change, at=at, reason=f"{candidate_id} is made the champion: {reason}")
         duels.promote(change, candidate_id, at=at, reason=reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Concatenate
 
@@ -18,7 +18,7 @@ from prefect_mipro.models.candidates import (
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.keys import Key
-from prefect_mipro.models.levers import LeverVersion
+from prefect_mipro.models.levers import LeverName, LeverVersion
 from prefect_mipro.models.rollouts import (
     CallFailure,
     ExampleTrace,
@@ -34,6 +34,7 @@ from prefect_mipro.server.store import (
     deletion,
     duels,
     failures,
+    forgetting,
     keys,
     lineage,
     missing,
@@ -63,8 +64,16 @@ from prefect_mipro.server.store.records import (
     SeedEvalFilter,
     SessionFilter,
     Standing,
+    Withdrawal,
 )
-from prefect_mipro.server.store.upkeep import Removed, Swept, Texts
+from prefect_mipro.server.store.upkeep import (
+    CallTexts,
+    ForgetOrder,
+    Removed,
+    Swept,
+    Texts,
+    TraceableReward,
+)
 
 
 class SqlStore:
@@ -185,6 +194,14 @@ class SqlStore:
             reason=reason,
             ends_duel=ends_duel,
         )
+
+    async def withdraw(
+        self, session_id: str, candidate_ids: Collection[str], *, at: datetime, reason: str
+    ) -> Withdrawal:
+        return await self._change(session_id, lineage.withdraw, candidate_ids, at=at, reason=reason)
+
+    async def successor(self, session_id: str, leaving: Collection[str]) -> str:
+        return await self._database.read(duels.successor, session_id, leaving)
 
     async def rollout(self, session_id: str, rollout_id: str) -> Rollout | None:
         return await self._database.read(rollouts.find, session_id, rollout_id)
@@ -371,6 +388,70 @@ class SqlStore:
         return await self._database.write_last(
             trimming.remove_old, session_id, before=before, limit=limit, at=at
         )
+
+    async def begin_forgetting(self, order: ForgetOrder) -> None:
+        await self._change_of(order.session_id, forgetting.begin, order)
+
+    async def begun_forgettings(self) -> tuple[ForgetOrder, ...]:
+        return await self._database.read(forgetting.begun)
+
+    async def traceable(
+        self, session_id: str, *, limit: int, cursor: str | None = None
+    ) -> Page[TraceableReward]:
+        return await self._database.read(
+            forgetting.traceable, session_id, limit=limit, cursor=cursor
+        )
+
+    async def call_texts(
+        self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
+    ) -> Page[CallTexts]:
+        return await self._database.read(
+            forgetting.call_texts, session_id, rollout_ids, limit=limit, cursor=cursor
+        )
+
+    async def empty_levers(
+        self,
+        session_id: str,
+        versions: Collection[tuple[LeverName, int]],
+        *,
+        at: datetime,
+        reason: str,
+    ) -> Withdrawal:
+        return await self._change(
+            session_id, forgetting.empty_levers, versions, at=at, reason=reason
+        )
+
+    async def remove_rollouts(
+        self, order: ForgetOrder, rollout_ids: Collection[str], *, at: datetime
+    ) -> int:
+        return await self._database.write_last(
+            forgetting.remove_rollouts, order, rollout_ids, at=at
+        )
+
+    async def remove_calls(
+        self,
+        order: ForgetOrder,
+        rollout_ids: Collection[str],
+        emptied: Collection[tuple[LeverName, int]],
+        *,
+        limit: int,
+        cursor: str | None,
+    ) -> str | None:
+        return await self._database.write_last(
+            forgetting.remove_calls, order, rollout_ids, emptied, limit=limit, cursor=cursor
+        )
+
+    async def remove_events(
+        self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
+    ) -> str | None:
+        return await self._database.write_last(
+            forgetting.remove_events, session_id, rollout_ids, limit=limit, cursor=cursor
+        )
+
+    async def end_forgetting(
+        self, order: ForgetOrder, *, data: JsonObject, at: datetime
+    ) -> ForgetOrder | None:
+        return await self._change_of(order.session_id, forgetting.end, order, data=data, at=at)
 
     async def give_back_space(self) -> int:
         return await self._database.write_last(space.give_back)

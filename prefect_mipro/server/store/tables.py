@@ -157,11 +157,14 @@ candidates = Table(
     Column("last_failure", Words),
     # How many characters of demonstrations would have fit, as far as its refusals tell.
     Column("demonstration_room", BigInteger),
+    # Since when not even the rollouts that are pinned to it are served with it.
+    Column("withdrawn_at", UtcTime),
     UniqueConstraint("session_id", "number"),
 )
 
 active = candidates.c.retired_at.is_(None)
 retired = candidates.c.retired_at.is_not(None)
+withdrawn = candidates.c.withdrawn_at.is_not(None)
 Index(
     "ix_mipro_candidates_active",
     candidates.c.session_id,
@@ -174,6 +177,13 @@ Index(
     candidates.c.retired_at,
     sqlite_where=retired,
     postgresql_where=retired,
+)
+
+Index(
+    "ix_mipro_candidates_withdrawn",
+    candidates.c.session_id,
+    sqlite_where=withdrawn,
+    postgresql_where=withdrawn,
 )
 
 # The server that proposes for a session, and until when it need not say so again.
@@ -408,6 +418,20 @@ removed_rollouts = Table(
     Column("candidate_id", Text),
     PrimaryKeyConstraint("session_id", "rollout_id"),
     sqlite_with_rowid=False,
+)
+
+# Requests to forget that are under way, with what they have removed so far.
+forget_requests = Table(
+    "mipro_forget_requests",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    _session(),
+    Column("subject", Text, nullable=False),
+    Column("value", Words, nullable=False),
+    counter("rollouts"),
+    counter("calls"),
+    Column("requested_at", UtcTime, nullable=False),
+    Index(None, "session_id"),
 )
 
 # What the rollouts of a block of consecutive positions earned (`blocks.py`).

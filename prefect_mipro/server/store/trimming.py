@@ -34,6 +34,15 @@ from prefect_mipro.server.store.tables import (
 )
 from prefect_mipro.server.store.upkeep import Removed
 
+ROLLOUT_COLUMNS = (
+    rollouts.c.rollout_id,
+    rollouts.c.candidate_id,
+    rollouts.c.pinned_at,
+    rollouts.c.reward_number,
+    rollouts.c.given_up_at,
+    rollouts.c.applied,
+)
+
 
 def session_ids(connection: Connection) -> tuple[str, ...]:
     return tuple(connection.scalars(select(sessions.c.session_id).where(present)))
@@ -61,10 +70,14 @@ def _remove_rollouts(
     The newest duel keeps its rollouts, and so do failures that candidates are judged by: they are
     evidence, which nothing else holds.
     """
-    connection = change.connection
     found = _old_rollouts(change, before=before, limit=limit)
     if not found:
         return ()
+    return remove_found(change, found, at=at)
+
+
+def remove_found(change: Change, found: Sequence[Row[Any]], *, at: datetime) -> tuple[str, ...]:
+    """Remove rollouts with their rewards; `found` has their `ROLLOUT_COLUMNS`. Their ids."""
     if awaited := [
         (row.candidate_id, row.applied)
         for row in found
@@ -74,7 +87,7 @@ def _remove_rollouts(
     removed = tuple(row.rollout_id for row in found)
     _keep_ids(change, found)
     for table in (rewards, rollouts):
-        connection.execute(
+        change.connection.execute(
             delete(table).where(
                 table.c.session_id == change.session_id, table.c.rollout_id.in_(removed)
             )
@@ -87,14 +100,7 @@ def _old_rollouts(change: Change, *, before: datetime, limit: int) -> list[Row[A
     newest_duel = select(func.max(duels.c.number)).where(duels.c.session_id == change.session_id)
     number = change.connection.scalar(newest_duel)
     mine = (
-        select(
-            rollouts.c.rollout_id,
-            rollouts.c.candidate_id,
-            rollouts.c.pinned_at,
-            rollouts.c.reward_number,
-            rollouts.c.given_up_at,
-            rollouts.c.applied,
-        )
+        select(*ROLLOUT_COLUMNS)
         .where(
             rollouts.c.session_id == change.session_id,
             or_(rollouts.c.failure.is_(None), rollouts.c.position < evidence_begins(change)),

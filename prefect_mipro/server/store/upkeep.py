@@ -5,10 +5,16 @@ Like those of `interface.py`, each method is one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
+
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.levers import LeverName
+from prefect_mipro.models.sessions import ForgetSubject
+from prefect_mipro.server.store.records import Page, Withdrawal
 
 
 class Texts(StrEnum):
@@ -34,6 +40,41 @@ class Removed:
     rows: int
     baseline_id: str = ""
     rollout_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForgetOrder:
+    """A request to forget that is under way. `rollouts` and `calls` are those removed so far."""
+
+    request_id: str
+    session_id: str
+    subject: ForgetSubject
+    value: str
+    requested_at: datetime
+    rollouts: int = 0
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class TraceableReward:
+    """What names the subject of a rollout and its reward, and the texts that came with these."""
+
+    rollout_id: str
+    is_pinned: bool
+    correlation_ids: tuple[str | None, ...]
+    example_ids: tuple[str | None, ...]
+    metadata: JsonObject | None
+    expected: str | None
+    feedback: str | None
+
+
+@dataclass(frozen=True)
+class CallTexts:
+    """The texts of one call."""
+
+    trace_id: str
+    input: str
+    output: str
 
 
 class Upkeep(Protocol):
@@ -75,6 +116,78 @@ class Upkeep(Protocol):
         their rollouts, and events. The rollouts of the newest duel stay. All counters stay as they
         are, but rollouts whose rewards were awaited still count as missing.
         """
+        ...
+
+    async def begin_forgetting(self, order: ForgetOrder) -> None:
+        """Keep the order until it has been carried out. Raises SessionNotFound."""
+        ...
+
+    async def begun_forgettings(self) -> tuple[ForgetOrder, ...]:
+        """The orders that have not been carried out to their end, the oldest first."""
+        ...
+
+    async def traceable(
+        self, session_id: str, *, limit: int, cursor: str | None = None
+    ) -> Page[TraceableReward]:
+        """A session's rollouts with their rewards, then the rewards that wait for a rollout.
+
+        A page may be empty and have another one after it.
+        """
+        ...
+
+    async def call_texts(
+        self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
+    ) -> Page[CallTexts]:
+        """Of the next `limit` frames of the session, the calls of these rollouts."""
+        ...
+
+    async def empty_levers(
+        self,
+        session_id: str,
+        versions: Collection[tuple[LeverName, int]],
+        *,
+        at: datetime,
+        reason: str,
+    ) -> Withdrawal:
+        """Empty lever versions for good, and withdraw the candidates that are made of them."""
+        ...
+
+    async def remove_rollouts(
+        self, order: ForgetOrder, rollout_ids: Collection[str], *, at: datetime
+    ) -> int:
+        """Remove these rollouts and their rewards, and count the rollouts for the order.
+
+        Counters stay as they are, as for `remove_old`. Returns how many rollouts there were.
+        """
+        ...
+
+    async def remove_calls(
+        self,
+        order: ForgetOrder,
+        rollout_ids: Collection[str],
+        emptied: Collection[tuple[LeverName, int]],
+        *,
+        limit: int,
+        cursor: str | None,
+    ) -> str | None:
+        """Of the next `limit` frames, remove those of these rollouts or of removed ones.
+
+        Their traces go with them. Other traces lose the messages that were sent, if these had one
+        of the `emptied` lever versions in them. Returns the cursor of the next frames; `None` after
+        the last.
+        """
+        ...
+
+    async def remove_events(
+        self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
+    ) -> str | None:
+        """The same for events about these rollouts or removed ones."""
+        ...
+
+    async def end_forgetting(
+        self, order: ForgetOrder, *, data: JsonObject, at: datetime
+    ) -> ForgetOrder | None:
+        """Forget the order itself, with an event; `None` where another server was first."""
         ...
 
     async def give_back_space(self) -> int:

@@ -27,6 +27,7 @@ LATER_ROWS = {
     "0004": "INSERT INTO mipro_proposers VALUES ('s2', 'a server', 7)",
     "0005": "INSERT INTO mipro_keys VALUES ('key_1', 'ada', 'research', 'digest', 5, NULL)",
     "0010": "INSERT INTO mipro_removed_rollouts VALUES ('s2', 'gone', NULL)",
+    "0012": "INSERT INTO mipro_forget_requests VALUES ('f', 's2', 'user', 'ada', 0, 0, 5)",
 }
 # What stands in the way of a migration, and how it is taken away.
 OBSTACLES = {
@@ -48,6 +49,10 @@ OBSTACLES = {
     "0010": (
         "CREATE TABLE mipro_removed_rollouts (n BIGINT)",
         "DROP TABLE mipro_removed_rollouts",
+    ),
+    "0012": (
+        "CREATE TABLE mipro_forget_requests (n BIGINT)",
+        "DROP TABLE mipro_forget_requests",
     ),
 }
 

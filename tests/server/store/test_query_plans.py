@@ -13,10 +13,12 @@ import pytest
 from sqlalchemy import Engine, event
 
 from prefect_mipro.models.exports import Part
+from prefect_mipro.models.levers import LeverName
+from prefect_mipro.models.sessions import ForgetSubject
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.records import SeedEvalFilter
 from prefect_mipro.server.store.sql import SqlStore
-from prefect_mipro.server.store.upkeep import Texts
+from prefect_mipro.server.store.upkeep import ForgetOrder, Texts
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -38,6 +40,13 @@ async def _second_page(store: SqlStore, part: Part) -> None:
     await store.part(session, part, limit=1, cursor=page.next_cursor)
 
 
+async def _all_traceable(store: SqlStore) -> None:
+    cursor = (await store.traceable("s1", limit=2)).next_cursor
+    while cursor is not None:
+        cursor = (await store.traceable("s1", limit=2, cursor=cursor)).next_cursor
+
+
+ORDER = ForgetOrder("forget_1", "s1", ForgetSubject.EXAMPLE_ID, "1", requested_at=at(0))
 QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "session": lambda store: store.session("s1"),
     "rollout": lambda store: store.rollout("s1", "r1"),
@@ -53,6 +62,15 @@ QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
     "thin": lambda store: store.thin("s1", limit=2),
     "remove_old": lambda store: store.remove_old("s1", before=at(99), limit=2, at=at(99)),
     "remove_old calls": lambda store: store.remove_old("s1", before=at(0), limit=2, at=at(99)),
+    "traceable": lambda store: _all_traceable(store),
+    "call_texts": lambda store: store.call_texts("s1", ["r1"], limit=9, cursor=None),
+    "remove_rollouts": lambda store: store.remove_rollouts(ORDER, ["r1"], at=at(9)),
+    "remove_calls": lambda store: store.remove_calls(
+        ORDER, ["r1"], [(LeverName.INSTRUCTION, 2)], limit=9, cursor=None
+    ),
+    "remove_events": lambda store: store.remove_events("s1", ["r1"], limit=9, cursor=None),
+    "end_forgetting": lambda store: store.end_forgetting(ORDER, data={}, at=at(9)),
+    "withdraw": lambda store: store.withdraw("s1", ["cand_2"], at=at(9), reason=""),
     "delete_session": lambda store: store.delete_session("s1"),
     **{
         f"forget_texts of {texts}": partial(

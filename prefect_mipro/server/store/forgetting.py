@@ -1,0 +1,360 @@
+"""Requests to forget: a session's rollouts, calls and events removed, its levers emptied.
+
+A request is kept as an order until it has been carried out, so that one which was broken off is
+taken up again. Each function is one short transaction. Rows are gone through by their keys, a page
+at a time: nothing but a request to forget looks for them by their subject, which needs no index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Text, cast, delete, insert, or_, select, update
+
+from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.levers import FORGOTTEN, LeverName, LeverProvenance
+from prefect_mipro.models.sessions import ForgetSubject
+from prefect_mipro.server.store import cursors
+from prefect_mipro.server.store.changes import changing, check_session
+from prefect_mipro.server.store.lineage import VERSION_OF_LEVER, withdraw_from
+from prefect_mipro.server.store.records import Page, Withdrawal
+from prefect_mipro.server.store.rows import example_key
+from prefect_mipro.server.store.tables import (
+    candidates,
+    events,
+    example_rewards,
+    forget_requests,
+    frames,
+    lever_versions,
+    removed_rollouts,
+    rewards,
+    rollouts,
+    traces,
+    waiting,
+)
+from prefect_mipro.server.store.trimming import ROLLOUT_COLUMNS, remove_found
+from prefect_mipro.server.store.upkeep import CallTexts, ForgetOrder, TraceableReward
+
+FORGOTTEN_EVENT = "mipro.session.forgotten"
+
+_EMPTY: dict[LeverName, JsonObject] = {
+    LeverName.INSTRUCTION: {"text": ""},
+    LeverName.DEMONSTRATIONS: {"demonstrations": []},
+}
+_OF_REWARD = (
+    rewards.c.correlation_id.label("reward_correlation_id"),
+    rewards.c.example_id.label("reward_example_id"),
+    rewards.c.metadata,
+    rewards.c.expected,
+    rewards.c.feedback,
+)
+# The parts of a cursor over rollouts, then over rewards without one.
+_ROLLOUTS, _WAITING = "rollouts", "waiting"
+
+
+def begin(connection: Connection, order: ForgetOrder) -> None:
+    with changing(connection, order.session_id):
+        connection.execute(insert(forget_requests), vars(order))
+
+
+def begun(connection: Connection) -> tuple[ForgetOrder, ...]:
+    query = select(forget_requests).order_by(forget_requests.c.requested_at)
+    return tuple(_order(row) for row in connection.execute(query))
+
+
+def traceable(
+    connection: Connection, session_id: str, *, limit: int, cursor: str | None = None
+) -> Page[TraceableReward]:
+    part, after = cursors.decode(cursor, str, str) if cursor else (_ROLLOUTS, "")
+    if part == _WAITING:
+        return _waiting(connection, session_id, limit=limit, after=after)
+    query = (
+        select(rollouts.c.rollout_id, rollouts.c.correlation_id, rollouts.c.example_id, *_OF_REWARD)
+        .join_from(
+            rollouts,
+            rewards,
+            (rewards.c.session_id == rollouts.c.session_id)
+            & (rewards.c.rollout_id == rollouts.c.rollout_id),
+            isouter=True,
+        )
+        .where(rollouts.c.session_id == session_id, rollouts.c.rollout_id > after)
+        .order_by(rollouts.c.rollout_id)
+        .limit(limit)
+    )
+    rows = connection.execute(query).all()
+    if not rows:
+        check_session(connection, session_id)
+    items = tuple(
+        _traceable(row, row.correlation_id, row.example_id, is_pinned=True) for row in rows
+    )
+    following = (_ROLLOUTS, rows[-1].rollout_id) if len(rows) == limit else (_WAITING, "")
+    return Page(items, cursors.encode(*following))
+
+
+def call_texts(
+    connection: Connection,
+    session_id: str,
+    rollout_ids: Collection[str],
+    *,
+    limit: int,
+    cursor: str | None,
+) -> Page[CallTexts]:
+    found = _frames(connection, session_id, limit=limit, cursor=cursor)
+    going = [frame for frame in found if frame.rollout_id in rollout_ids]
+    named = _named(going)
+    query = select(traces.c.trace_id, traces.c.input, traces.c.output).where(
+        traces.c.session_id == session_id,
+        traces.c.trace_id.in_(named),
+        traces.c.rollout_id.in_({frame.rollout_id for frame in going}),
+    )
+    rows = connection.execute(query).all() if named else []
+    return Page(tuple(CallTexts(*row) for row in rows), _next(found, limit))
+
+
+def empty_levers(
+    connection: Connection,
+    session_id: str,
+    versions: Collection[tuple[LeverName, int]],
+    *,
+    at: datetime,
+    reason: str,
+) -> Withdrawal:
+    with changing(connection, session_id) as change:
+        made_of_them = _made_of(connection, session_id, versions)
+        withdrawal = withdraw_from(change, made_of_them, at=at, reason=reason)
+        provenance = LeverProvenance(operator=FORGOTTEN, reason=reason).model_dump(mode="json")
+        for lever, version in sorted(versions):
+            connection.execute(
+                update(lever_versions)
+                .where(
+                    lever_versions.c.session_id == session_id,
+                    lever_versions.c.lever == lever,
+                    lever_versions.c.version == version,
+                )
+                .values(value=_EMPTY[lever], provenance=provenance)
+            )
+        return withdrawal
+
+
+def remove_rollouts(
+    connection: Connection, order: ForgetOrder, rollout_ids: Collection[str], *, at: datetime
+) -> int:
+    mine = rollouts.c.session_id == order.session_id
+    query = select(*ROLLOUT_COLUMNS).where(mine, rollouts.c.rollout_id.in_(rollout_ids))
+    with changing(connection, order.session_id) as change:
+        found = connection.execute(query).all()
+        if found:
+            remove_found(change, found, at=at)
+        connection.execute(
+            delete(rewards).where(
+                rewards.c.session_id == order.session_id, rewards.c.rollout_id.in_(rollout_ids)
+            )
+        )
+        _count(connection, order, rollouts=len(found))
+    return len(found)
+
+
+def remove_calls(
+    connection: Connection,
+    order: ForgetOrder,
+    rollout_ids: Collection[str],
+    emptied: Collection[tuple[LeverName, int]],
+    *,
+    limit: int,
+    cursor: str | None,
+) -> str | None:
+    session_id = order.session_id
+    found = _frames(connection, session_id, limit=limit, cursor=cursor)
+    going_ids = _going(connection, session_id, {row.rollout_id for row in found}, rollout_ids)
+    going = [frame for frame in found if frame.rollout_id in going_ids]
+    if going:
+        # The frame of a reward names what its sender called a trace, which may be another's.
+        removed = connection.execute(
+            delete(traces).where(
+                traces.c.session_id == session_id,
+                traces.c.trace_id.in_(_named(going)),
+                traces.c.rollout_id.in_(going_ids),
+            )
+        ).rowcount
+        positions = [frame.position for frame in going]
+        connection.execute(delete(frames).where(frames.c.position.in_(positions)))
+        _count(connection, order, calls=removed)
+    made_of_them = _made_of(connection, session_id, emptied)
+    if served := _named(frame for frame in found if frame.candidate_id in made_of_them):
+        connection.execute(
+            update(traces)
+            .where(
+                traces.c.session_id == session_id,
+                traces.c.trace_id.in_(served),
+                traces.c.candidate_id.in_(made_of_them),
+                cast(traces.c.messages, Text) != "[]",
+            )
+            .values(messages=[])
+        )
+    return _next(found, limit)
+
+
+def remove_events(
+    connection: Connection,
+    session_id: str,
+    rollout_ids: Collection[str],
+    *,
+    limit: int,
+    cursor: str | None,
+) -> str | None:
+    (after,) = cursors.decode(cursor, int) if cursor else (0,)
+    mine = events.c.session_id == session_id
+    query = (
+        select(events.c.seq, events.c.data)
+        .where(mine, events.c.seq > after)
+        .order_by(events.c.seq)
+        .limit(limit)
+    )
+    with changing(connection, session_id) as change:
+        found = connection.execute(query).all()
+        about = {row.seq: row.data.get("rollout_id") for row in found}
+        named = {str(rollout_id) for rollout_id in about.values() if rollout_id}
+        going_ids = _going(connection, session_id, named, rollout_ids)
+        going = [seq for seq, rollout_id in about.items() if rollout_id in going_ids]
+        if going:
+            connection.execute(delete(events).where(mine, events.c.seq.in_(going)))
+            change.set(removed_events=change["removed_events"] + len(going))
+    return cursors.encode(found[-1].seq) if len(found) == limit else None
+
+
+def end(
+    connection: Connection, order: ForgetOrder, *, data: JsonObject, at: datetime
+) -> ForgetOrder | None:
+    with changing(connection, order.session_id) as change:
+        mine = forget_requests.c.request_id == order.request_id
+        row = connection.execute(select(forget_requests).where(mine)).first()
+        if row is None:
+            return None
+        connection.execute(delete(forget_requests).where(mine))
+        if order.subject is ForgetSubject.EXAMPLE_ID:
+            connection.execute(
+                delete(example_rewards).where(
+                    example_rewards.c.session_id == order.session_id,
+                    example_rewards.c.example_key == example_key(order.value),
+                )
+            )
+        ended = _order(row)
+        change.record(
+            FORGOTTEN_EVENT,
+            f"{ended.rollouts} rollouts and {ended.calls} calls of one {order.subject} are "
+            "forgotten",
+            data={
+                "subject": order.subject,
+                "rollouts": ended.rollouts,
+                "calls": ended.calls,
+                **data,
+            },
+            at=at,
+        )
+        return ended
+
+
+def _order(row: Row[Any]) -> ForgetOrder:
+    values = row._asdict()
+    return ForgetOrder(**{**values, "subject": ForgetSubject(values["subject"])})
+
+
+def _waiting(
+    connection: Connection, session_id: str, *, limit: int, after: str
+) -> Page[TraceableReward]:
+    query = (
+        select(rewards.c.rollout_id, *_OF_REWARD)
+        .where(rewards.c.session_id == session_id, waiting, rewards.c.rollout_id > after)
+        .order_by(rewards.c.rollout_id)
+        .limit(limit)
+    )
+    rows = connection.execute(query).all()
+    items = tuple(_traceable(row, None, None, is_pinned=False) for row in rows)
+    more = len(rows) == limit
+    return Page(items, cursors.encode(_WAITING, rows[-1].rollout_id) if more else None)
+
+
+def _traceable(
+    row: Row[Any], correlation_id: str | None, example_id: str | None, *, is_pinned: bool
+) -> TraceableReward:
+    return TraceableReward(
+        row.rollout_id,
+        is_pinned,
+        (correlation_id, row.reward_correlation_id),
+        (example_id, row.reward_example_id),
+        row.metadata,
+        row.expected,
+        row.feedback,
+    )
+
+
+def _made_of(
+    connection: Connection, session_id: str, versions: Collection[tuple[LeverName, int]]
+) -> set[str]:
+    """The candidates that are made of any of the lever versions."""
+    if not versions:
+        return set()
+    holding = or_(
+        *(candidates.c[VERSION_OF_LEVER[lever]] == version for lever, version in versions)
+    )
+    query = select(candidates.c.candidate_id).where(candidates.c.session_id == session_id, holding)
+    return set(connection.scalars(query))
+
+
+def _frames(
+    connection: Connection, session_id: str, *, limit: int, cursor: str | None
+) -> Sequence[Row[Any]]:
+    (after,) = cursors.decode(cursor, int) if cursor else (0,)
+    query = (
+        select(frames.c.position, frames.c.rollout_id, frames.c.candidate_id, frames.c.trace_ids)
+        .where(frames.c.session_id == session_id, frames.c.position > after)
+        .order_by(frames.c.position)
+        .limit(limit)
+    )
+    return connection.execute(query).all()
+
+
+def _next(found: Sequence[Row[Any]], limit: int) -> str | None:
+    return cursors.encode(found[-1].position) if len(found) == limit else None
+
+
+def _named(found: Iterable[Row[Any]]) -> set[str]:
+    return {trace_id for frame in found for trace_id in frame.trace_ids}
+
+
+def _going(
+    connection: Connection, session_id: str, named: set[str], rollout_ids: Collection[str]
+) -> set[str]:
+    """Of the rollouts named, those among the ids, and those that were removed."""
+    if not named:
+        return set()
+    removed = connection.scalars(
+        select(removed_rollouts.c.rollout_id)
+        .join(
+            rollouts,
+            (rollouts.c.session_id == removed_rollouts.c.session_id)
+            & (rollouts.c.rollout_id == removed_rollouts.c.rollout_id),
+            isouter=True,
+        )
+        .where(
+            removed_rollouts.c.session_id == session_id,
+            removed_rollouts.c.rollout_id.in_(named),
+            # Its id may have been given to another rollout since.
+            rollouts.c.rollout_id.is_(None),
+        )
+    )
+    return {rollout_id for rollout_id in named if rollout_id in rollout_ids} | set(removed)
+
+
+def _count(
+    connection: Connection, order: ForgetOrder, *, rollouts: int = 0, calls: int = 0
+) -> None:
+    connection.execute(
+        update(forget_requests)
+        .where(forget_requests.c.request_id == order.request_id)
+        .values(
+            rollouts=forget_requests.c.rollouts + rollouts, calls=forget_requests.c.calls + calls
+        )
+    )
