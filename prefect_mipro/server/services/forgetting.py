@@ -151,7 +151,7 @@ class Forgetting:
             at=self._clock(),
             reason=f"a text that was shown is forgotten at the request for one {order.subject}",
         )
-        self._knowledge.forget_prompts(session)
+        self._knowledge.forget_prompts()
         self._beliefs.forget(session.session_id)
         await self._remove(session, order, found.rollout_ids)
         told = {

@@ -71,11 +71,10 @@ class Knowledge:
             self._configs.put(session.baseline_id, known, size_bytes=known.size_bytes)
         return known
 
-    def forget_prompts(self, session: Session) -> None:
-        """Read the session's lever versions anew: some of them were emptied."""
-        for candidate in self._candidates.values():
-            if candidate.session_id == session.session_id:
-                self._levers.drop(candidate.candidate_id)
+    def forget_prompts(self) -> None:
+        """Read all lever versions anew: some of them were emptied, which is rare."""
+        for candidate_id in [*self._levers]:
+            self._levers.drop(candidate_id)
 
     async def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
         """The candidate's instruction and demonstrations."""
