@@ -187,13 +187,19 @@ class Forgetting:
     ) -> _Found:
         found = _Found()
         values = {order.value.strip(), self._redaction.digest(session, order.value)}
-        inputs: list[str] = []
-        said: list[str] = []
+        texts: list[str] = []
+        answers: list[str] = []
+        said_of_others: set[str] = set()
         async for row in self._traceable(session.session_id):
+            said = [text for text in (row.expected, row.feedback) if text]
             if _is_of(row, order.subject, values):
                 found.rollout_ids.add(row.rollout_id)
                 found.pinned += row.is_pinned
-                said += [text for text in (row.expected, row.feedback) if text]
+                texts += said
+            else:
+                said_of_others.update(said)
+        # Labels and remarks that others have, too, tell nothing of this one.
+        texts = [text for text in texts if text not in said_of_others]
         trace_ids: set[str] = set()
         cursor: str | None = ""
         while cursor is not None and found.rollout_ids:
@@ -202,13 +208,13 @@ class Forgetting:
             )
             found.calls += len(page.items)
             trace_ids.update(call.trace_id for call in page.items)
-            inputs += [call.input for call in page.items]
-            said += [call.output for call in page.items]
+            texts += [call.input for call in page.items]
+            answers += [call.output for call in page.items]
             cursor = page.next_cursor
         example_id = order.value if order.subject is ForgetSubject.EXAMPLE_ID else None
         proposed = [version for version in levers if version.version > 1]
         known = "\n".join(_text_of(version) for version in levers if version.version == 1)
-        # Answers are often labels, and many say the same: they count where they were to be seen.
+        # Many answers say the same: they count where they were to be seen.
         made_of_them = [
             version
             for version in proposed
@@ -217,8 +223,8 @@ class Forgetting:
         found.versions = {
             (version.lever, version.version)
             for version in (
-                *await asyncio.to_thread(_repeating, proposed, inputs, known=known),
-                *await asyncio.to_thread(_repeating, made_of_them, said, known=known),
+                *await asyncio.to_thread(_repeating, proposed, texts, known=known),
+                *await asyncio.to_thread(_repeating, made_of_them, answers, known=known),
                 *(version for version in proposed if _shows(version, found, trace_ids, example_id)),
             )
         }

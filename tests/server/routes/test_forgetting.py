@@ -28,6 +28,179 @@ SECRET = "the heron of Quiet Harbour"
 ALICE, BOB = "alice-of-the-tests", "bob-of-the-tests"
 ROLLOUTS = 24
 ALLOWED = {"prompt_learning.mipro.demonstrations.from_traffic": "allowed"}
+
+
+@dataclass
+class Lived:
+    """A session in which two people were served, and one of them has told a secret everywhere."""
+
+    server: LiveServer
+    http: httpx.Client
+    upstream: FakeUpstream
+    session: dict[str, Any]
+    backend: Any
+
+    @property
+    def path(self) -> str:
+        return f"{SESSIONS}/{self.session['session_id']}"
+
+    def chat(self, rollout_id: str, text: str, **query: str) -> httpx.Response:
+        content = [
+            {"type": "text", "text": f"Query: {text}"},
+            {"type": "image_url", "image_url": {"url": f"https://images.invalid/{text}.png"}},
+        ]
+        system = {"role": "system", "content": "You classify banking queries."}
+        body = {"model": "m", "messages": [system, {"role": "user", "content": content}]}
+        answer = self.http.post(chat_path(self.session, rollout_id), json=body, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def reward(self, rollout_id: str, score: float = 1.0, **more: Any) -> httpx.Response:
+        body = {"rollout_id": rollout_id, "reward_info": {"score": score}, **more}
+        return self.http.post(f"{self.path}/reward", json=body)
+
+    def forget(self, **wanted: Any) -> dict[str, Any]:
+        answer = self.http.post(f"{self.path}/forget", json=wanted)
+        assert answer.status_code == 200, answer.text
+        report: dict[str, Any] = answer.json()
+        return report
+
+    def candidates(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.http.get(
+            f"/api/systems/{self.session['session_id']}/candidates"
+        ).json()["items"]
+        return items
+
+    def showing(self, text: str) -> list[str]:
+        """The candidates whose prompts hold the text."""
+        return [each["candidate_id"] for each in self.candidates() if text in json.dumps(each)]
+
+    def settle(self) -> None:
+        """Wait for the rounds of proposals that are under way."""
+        self.server.run(self.backend.rollouts._proposals.settle())
+
+
+def told(number: int, user: str) -> dict[str, Any]:
+    secret = SECRET if user == ALICE else "nothing"
+    return {
+        "correlation_id": f"conversation of {user}",
+        "trace_ref": f"{secret} as a reference",
+        "artifact": {"review": f"{secret} was seen"},
+        "metadata": {
+            "user": user,
+            "example_id": str(number),
+            "expected": f"label {number % 3} {secret}",
+            "review": {"text": secret},
+        },
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "mipro.db"
+
+
+@pytest.fixture
+def lived(file: Path) -> Iterator[Lived]:
+    with FakeUpstream(better_with_demonstrations) as upstream:
+        app = create_app(
+            ServerSettings(
+                database_url=f"sqlite:///{file}",
+                api_keys=(SecretStr(KEY),),
+                upstream_url=upstream.url,
+            )
+        )
+        bearer = {"Authorization": f"Bearer {KEY}"}
+        with (
+            LiveServer(app) as server,
+            httpx.Client(base_url=server.url, headers=bearer, timeout=30) as http,
+        ):
+            body = {"session_id": "s", "config_body": CONFIG, "overrides": ALLOWED}
+            session = http.post(SESSIONS, json=body).json()
+            lived = Lived(server, http, upstream, session, app.state.backend)
+            for number in range(ROLLOUTS):
+                user = BOB if number % 4 else ALICE
+                said = SECRET if user == ALICE else "a parcel"
+                lived.chat(f"r{number}", f"{said} of number {number} #label{number % 3}")
+                info = {"score": 1.0, "feedback": f"{said} should not be asked for"}
+                more = {**told(number, user), "reward_info": info}
+                assert lived.reward(f"r{number}", **more).status_code == 200
+                lived.settle()
+            yield lived
+
+
+def require_nothing_of(secret: str, lived: Lived) -> None:
+    told = [
+        lived.http.get(path).text
+        for path in (
+            lived.path,
+            f"{lived.path}/export",
+            f"{lived.path}/events",
+            "/api/systems/s/candidates",
+            "/api/systems/s/seed-evals",
+        )
+    ]
+    assert not [text for text in told if secret in text]
+
+
+async def faults(file: Path) -> list[Any]:
+    async with inspected(f"sqlite+aiosqlite:///{file}") as database:
+        return [check for check in await database.read(audit) if check.problems]
+
+
+async def test_of_a_person_who_is_forgotten_no_text_is_left_anywhere(
+    lived: Lived, file: Path
+) -> None:
+    shown = lived.showing(SECRET)
+    assert shown, "demonstrations are taken from the traffic"
+    lived.http.post(f"{lived.path}/champion", json={"candidate_id": shown[0]})
+    assert lived.reward("pinned", candidate_id=shown[-1]).status_code == 200
+    assert lived.reward("waits", metadata={"user": ALICE, "note": SECRET}).status_code == 200
+    assert SECRET in str(lived.chat("pinned", "a parcel").request) + json.dumps(
+        lived.upstream.requests[-1]
+    )
+    before = lived.http.get(lived.path).json()
+    would = lived.forget(user=ALICE, dry_run=True)
+    assert lived.showing(SECRET) == shown
+    report = lived.forget(user=ALICE)
+    assert report == would | {"dry_run": False}
+    assert (report["rollouts"], report["calls"]) == (ROLLOUTS // 4, ROLLOUTS // 4)
+    assert set(report["retired_candidates"]) == set(shown)
+    assert report["champion_candidate_id"] == before["baseline_candidate_id"]
+    answer = lived.chat("pinned", "a parcel")
+    assert answer.headers["x-mipro-candidate-id"] == before["baseline_candidate_id"]
+    lived.chat("new", "another parcel")
+    assert SECRET not in json.dumps(lived.upstream.requests[-2:])
+    after = lived.http.get(lived.path).json()
+    assert after["rollout_count"] == before["rollout_count"] + 1
+    assert after["reward_count"] == before["reward_count"]
+    require_nothing_of(SECRET, lived)
+    require_nothing_of(ALICE, lived)
+    assert await faults(file) == []
+    refused = lived.http.post(f"{lived.path}/champion", json={"candidate_id": shown[0]})
+    assert (refused.status_code, "forgotten" in refused.text) == (409, True)
+
+
+async def test_the_file_holds_nothing_of_it_once_it_is_compacted(lived: Lived, file: Path) -> None:
+    assert SECRET.encode() in b"".join(each.read_bytes() for each in file.parent.iterdir())
+    lived.forget(user=ALICE)
+    lived.server.__exit__(None, None, None)
+    compact(f"sqlite+aiosqlite:///{file}")
+    left = b"".join(each.read_bytes() for each in file.parent.iterdir())
+    assert b"bob-of-the-tests" in left
+    assert SECRET.encode() not in left
+    assert ALICE.encode() not in left
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rollouts"),
+    [
+        ({"rollout_id": "r1"}, ["r1"]),
+        ({"example_id": "2"}, ["r2"]),
+        ({"correlation_id": f"conversation of {ALICE}"}, ["r0", "r4", "r8", "r12", "r16", "r20"]),
+        ({"user": "nobody"}, []),
+    ],
+)
 async def test_each_subject_takes_its_own_rollouts_and_no_others(
     lived: Lived, file: Path, wanted: dict[str, str], rollouts: list[str]
 ) -> None:
