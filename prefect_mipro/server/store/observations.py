@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select, tuple_
 
 from prefect_mipro.models.rollouts import ExampleTrace, SeedEval, user_of
 from prefect_mipro.models.sensors import SensorFrame
@@ -43,7 +43,9 @@ def example_traces(
             rollouts.c.candidate_id,
             rollouts.c.example_id,
             rollouts.c.reward,
-            rollouts.c.correlation_id,
+            func.coalesce(rollouts.c.correlation_id, rewards.c.correlation_id).label(
+                "correlation_id"
+            ),
             rewards.c.expected,
             rewards.c.feedback,
             rewards.c.shareable,

@@ -77,6 +77,17 @@ async def test_without_the_rule_the_same_attack_is_served(backend: Backend) -> N
     assert served > 0
 
 
+async def test_a_call_is_of_the_user_and_the_correlation_id_that_its_reward_names(
+    backend: Backend,
+) -> None:
+    await backend.create()
+    await backend.call("r1")
+    await backend.reward("r1", correlation_id="visit 7", metadata={"user": 3})
+    await backend.journal.flush()
+    (seen,) = await backend.store.example_traces("s", limit=9)
+    assert (seen.correlation_id, seen.user) == ("visit 7", "3")
+
+
 @pytest.mark.parametrize(
     ("reward", "kept"),
     [
