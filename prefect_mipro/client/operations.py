@@ -23,6 +23,8 @@ from prefect_mipro.models.rollouts import ExampleTrace, RewardReceipt, RewardReq
 from prefect_mipro.models.sessions import (
     CreateSession,
     DeletedSession,
+    ForgetReport,
+    RetiredCandidates,
     SessionState,
     SessionStatus,
     SessionUrls,
@@ -215,6 +217,60 @@ def promote(
         body={"candidate_id": candidate_id} | ({"reason": reason} if reason else {}),
         repeatable=True,
         answer=status_of,
+    )
+
+
+def forget(
+    session_id: str,
+    *,
+    rollout_id: str | None = None,
+    example_id: str | None = None,
+    correlation_id: str | None = None,
+    user: str | None = None,
+    dry_run: bool = False,
+) -> Operation[ForgetReport]:
+    """Remove all of one rollout, example, correlation id or end user; exactly one is named.
+
+    Lever versions that show a text of theirs are emptied, and their candidates retired. Counters
+    stay. `dry_run` only says what would go. The report of a repeat tells what was left to remove.
+    """
+    subjects = {
+        "rollout_id": rollout_id,
+        "example_id": example_id,
+        "correlation_id": correlation_id,
+        "user": user,
+    }
+    named = {name: value for name, value in subjects.items() if value is not None}
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/forget",
+        body={**named, "dry_run": dry_run},
+        repeatable=True,
+        answer=ForgetReport.model_validate,
+    )
+
+
+def retire(candidate_id: str, *, reason: str | None = None) -> Operation[RetiredCandidates]:
+    """Take a candidate out of play, and out of the rollouts that are pinned to it."""
+    return Operation(
+        method="POST",
+        path=f"{_CANDIDATES}/{_segment(candidate_id, name='candidate_id')}/retire",
+        body={"reason": reason} if reason else {},
+        repeatable=True,
+        answer=RetiredCandidates.model_validate,
+    )
+
+
+def retire_lever(
+    session_id: str, lever: str, version: int, *, reason: str | None = None
+) -> Operation[RetiredCandidates]:
+    """Retire all candidates that hold a version of the lever `instruction` or `demonstrations`."""
+    return Operation(
+        method="POST",
+        path=f"{_system_path(session_id)}/levers/{_segment(lever, name='lever')}/{version}/retire",
+        body={"reason": reason} if reason else {},
+        repeatable=True,
+        answer=RetiredCandidates.model_validate,
     )
 
 

@@ -185,6 +185,21 @@ class ForgetReport(Record):
     champion_candidate_id: str
 
 
+class Retire(Record):
+    """Body of a call that retires a candidate or a lever version."""
+
+    reason: str = Field(default="retired by hand", min_length=1, max_length=LONGEST_REASON)
+
+
+class RetiredCandidates(Record):
+    """Answer to a call that retires: the candidates taken out of play, and the champion now."""
+
+    session_id: str
+    retired_candidates: tuple[str, ...]
+    champion_candidate_id: str
+    champion_replaced: bool
+
+
 class SessionUrls(Record):
     """Where the session is reached. All three are absolute and stable."""
 

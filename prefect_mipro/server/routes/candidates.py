@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Path
 from pydantic import Field
 
 from prefect_mipro.models.base import JsonObject, Record, SessionId
-from prefect_mipro.models.levers import Demonstration
+from prefect_mipro.models.levers import Demonstration, LeverName
+from prefect_mipro.models.sessions import Retire, RetiredCandidates
 from prefect_mipro.server.routes.dependencies import (
+    LARGEST_INTEGER,
     CandidateId,
     Cursor,
     Integer,
@@ -69,6 +74,30 @@ async def add_candidate(
 async def candidate(candidate_id: CandidateId, sessions: SessionsOf) -> JsonObject:
     """One candidate."""
     return await sessions.candidate(candidate_id)
+
+
+@router.post("/candidates/{candidate_id}/retire")
+async def retire(
+    candidate_id: CandidateId, wanted: Retire, sessions: SessionsOf
+) -> RetiredCandidates:
+    """Take a candidate out of play; the champion answers the rollouts that are pinned to it.
+
+    The baseline cannot be retired. In the place of a champion comes the candidate in play that won
+    a duel last, else the baseline. Promoting a retired candidate brings it back.
+    """
+    return await sessions.retire(candidate_id, reason=wanted.reason)
+
+
+@router.post("/systems/{session_id}/levers/{lever}/{version}/retire")
+async def retire_lever(
+    session_id: SessionId,
+    lever: LeverName,
+    version: Annotated[int, Path(ge=1, le=LARGEST_INTEGER)],
+    wanted: Retire,
+    sessions: SessionsOf,
+) -> RetiredCandidates:
+    """Retire all candidates that hold a lever version; no new candidate is made with it."""
+    return await sessions.retire_lever(session_id, lever, version, reason=wanted.reason)
 
 
 @router.get("/systems/{session_id}/seed-evals")

@@ -10,6 +10,7 @@ from prefect_mipro.config import MiproConfig, override, require_size
 from prefect_mipro.errors import (
     Conflict,
     InputInvalid,
+    NotFound,
     SessionEnded,
 )
 from prefect_mipro.models.base import JsonObject
@@ -21,6 +22,7 @@ from prefect_mipro.models.sessions import (
     CandidateReport,
     CreateSession,
     Event,
+    RetiredCandidates,
     Session,
     SessionState,
     SessionStatus,
@@ -161,6 +163,48 @@ class Sessions:
         await self._store.set_champion(session_id, candidate_id, at=self._clock(), reason=reason)
         self._beliefs.forget(session_id)
         return await self.status(session_id)
+
+    async def retire(self, candidate_id: str, *, reason: str) -> RetiredCandidates:
+        """Take a candidate out of play, and out of the rollouts that are pinned to it.
+
+        Raises Conflict for the baseline, and CandidateNotFound.
+        """
+        candidate = await self._store.candidate(candidate_id)
+        return await self._withdraw(candidate.session_id, [candidate_id], reason=reason)
+
+    async def retire_lever(
+        self, session_id: str, lever: LeverName, version: int, *, reason: str
+    ) -> RetiredCandidates:
+        """Retire all candidates that hold a lever version; no new one is made with it.
+
+        Raises Conflict for a version that the baseline holds, and NotFound.
+        """
+        levers = await self._store.levers(session_id)
+        found = next((v for v in levers if (v.lever, v.version) == (lever, version)), None)
+        if found is None:
+            raise NotFound(f"session {session_id!r} has no version {version} of its {lever}")
+        holding = [
+            candidate.candidate_id
+            for candidate in await self._store.candidates(session_id)
+            if candidate.holds(found)
+        ]
+        return await self._withdraw(session_id, holding, reason=reason)
+
+    async def _withdraw(
+        self, session_id: str, candidate_ids: Sequence[str], *, reason: str
+    ) -> RetiredCandidates:
+        before = await self._store.session(session_id)
+        withdrawal = await self._store.withdraw(
+            session_id, candidate_ids, at=self._clock(), reason=reason
+        )
+        self._beliefs.forget(session_id)
+        self._proposals.consider(session_id)
+        return RetiredCandidates(
+            session_id=session_id,
+            retired_candidates=withdrawal.candidate_ids,
+            champion_candidate_id=withdrawal.champion_id,
+            champion_replaced=withdrawal.champion_id != before.champion_id,
+        )
 
     async def begin_epoch(self, session_id: str, *, reason: str) -> SessionStatus:
         """Learn anew, because the world has changed: the model, its version, the traffic.

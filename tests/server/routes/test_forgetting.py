@@ -13,6 +13,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from prefect_mipro.client.clients import Client
+from prefect_mipro.errors import Conflict, NotFound
 from prefect_mipro.models.sessions import ForgetSubject
 from prefect_mipro.server.app import create_app
 from prefect_mipro.server.settings import ServerSettings
@@ -240,3 +242,45 @@ async def test_a_request_that_is_broken_off_is_carried_out_later(
 def test_a_request_names_exactly_one_subject(lived: Lived, wanted: dict[str, str]) -> None:
     answer = lived.http.post(f"{lived.path}/forget", json=wanted)
     assert answer.status_code == 422
+
+
+def test_a_retired_champion_gives_way_and_may_be_promoted_again(lived: Lived) -> None:
+    baseline_id = lived.session["baseline_candidate_id"]
+    candidate_id = lived.candidates()[-1]["candidate_id"]
+    lived.reward("pinned", candidate_id=candidate_id)
+    with Client(lived.server.url, api_key=KEY) as client:
+        client.promote("s", candidate_id)
+        report = client.retire(candidate_id, reason="it is rude")
+        assert (report.retired_candidates, report.champion_candidate_id) == (
+            (candidate_id,),
+            baseline_id,
+        )
+        assert report.champion_replaced
+        served = lived.chat("pinned", "a parcel").headers["x-mipro-candidate-id"]
+        assert served == baseline_id
+        again = client.retire(candidate_id)
+        assert (again.retired_candidates, again.champion_replaced) == ((), False)
+        client.promote("s", candidate_id)
+    served = lived.chat("pinned", "a parcel").headers["x-mipro-candidate-id"]
+    assert served == candidate_id
+
+
+def test_a_retired_lever_version_takes_its_candidates_and_the_baseline_stays(
+    lived: Lived,
+) -> None:
+    with Client(lived.server.url, api_key=KEY) as client:
+        report = client.retire_lever("s", "demonstrations", 2)
+        held = [each for each in lived.candidates() if _set_of(each) == 2]
+        assert {each["candidate_id"] for each in held} == set(report.retired_candidates) != set()
+        with pytest.raises(Conflict, match="is the baseline"):
+            client.retire(lived.session["baseline_candidate_id"])
+        with pytest.raises(Conflict, match="is the baseline"):
+            client.retire_lever("s", "instruction", 1)
+        with pytest.raises(NotFound, match="no version 99"):
+            client.retire_lever("s", "instruction", 99)
+        assert client.forget("s", user=ALICE, dry_run=True).rollouts == ROLLOUTS // 4
+
+
+def _set_of(candidate: dict[str, Any]) -> int:
+    version: int = candidate["lineage"]["demonstrations"]["version"]
+    return version
