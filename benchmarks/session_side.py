@@ -250,8 +250,7 @@ class _Learning:
         self._session.update_reward(
             reward_info={"score": reward},
             rollout_id=rollout_id,
-            metadata={"expected": row.label, "example_id": row.row_id},
-            shareable=True,
+            metadata={"expected": row.label, "example_id": row.row_id, "shareable": True},
         )
 
     def _answer(self, row: Row, rollout_id: str, headers: Mapping[str, str]) -> str:

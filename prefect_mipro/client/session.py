@@ -208,12 +208,12 @@ class MiproOnlineSession:
         rollout_id: str | None = None,
         candidate_id: str | None = None,
         trace_ref: str | None = None,
-        shareable: bool | None = None,
         stop: bool | None = None,
     ) -> Steps[JsonObject]:
         """Reward a rollout. `reward_info` has a `score`, and may have `feedback` in words.
 
-        `shareable` says that its texts may be shown to other users, as a worked example.
+        `"shareable": True` in the metadata says that its texts may be shown to other users, as a
+        worked example.
         """
         request = record_of(
             RewardRequest,
@@ -224,7 +224,6 @@ class MiproOnlineSession:
             rollout_id=rollout_id or None,
             candidate_id=candidate_id or None,
             trace_ref=trace_ref or None,
-            shareable=shareable,
             stop=stop,
         )
         return (yield self._ask(raw(operations.reward(self.session_id, request))))

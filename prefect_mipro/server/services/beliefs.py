@@ -171,7 +171,12 @@ def _fit(
         arms = [_of_epoch(arm, present) for arm in arms]
     evidence = Evidence.of(arms, present, impute=config.mipro.imputed_reward)
     belief = posterior(evidence, scales=replace(DEFAULT_SCALES, caution=config.caution))
-    active = [candidate for candidate in candidates if candidate.active]
+    # A champion may have given way, and been retired, since the session was read.
+    active = [
+        candidate
+        for candidate in candidates
+        if candidate.active or candidate.candidate_id == session.champion_id
+    ]
     active_ids = [candidate.candidate_id for candidate in active]
     against = failure_evidence(
         failures.newest,

@@ -390,7 +390,7 @@ rewards = Table(
     Column("example_id", Words),
     Column("trace_ref", Words),
     # Whether the rollout's texts may be shown to other users.
-    Column("shareable", Boolean, nullable=False, server_default=false()),
+    Column("shareable", Boolean, nullable=False, default=False, server_default=false()),
     Column("artifact", JSON(none_as_null=True)),
     Column("metadata", JSON(none_as_null=True)),
     Column("received_at", UtcTime, nullable=False),

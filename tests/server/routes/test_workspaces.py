@@ -121,6 +121,8 @@ def filled(path: str, session: dict[str, Any]) -> str:
         session_id=session["session_id"],
         candidate_id=session["champion_candidate_id"],
         rollout_id="r1",
+        lever="instruction",
+        version=1,
     )
 
 

@@ -79,3 +79,19 @@ async def test_the_same_seed_and_the_same_facts_make_the_same_plan(backend: Back
     assert plans[0].ids == plans[1].ids
     assert plans[0].propensities.tolist() == plans[1].propensities.tolist()
     assert len(set(plans[0].propensities.tolist())) > 1
+
+
+async def test_a_champion_that_was_retired_meanwhile_is_still_one_for_an_earlier_reading(
+    backend: Backend,
+) -> None:
+    await backend.create(online_proposer_mode="off")
+    for text in ("Classify the query, please.", "Classify this query well."):
+        await backend.sessions.add_candidate("s", instruction=text)
+    first, second = (await backend.store.candidates("s"))[1:]
+    await backend.sessions.promote("s", first.candidate_id, reason="")
+    before = await backend.store.session("s")
+    await backend.sessions.promote("s", second.candidate_id, reason="")
+    await backend.sessions.retire(first.candidate_id, reason="")
+    snapshot = await beliefs_of(backend).fresh(before)
+    assert first.candidate_id in snapshot.plan.of
+    assert first.candidate_id not in snapshot.active_ids
