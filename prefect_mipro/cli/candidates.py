@@ -1,4 +1,4 @@
-"""The candidates of a session: the leaderboard, one with its prompt, and promotion."""
+"""The candidates of a session: the leaderboard, one with its prompt, promotion, retirement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_mipro.cli.output import Column, Output, moment, number
 from prefect_mipro.client.clients import Client
 from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import CandidateReport, SessionStatus
+from prefect_mipro.models.sessions import CandidateReport, RetiredCandidates, SessionStatus
 
 _COLUMNS = (
     Column("#", right=True),
@@ -30,12 +30,20 @@ _SHOWN_CHARACTERS = 60
 
 
 def run(options: argparse.Namespace) -> ExitCode:
-    """`candidates` and `promote`. Raises what the backend refuses."""
+    """`candidates`, `promote`, `retire` and `retire-lever`. Raises what the backend refuses."""
     output = Output(as_json=options.json)
     with backend_of(options) as client:
+        if options.command == "retire-lever":
+            report = client.retire_lever(
+                options.session, options.lever, options.version, reason=options.reason
+            )
+            return _retired(output, report)
         status = client.session_status(options.session)
         if options.command == "promote":
             return _promote(client, output, status, options.candidate, reason=options.reason)
+        if options.command == "retire":
+            candidate_id = _found(status, options.candidate).candidate_id
+            return _retired(output, client.retire(candidate_id, reason=options.reason))
         if options.candidate is None:
             return _leaderboard(output, status)
         return _one(client, output, status, options.candidate)
@@ -101,6 +109,19 @@ def _promote(
     else:
         output.line(f"{_named(status, candidate_id)} is the champion of {status.session_id}")
         output.line(f"the way back: {PROGRAM} promote {status.session_id} {_way_back(before)}")
+    return ExitCode.OK
+
+
+def _retired(output: Output, report: RetiredCandidates) -> ExitCode:
+    if output.as_json:
+        output.document(report.model_dump(mode="json"))
+        return ExitCode.OK
+    for candidate_id in report.retired_candidates:
+        output.line(f"{candidate_id} is retired")
+    if not report.retired_candidates:
+        output.line("nothing to retire: it is out of play already")
+    change = "is the champion now" if report.champion_replaced else "is still the champion"
+    output.line(f"{report.champion_candidate_id} {change}")
     return ExitCode.OK
 
 

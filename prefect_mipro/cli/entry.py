@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             from prefect_mipro.cli import sessions
 
             return sessions.run(options)
-        case "candidates" | "promote":
+        case "candidates" | "promote" | "retire" | "retire-lever":
             from prefect_mipro.cli import candidates
 
             return candidates.run(options)

@@ -66,6 +66,16 @@ examples
   {PROGRAM} sessions delete support-bot
   {PROGRAM} sessions delete support-bot --yes     without asking, for scripts
 """
+_FORGET = f"""\
+Removes the rollouts, calls, rewards and events of one user, rollout, example or correlation id.
+Prompts that show one of these texts are emptied, and their candidates retired; counters stay.
+--user is the "user" of the rewards' metadata. Exports and backups are not reached.
+
+examples
+  {PROGRAM} sessions forget support-bot --user u-203 --dry-run    only say what would go
+  {PROGRAM} sessions forget support-bot --user u-203
+  {PROGRAM} sessions forget support-bot --rollout r-17 --yes      without asking, for scripts
+"""
 _ROTATE_URL = f"""\
 For a URL that has leaked. Programs that call through it are refused from now on: give them the new
 one, which is printed. Whoever calls by the session's id and a key is not concerned.
@@ -106,6 +116,23 @@ else: a decision of your own, and the way back to an earlier champion.
 examples
   {PROGRAM} promote support-bot 7
   {PROGRAM} promote support-bot cand_3f9a0c12 --reason "reviewed by Ada"
+"""
+_RETIRE = f"""\
+The champion's prompt takes its place at once, also in rollouts that have begun. In the place of a
+champion comes the candidate that won a duel last, else the baseline, which cannot be retired.
+`promote` brings a retired candidate back.
+
+examples
+  {PROGRAM} retire support-bot 7
+  {PROGRAM} retire support-bot cand_3f9a0c12 --reason "it is rude"
+"""
+_RETIRE_LEVER = f"""\
+For a text that must not be shown any more: all candidates that hold it are retired, and no new one
+is made with it. `candidates SESSION CANDIDATE` says which versions a candidate holds.
+
+examples
+  {PROGRAM} retire-lever support-bot demonstrations 3 --reason "it shows a real address"
+  {PROGRAM} retire-lever support-bot instruction 5 --json | jq -r '.retired_candidates[]'
 """
 _DOCTOR = f"""\
 Checks Python, Prefect, its API and blocks, the backend, the key, the model behind it and the
@@ -170,10 +197,20 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_backend(candidates)
     promote = _command(commands, "promote", "make a candidate the champion", _PROMOTE)
-    _add_session(promote)
-    promote.add_argument("candidate", metavar="CANDIDATE", help="its number, or its id")
-    promote.add_argument("--reason", metavar="TEXT", help="kept with the promotion")
-    _add_backend(promote)
+    retire = _command(commands, "retire", "take a candidate out of play", _RETIRE)
+    for action, kept_with in ((promote, "promotion"), (retire, "candidate")):
+        _add_session(action)
+        action.add_argument("candidate", metavar="CANDIDATE", help="its number, or its id")
+        action.add_argument("--reason", metavar="TEXT", help=f"kept with the {kept_with}")
+        _add_backend(action)
+    lever = _command(
+        commands, "retire-lever", "retire all candidates that hold a lever version", _RETIRE_LEVER
+    )
+    _add_session(lever)
+    lever.add_argument("lever", metavar="LEVER", help="instruction or demonstrations")
+    lever.add_argument("version", type=_count, metavar="VERSION", help="the version's number")
+    lever.add_argument("--reason", metavar="TEXT", help="kept with the candidates")
+    _add_backend(lever)
     _add_db(_command(commands, "db", "look after the server's database", _DB))
     doctor = _command(commands, "doctor", "find out what is wrong, and what to do", _DOCTOR)
     _add_address(doctor)
@@ -200,12 +237,15 @@ def _add_sessions(sessions: _Parser) -> None:
         ("resume", "explore again", _RESUME),
         ("cancel", "stop for good", _CANCEL),
         ("delete", "remove it and all that is known of it", _DELETE),
+        ("forget", "remove one user's data, or one rollout's", _FORGET),
         ("rotate-url", "give its proxy URL a new secret", _ROTATE_URL),
         ("export", "all that is known of a session, as JSON lines", _EXPORT),
     ):
         action = _command(actions, name, text, examples)
         _add_session(action)
-        if name in ("cancel", "delete"):
+        if name == "forget":
+            _add_subject(action)
+        if name in ("cancel", "delete", "forget"):
             action.add_argument("--yes", action="store_true", help="do not ask")
         if name == "export":
             action.add_argument(
@@ -224,6 +264,19 @@ def _add_sessions(sessions: _Parser) -> None:
     imported = _command(actions, "import", "an export, into this backend", _IMPORT)
     imported.add_argument("file", metavar="FILE", help="an export, or - for standard input")
     _add_backend(imported)
+
+
+def _add_subject(forget: argparse.ArgumentParser) -> None:
+    """Whose data, as the keywords of `Client.forget`."""
+    subjects = forget.add_mutually_exclusive_group(required=True)
+    for option, name, metavar, text in (
+        ("--user", "user", "NAME", "an end user, as the rewards' metadata names them"),
+        ("--rollout", "rollout_id", "ID", "one rollout"),
+        ("--example", "example_id", "ID", "one example of a data set"),
+        ("--correlation-id", "correlation_id", "ID", "one conversation"),
+    ):
+        subjects.add_argument(option, dest=name, metavar=metavar, help=text)
+    forget.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
 def _add_keys(keys: _Parser) -> None:

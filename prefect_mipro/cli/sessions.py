@@ -1,4 +1,4 @@
-"""The sessions of a backend: listed, shown, steered, exported, imported, deleted."""
+"""The commands for sessions: list, show, steer, export, import, delete, forget."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _COLUMNS = (
 _FINAL = {
     "cancel": ("Cancel", "It cannot be resumed."),
     "delete": ("Delete", "Its prompts, rewards and traces go with it."),
+    "forget": ("Forget this data of", "Candidates that show it are retired; --dry-run says which."),
 }
 _STATE_AFTER = {
     "pause": SessionState.PAUSED,
@@ -51,6 +52,8 @@ def run(options: argparse.Namespace) -> ExitCode:
             deleted = client.delete_session(options.session)
             output.outcome(deleted.model_dump(mode="json"), f"{deleted.session_id} is deleted")
             return ExitCode.OK
+        if options.action == "forget":
+            return _forget(client, output, options)
         if options.action == "rotate-url":
             urls = client.rotate_url(options.session)
             output.outcome(urls.model_dump(mode="json"), urls.online_url)
@@ -65,6 +68,35 @@ def run(options: argparse.Namespace) -> ExitCode:
         show(status, output)
     else:
         output.line(f"{status.session_id} is {status.status}")
+    return ExitCode.OK
+
+
+def _forget(client: Client, output: Output, options: argparse.Namespace) -> ExitCode:
+    report = client.forget(
+        options.session,
+        rollout_id=options.rollout_id,
+        example_id=options.example_id,
+        correlation_id=options.correlation_id,
+        user=options.user,
+        dry_run=options.dry_run,
+    )
+    if output.as_json:
+        output.document(report.model_dump(mode="json"))
+        return ExitCode.OK
+    output.facts(
+        {
+            "session": report.session_id,
+            "rollouts": str(report.rollouts),
+            "calls": str(report.calls),
+            "emptied": ", ".join(report.lever_versions),
+            "retired": ", ".join(report.retired_candidates),
+            "champion": report.champion_candidate_id,
+        }
+    )
+    if report.dry_run:
+        say("nothing was removed: this is what would go without --dry-run")
+    elif not report.rollouts:
+        say(f"the session has no rollout of this {report.subject}")
     return ExitCode.OK
 
 
@@ -173,7 +205,7 @@ def _without_secret(url: str) -> str:
 
 
 def _is_sure(options: argparse.Namespace) -> bool:
-    if options.yes:
+    if options.yes or getattr(options, "dry_run", False):
         return True
     word, consequence = _FINAL[options.action]
     if not sys.stdin.isatty():

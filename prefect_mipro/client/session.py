@@ -183,6 +183,32 @@ class MiproOnlineSession:
     delete = blocking(_delete)
     delete_async = awaiting(_delete)
 
+    def _forget(
+        self,
+        *,
+        rollout_id: str | None = None,
+        example_id: str | None = None,
+        correlation_id: str | None = None,
+        user: str | None = None,
+        dry_run: bool = False,
+    ) -> Steps[JsonObject]:
+        """Remove all of one rollout, example, correlation id or end user; exactly one is named.
+
+        `dry_run` only says what would go. Counters stay. There is no way back.
+        """
+        wanted = operations.forget(
+            self.session_id,
+            rollout_id=rollout_id,
+            example_id=example_id,
+            correlation_id=correlation_id,
+            user=user,
+            dry_run=dry_run,
+        )
+        return (yield self._ask(raw(wanted)))
+
+    forget = blocking(_forget)
+    forget_async = awaiting(_forget)
+
     def _promote(self, candidate_id: str, *, reason: str | None = None) -> Steps[JsonObject]:
         """Make a candidate the champion, without a duel: also the way back to an earlier one."""
         wanted = operations.promote(self.session_id, candidate_id, reason=reason)
@@ -190,6 +216,24 @@ class MiproOnlineSession:
 
     promote = blocking(_promote)
     promote_async = awaiting(_promote)
+
+    def _retire(self, candidate_id: str, *, reason: str | None = None) -> Steps[JsonObject]:
+        """Take a candidate of the session out of play, and out of rollouts pinned to it."""
+        yield from self._get_candidate(candidate_id)
+        return (yield self._ask(raw(operations.retire(candidate_id, reason=reason))))
+
+    retire = blocking(_retire)
+    retire_async = awaiting(_retire)
+
+    def _retire_lever(
+        self, lever: str, version: int, *, reason: str | None = None
+    ) -> Steps[JsonObject]:
+        """Retire all candidates that hold a version of `instruction` or `demonstrations`."""
+        wanted = operations.retire_lever(self.session_id, lever, version, reason=reason)
+        return (yield self._ask(raw(wanted)))
+
+    retire_lever = blocking(_retire_lever)
+    retire_lever_async = awaiting(_retire_lever)
 
     def _begin_epoch(self, *, reason: str | None = None) -> Steps[JsonObject]:
         """Learn anew with the same candidates, because the model or the traffic has changed."""

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.tasks.connections import SessionHandle
-from prefect_mipro.tasks.deletion import adelete_session, delete_session
+from prefect_mipro.tasks.deletion import (
+    adelete_session,
+    aforget_data,
+    delete_session,
+    forget_data,
+)
 from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
 from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
@@ -33,6 +38,8 @@ from prefect_mipro.tasks.sessions import (
     apromote_candidate,
     areport_reward,
     aresume_session,
+    aretire_candidate,
+    aretire_lever,
     asession_status,
     asession_urls,
     begin_epoch,
@@ -45,6 +52,8 @@ from prefect_mipro.tasks.sessions import (
     promote_candidate,
     report_reward,
     resume_session,
+    retire_candidate,
+    retire_lever,
     session_status,
     session_urls,
 )
@@ -63,6 +72,7 @@ __all__ = [
     "acreate_session",
     "adelete_session",
     "aevaluate_candidate",
+    "aforget_data",
     "aget_candidate",
     "alease_prompt",
     "alist_candidates",
@@ -74,6 +84,8 @@ __all__ = [
     "areport_reward",
     "areport_rewards",
     "aresume_session",
+    "aretire_candidate",
+    "aretire_lever",
     "arollout_step",
     "arun_rollout",
     "arun_rollouts",
@@ -84,6 +96,7 @@ __all__ = [
     "create_session",
     "delete_session",
     "evaluate_candidate",
+    "forget_data",
     "get_candidate",
     "lease_prompt",
     "list_candidates",
@@ -95,6 +108,8 @@ __all__ = [
     "report_reward",
     "report_rewards",
     "resume_session",
+    "retire_candidate",
+    "retire_lever",
     "rollout_step",
     "run_rollout",
     "run_rollouts",

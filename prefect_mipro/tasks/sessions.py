@@ -21,7 +21,13 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import InitialPrompt, PromptMessage
 from prefect_mipro.models.judgements import Judgement, RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt
-from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus, SessionUrls
+from prefect_mipro.models.sessions import (
+    CreateSession,
+    RetiredCandidates,
+    SessionState,
+    SessionStatus,
+    SessionUrls,
+)
 from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.notices import Notice
@@ -181,6 +187,88 @@ async def apromote_candidate(
     async with async_connection_to(session) as connection:
         status = await connection.client.promote(session.session_id, candidate_id, reason=reason)
         return _shown(session, status)
+
+
+@task(name="retire-candidate", task_run_name="retire {candidate_id}", **REPEATABLE)
+def retire_candidate(
+    session: SessionHandle, candidate_id: str, *, reason: str | None = None
+) -> RetiredCandidates:
+    """Take a candidate out of play at once, also out of the rollouts that are pinned to it.
+
+    A champion gives way to the candidate in play that won a duel last, else to the baseline.
+    `promote_candidate` brings a retired candidate back.
+
+    Args:
+        session: The session's handle.
+        candidate_id: A candidate of this session.
+        reason: Kept with the candidate, and shown in its status.
+
+    Returns:
+        The candidates that were retired (none if it was retired already), and the champion now.
+
+    Raises:
+        CandidateNotFound: The session has no such candidate.
+        Conflict: The candidate is the baseline, which cannot be retired.
+
+    Example:
+        ```python
+        report = retire_candidate(session, "cand_3f9a0c12", reason="it is rude")
+        print(report.champion_candidate_id)
+        ```
+    """
+    with connection_to(session) as connection:
+        _own(session, connection.client.candidate(candidate_id))
+        return connection.client.retire(candidate_id, reason=reason)
+
+
+@task(name="retire-candidate", task_run_name="retire {candidate_id}", **REPEATABLE)
+async def aretire_candidate(
+    session: SessionHandle, candidate_id: str, *, reason: str | None = None
+) -> RetiredCandidates:
+    """Take a candidate out of play at once; see `retire_candidate`."""
+    async with async_connection_to(session) as connection:
+        _own(session, await connection.client.candidate(candidate_id))
+        return await connection.client.retire(candidate_id, reason=reason)
+
+
+@task(name="retire-lever", task_run_name="retire {lever} {version}", **REPEATABLE)
+def retire_lever(
+    session: SessionHandle, lever: str, version: int, *, reason: str | None = None
+) -> RetiredCandidates:
+    """Retire all candidates that hold a lever version, and make no new ones with it.
+
+    Args:
+        session: The session's handle.
+        lever: `instruction` or `demonstrations`.
+        version: The version's number, as in the lineage of a candidate.
+        reason: Kept with the candidates, and shown in their status.
+
+    Returns:
+        The candidates that were retired, and the champion now.
+
+    Raises:
+        NotFound: The session has no such lever or version.
+        Conflict: The baseline holds the version.
+
+    Example:
+        ```python
+        report = retire_lever(session, "demonstrations", 3, reason="it shows a real address")
+        print(report.retired_candidates)
+        ```
+    """
+    with connection_to(session) as connection:
+        return connection.client.retire_lever(session.session_id, lever, version, reason=reason)
+
+
+@task(name="retire-lever", task_run_name="retire {lever} {version}", **REPEATABLE)
+async def aretire_lever(
+    session: SessionHandle, lever: str, version: int, *, reason: str | None = None
+) -> RetiredCandidates:
+    """Retire all candidates that hold a lever version; see `retire_lever`."""
+    async with async_connection_to(session) as connection:
+        return await connection.client.retire_lever(
+            session.session_id, lever, version, reason=reason
+        )
 
 
 @task(name="begin-epoch", task_run_name="new epoch of {session.session_id}", **REPEATABLE)

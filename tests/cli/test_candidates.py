@@ -1,4 +1,4 @@
-"""`candidates` and `promote`."""
+"""`candidates`, `promote`, `retire` and `retire-lever`."""
 
 from __future__ import annotations
 
@@ -119,3 +119,29 @@ def test_a_promotion_as_a_document_is_the_new_status(command: Command) -> None:
     added = command.candidate(status, BETTER)
     found = command("promote", status.session_id, added, "--json").document
     assert found["champion_candidate_id"] == added
+
+
+def test_a_candidate_is_retired_and_its_place_is_named(command: Command) -> None:
+    status = command.session()
+    added = command.candidate(status, BETTER)
+    command("promote", status.session_id, added)
+    result = command("retire", status.session_id, "2", "--reason", "it is rude")
+    assert (result.code, result.out.splitlines()) == (
+        ExitCode.OK,
+        [f"{added} is retired", f"{status.baseline_candidate_id} is the champion now"],
+    )
+    shown = command("candidates", status.session_id, added).facts
+    assert shown["retired because"] == "it is rude"
+    again = command("retire", status.session_id, added)
+    assert again.out.startswith("nothing to retire")
+    assert command("retire", status.session_id, "1").code == ExitCode.FAILED
+
+
+def test_a_lever_version_is_retired_with_its_candidates(command: Command) -> None:
+    status = command.session()
+    added = command.candidate(status, BETTER)
+    found = command("retire-lever", status.session_id, "instruction", "2", "--json").document
+    assert found["retired_candidates"] == [added]
+    unknown = command("retire-lever", status.session_id, "instruction", "9")
+    assert unknown.code == ExitCode.NOT_FOUND
+    assert "no version 9" in unknown.err

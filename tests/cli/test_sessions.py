@@ -128,6 +128,23 @@ def test_a_state_that_cannot_follow_fails_with_the_backends_words(command: Comma
     assert "cannot become running" in result.err
 
 
+def test_data_is_forgotten_when_one_is_sure(command: Command) -> None:
+    session_id = command.session(rollouts=3).session_id
+    forget = ("sessions", "forget", session_id, "--rollout", "r1")
+    would = command(*forget, "--dry-run")
+    assert (would.facts["rollouts"], would.facts["calls"]) == ("1", "1")
+    assert "nothing was removed" in would.err
+    refused = command(*forget)
+    assert (refused.code, "add --yes" in refused.err) == (ExitCode.USAGE, True)
+    assert command(*forget, "--yes", "--json").document["rollouts"] == 1
+    again = command(*forget, "--yes")
+    assert (again.facts["rollouts"], "no rollout of this" in again.err) == ("0", True)
+    for subject in ([], ["--user", "ada", "--example", "7"]):
+        with pytest.raises(SystemExit) as ended:
+            command("sessions", "forget", session_id, *subject)
+        assert ended.value.code == ExitCode.USAGE
+
+
 def test_a_session_is_deleted_when_one_is_sure(command: Command) -> None:
     session_id = command.session(rollouts=2).session_id
     assert command("sessions", "delete", session_id).code == ExitCode.USAGE

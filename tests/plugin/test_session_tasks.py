@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect import Task
+from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
@@ -29,18 +31,21 @@ from prefect_mipro.errors import (
     SessionNotFound,
     StoreFailed,
 )
-from prefect_mipro.models.sessions import SessionState, SessionUrls
+from prefect_mipro.models.judgements import Judgement
+from prefect_mipro.models.sessions import ForgetReport, SessionState, SessionUrls
 from prefect_mipro.tasks import SessionHandle
+from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.requests import without_secret
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import config, new_id
+from tests.plugin.test_run_logs import lines_of
 
 Call = Callable[..., Any]
 
 NAMES = (
-    "begin_epoch cancel_session create_session delete_session get_candidate list_candidates "
-    "list_seed_evals pause_session promote_candidate report_reward resume_session session_status "
-    "session_urls"
+    "begin_epoch cancel_session create_session delete_session forget_data get_candidate "
+    "list_candidates list_seed_evals pause_session promote_candidate report_reward resume_session "
+    "retire_candidate retire_lever session_status session_urls"
 ).split()
 ROLLOUT_NAMES = "evaluate_candidate report_rewards rollout_step run_rollout run_rollouts".split()
 
@@ -215,6 +220,64 @@ def test_a_deleted_session_is_gone_and_deleting_it_again_does_no_harm(
         call("delete_session", session)
     with pytest.raises(SessionNotFound):
         call("session_status", session)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("twin", ["", "a"], ids=["sync", "async"])
+def test_data_of_a_user_is_forgotten_and_prefect_does_not_learn_the_name(
+    twin: str, session: SessionHandle
+) -> None:
+    user = "ada.lovelace@example.invalid"
+    tasks.run_rollout.fn(
+        "play jazz #music",
+        session=session,
+        program=lambda rollout, text: rollout.complete([{"role": "user", "content": text}]),
+        reward=lambda _text, _answer: Judgement(score=1.0, metadata={"user": user}),
+    )
+    forget = getattr(tasks, f"{twin}forget_data")
+
+    @flow
+    def erase() -> list[ForgetReport]:
+        with pytest.raises(InputInvalid, match="name exactly one of"):
+            _awaited(forget(session, user=user, rollout_id="hers"))
+        return [_awaited(forget(session, user=user, dry_run=dry)) for dry in (True, False)]
+
+    with lines_of("prefect", level=logging.DEBUG) as lines:
+        would, done = erase()
+    assert would.rollouts == 1
+    assert done == would.model_copy(update={"dry_run": False})
+    assert _awaited(forget.fn(session, user=user)).rollouts == 0
+    with get_client(sync_client=True) as client:
+        runs = client.request(
+            "POST", "/task_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC"}
+        )
+    assert f"forget data of {session.session_id}" in runs.text
+    assert lines
+    assert user not in runs.text + "".join(lines) + done.model_dump_json()
+
+
+def test_candidates_and_lever_versions_are_retired(call: Call, session: SessionHandle) -> None:
+    with connection_to(session) as connection:
+        added = [
+            connection.client.add_candidate(
+                session.session_id, {"deltas": {"instruction_text": f"Classify. Rule {number}."}}
+            )["candidate_id"]
+            for number in (1, 2)
+        ]
+    baseline_id = call("session_status", session).baseline_candidate_id
+    call("promote_candidate", session, added[0])
+    report = call("retire_candidate", session, added[0], reason="it is rude")
+    assert report.retired_candidates == (added[0],)
+    assert (report.champion_candidate_id, report.champion_replaced) == (baseline_id, True)
+    version = call("get_candidate", session, added[1])["lineage"]["instruction"]["version"]
+    assert call("retire_lever", session, "instruction", version).retired_candidates == (added[1],)
+    other = session.model_copy(update={"session_id": new_id()})
+    with pytest.raises(CandidateNotFound, match="belongs to session"):
+        call("retire_candidate", other, added[1])
+
+
+def _awaited(value: Any) -> Any:
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
 
 
 def test_an_earlier_candidate_is_made_champion_again_and_an_epoch_begun(

@@ -200,6 +200,9 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing"
     found = problem["input"]
+    if isinstance(found, Mapping) and problem["type"] == "value_error":
+        # A rule about several fields: the text names them, and their values may be personal data.
+        return f"{name}: {problem['ctx']['error']}"
     shown = short(repr(found) if isinstance(found, str) else found)
     return f"{name} is {shown}: {problem['msg']}"
 
