@@ -54,8 +54,11 @@ def under_way(journal: Journal) -> Iterator[None]:
         journal.end_call()
 
 
-def recorded(number: int, rollout_id: str = "r") -> CallRecord:
-    return call(trace(f"t{number}", rollout_id), frame(f"f{number}", rollout_id))
+def recorded(number: int, rollout_id: str = "r", candidate_id: str = BASELINE) -> CallRecord:
+    return call(
+        trace(f"t{number}", rollout_id, candidate_id=candidate_id),
+        frame(f"f{number}", rollout_id, candidate_id=candidate_id),
+    )
 
 
 async def calls_of(store: SqlStore) -> int:
@@ -275,8 +278,8 @@ async def test_a_recording_that_can_never_be_stored_is_lost_alone_and_said_to_be
 ) -> None:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
-    for number, rollout_id in enumerate(["r", "nobody", "r"]):
-        journal.record(recorded(number, rollout_id), size_bytes=1)
+    for number, candidate_id in enumerate([BASELINE, "cand_9", BASELINE]):
+        journal.record(recorded(number, candidate_id=candidate_id), size_bytes=1)
     with caplog.at_level(logging.ERROR):
         await journal.flush()
     assert (await calls_of(store), journal.counts.lost, journal.waiting) == (2, 1, 0)
@@ -293,7 +296,7 @@ async def test_what_is_refused_at_the_end_is_counted_as_lost(store: SqlStore, fi
     assert (journal.counts.lost, journal.waiting) == (1, 0)
 
 
-async def test_recordings_of_a_session_that_was_deleted_are_no_loss_and_hold_up_no_others(
+async def test_recordings_of_a_deleted_session_or_rollout_are_no_loss_and_hold_up_no_others(
     store: SqlStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create(store, "deleted")
@@ -303,6 +306,7 @@ async def test_recordings_of_a_session_that_was_deleted_are_no_loss_and_hold_up_
     await journal.pin(rollout("r", **other))
     await store.delete_session("deleted")
     journal.record(recorded(0, "r"), size_bytes=1)
+    journal.record(recorded(1, "removed"), size_bytes=1)
     journal.record(
         call(trace("trace_x", "r", **other), frame("frame_x", "r", **other)), size_bytes=1
     )
