@@ -239,13 +239,20 @@ def withdraw_from(
 
 def check_not_forgotten(connection: Connection, candidate_id: str) -> None:
     """Raise Conflict if one of the candidate's lever versions was emptied."""
+    if shows_forgotten(connection, candidate_id):
+        raise Conflict(
+            f"candidate {candidate_id!r} showed a text that was forgotten, so its prompt is "
+            "gone; promote another candidate"
+        )
+
+
+def shows_forgotten(connection: Connection, candidate_id: str) -> bool:
+    """Whether one of the candidate's lever versions was emptied."""
     candidate = read_candidate(connection, candidate_id)
-    for version in levers_of(connection, candidate.session_id):
-        if version.forgotten and candidate.holds(version):
-            raise Conflict(
-                f"candidate {candidate_id!r} showed a text that was forgotten, so its prompt is "
-                "gone; promote another candidate"
-            )
+    return any(
+        version.forgotten and candidate.holds(version)
+        for version in levers_of(connection, candidate.session_id)
+    )
 
 
 def _retirements(rows: Sequence[RowMapping]) -> dict[tuple[str, int], datetime]:

@@ -30,6 +30,7 @@ from prefect_mipro.server.store.changes import (
     check_session,
     session_missing,
 )
+from prefect_mipro.server.store.lineage import shows_forgotten
 from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.rows import (
     FRAME_COLUMNS,
@@ -62,6 +63,10 @@ _LOCK_ROLLOUTS = """
 _LOCK_CANDIDATES = """
     SELECT 1 FROM mipro_candidates, {given} WHERE session_id = column1 AND candidate_id = column2
     {lock: session_id, candidate_id}
+"""
+_WITHDRAWN = """
+    SELECT candidate_id FROM mipro_candidates, {given}
+    WHERE session_id = column1 AND candidate_id = column2 AND withdrawn_at IS NOT NULL
 """
 _FOUND = """
     SELECT column1 FROM {given} WHERE
@@ -191,8 +196,24 @@ def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
 def _record(connection: Connection, calls: Sequence[CallRecord]) -> None:
     _count_answered_calls(connection, calls)
     _count_calls(connection, calls)
-    insert_rows(connection, traces, TRACE_COLUMNS, [trace_row(call.trace) for call in calls])
+    emptied = _emptied(connection, calls)
+    rows = [
+        trace_row(
+            call.trace.model_copy(update={"messages": ()})
+            if call.trace.candidate_id in emptied
+            else call.trace
+        )
+        for call in calls
+    ]
+    insert_rows(connection, traces, TRACE_COLUMNS, rows)
     insert_rows(connection, frames, FRAME_COLUMNS, [frame_row(call) for call in calls])
+
+
+def _emptied(connection: Connection, calls: Sequence[CallRecord]) -> set[str]:
+    """The candidates whose prompt was forgotten while these calls, made with it, were under way."""
+    served = {(call.trace.session_id, call.trace.candidate_id) for call in calls}
+    withdrawn = ask_given(connection, _WITHDRAWN, _CANDIDATE_KEY, sorted(served))
+    return {row[0] for row in withdrawn if shows_forgotten(connection, row[0])}
 
 
 @dataclass(frozen=True)

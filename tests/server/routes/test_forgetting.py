@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,6 +183,37 @@ async def test_of_a_person_who_is_forgotten_no_text_is_left_anywhere(
     assert await faults(file) == []
     refused = lived.http.post(f"{lived.path}/champion", json={"candidate_id": shown[0]})
     assert (refused.status_code, "forgotten" in refused.text) == (409, True)
+
+
+def test_a_call_that_was_under_way_leaves_no_forgotten_text_behind(lived: Lived) -> None:
+    assert lived.reward("pinned", candidate_id=lived.showing(SECRET)[-1]).status_code == 200
+    lived.chat("pinned", "a letter")
+    lived.settle()
+    asked, forgotten = threading.Event(), threading.Event()
+    sent: list[str] = []
+
+    def late(body: dict[str, Any]) -> str:
+        sent.append(json.dumps(body))
+        asked.set()
+        assert forgotten.wait(10)
+        return "label1"
+
+    lived.upstream.answer = late
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(lived.chat, "pinned", "a parcel")
+        assert asked.wait(10)
+        lived.forget(user=ALICE)
+        forgotten.set()
+        answered.result()
+    assert [SECRET in each for each in sent] == [True]
+    lived.server.run(lived.backend.forgetting._journal.flush())
+    require_nothing_of(SECRET, lived)
+    calls = [
+        (line["messages"], line["input"])
+        for line in map(json.loads, lived.http.get(f"{lived.path}/export").text.splitlines())
+        if line["part"] == "trace" and line["rollout_id"] == "pinned"
+    ]
+    assert calls == [([], "Query: a letter"), ([], "Query: a parcel")]
 
 
 async def test_the_file_holds_nothing_of_it_once_it_is_compacted(lived: Lived, file: Path) -> None:
