@@ -18,7 +18,7 @@ from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import Live
+from prefect_mipro.server.services.live import OLDEST_SECONDS, Live
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.store.interface import Store
@@ -153,6 +153,9 @@ class Forgetting:
         )
         self._knowledge.forget_prompts()
         self._beliefs.forget(session.session_id)
+        if self._store.shared and withdrawal.candidate_ids:
+            # By then the other servers have read the session again, and serve them no more.
+            await asyncio.sleep(OLDEST_SECONDS)
         await self._remove(session, order, found.rollout_ids)
         told = {
             "subject_digest": self._redaction.digest(session, order.value),
