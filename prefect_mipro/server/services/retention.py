@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from prefect_mipro.errors import Overloaded, SessionNotFound
+from prefect_mipro.models.levers import DemonstrationSource
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.store.interface import Store
@@ -95,6 +96,7 @@ class Retention:
             # One that is being imported or deleted is left alone.
             with suppress(Overloaded, SessionNotFound):
                 rows += await self._remove_of(session_id, kept_for)
+                await self._empty_demonstrations(session_id, kept_for)
         return rows
 
     async def _remove_of(self, session_id: str, kept_for: timedelta) -> int:
@@ -108,3 +110,26 @@ class Retention:
             rows += piece.rows
             self._live.forget_pins(piece.baseline_id, piece.rollout_ids)
             await asyncio.sleep(self._pause_seconds)
+
+    async def _empty_demonstrations(self, session_id: str, kept_for: timedelta) -> None:
+        """Empty old sets that show calls of the traffic, and retire their candidates.
+
+        What the caller marked as safe to show stays.
+        """
+        now = self._clock()
+        old = {
+            (version.lever, version.version)
+            for version in await self._store.levers(session_id)
+            if version.created_at < now - kept_for
+            and any(shown.source is DemonstrationSource.TRAFFIC for shown in version.demonstrations)
+        }
+        if old:
+            withdrawal = await self._store.empty_levers(
+                session_id, old, at=now, reason="it shows calls that are kept no longer"
+            )
+            fields = {
+                "session_id": session_id,
+                "demonstrations": sorted(version for _, version in old),
+                "candidates": list(withdrawal.candidate_ids),
+            }
+            log.info("demonstrations emptied", extra=fields)

@@ -10,13 +10,25 @@ import pytest
 from sqlalchemy import Connection
 
 from prefect_mipro.models.exports import Part
+from prefect_mipro.models.levers import Demonstration, DemonstrationSource, DemonstrationsValue
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.retention import PIECE, Retention
 from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.space import FREE_PAGES_KEPT
 from prefect_mipro.server.store.sql import SqlStore
-from tests.server.store.records import at, call, create, frame, pin, reward, rollout, trace
+from tests.server.store.records import (
+    at,
+    call,
+    candidate,
+    create,
+    demonstrations,
+    frame,
+    pin,
+    reward,
+    rollout,
+    trace,
+)
 
 DAY = 86_400
 
@@ -120,6 +132,29 @@ async def test_a_rollout_that_was_removed_is_pinned_anew(store: SqlStore) -> Non
     await sweeps.sweep()
     assert live.pinned(session, "r1") is None
     assert live.pinned(session, "r2") == "baseline_1"
+
+
+async def test_old_sets_that_show_traffic_are_emptied_and_marked_ones_stay(
+    store: SqlStore,
+) -> None:
+    texts = {DemonstrationSource.TRAFFIC: "a stranger's words", DemonstrationSource.MARKED: "ours"}
+    for number, (source, text) in enumerate(texts.items(), start=2):
+        shown = Demonstration(input=text, output="billing", source=source)
+        version = demonstrations(number).model_copy(
+            update={"value": DemonstrationsValue(demonstrations=(shown,))}
+        )
+        made = candidate(number, instruction_version=1, demonstrations_version=number)
+        await store.add_candidates("s1", [version], [made])
+    await store.set_champion("s1", "cand_2", at=at(1), reason="")
+    present = Present()
+    sweeps = retention(store, present, rollouts_days=90)
+    for present.day, champion in ((89, "cand_2"), (91, "baseline_1"), (92, "baseline_1")):
+        await sweeps.sweep()
+        assert (await store.session("s1")).champion_id == champion
+    kept = [version.demonstrations for version in await store.levers("s1")]
+    assert [[shown.input for shown in each] for each in kept if each] == [["ours"]]
+    active = [each.candidate_id for each in await store.candidates("s1") if each.active]
+    assert active == ["baseline_1", "cand_3"]
 
 
 async def test_a_session_under_import_is_left_alone(store: SqlStore, tmp_path: Path) -> None:
