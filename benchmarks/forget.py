@@ -17,12 +17,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from urllib.parse import urlsplit
@@ -30,15 +28,12 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
+from benchmarks.growth import database, faults_of
 from prefect_mipro.client.clients import Client
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, ForgetReport
-from prefect_mipro.server.settings import with_driver
-from prefect_mipro.server.store.audit import audit
-from prefect_mipro.server.store.engine import inspected
 from tests.end_to_end.conftest import CONFIG, BackendProcess
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
-from tests.postgres import Postgres
 
 SESSION_ID = "forgetful"
 USERS = 20
@@ -93,16 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return measure(url, rollouts=options.rollouts, users=options.users)
 
 
-@contextmanager
-def database(*, postgres: bool) -> Iterator[str]:
-    if postgres:
-        with Postgres() as server:
-            yield server.url()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield with_driver(f"sqlite:///{folder}/mipro.db")
-
-
 def measure(database_url: str, *, rollouts: int, users: int) -> int:
     with (
         FakeUpstream(better_with_demonstrations) as upstream,
@@ -141,7 +126,7 @@ def measure(database_url: str, *, rollouts: int, users: int) -> int:
         "removed ones are counted": (after.removed_rollout_count or 0) == removed,
         "rewards stay counted": after.reward_count == before.reward_count,
         "the export has nothing of them": not left,
-        "db check finds no fault": not asyncio.run(faults(database_url)),
+        "db check finds no fault": not asyncio.run(faults_of(database_url)),
     }
     for bar, passed in bars.items():
         print(f"{'PASS' if passed else 'FAIL'}  {bar}")
@@ -226,11 +211,6 @@ def traces_of(backend_url: str, *, users: int) -> int:
     with httpx.stream("GET", path, timeout=600) as answer:
         answer.raise_for_status()
         return sum(any(word in line for word in words) for line in answer.iter_lines())
-
-
-async def faults(database_url: str) -> list[str]:
-    async with inspected(database_url) as database:
-        return [check.name for check in await database.read(audit) if check.problems]
 
 
 if __name__ == "__main__":

@@ -225,6 +225,12 @@ async def sweep(url: str, **days: float) -> None:
     await store.close()
 
 
+async def faults_of(url: str) -> list[str]:
+    """The names of the checks of `db check` that find a problem."""
+    async with inspected(url) as database:
+        return [check.name for check in await database.read(audit) if check.problems]
+
+
 def compact_database(url: str) -> None:
     if url.startswith("sqlite"):
         compact(url)
@@ -245,8 +251,7 @@ class Steps:
     async def told(self, what: str) -> None:
         seconds = time.monotonic() - self.began
         size_bytes = await self._size_bytes()
-        async with inspected(self.url) as database:
-            faults = [check.name for check in await database.read(audit) if check.problems]
+        faults = await faults_of(self.url)
         print(
             f"{self.content:7} {what:40} {size_bytes / 2**20:8.1f} MiB "
             f"{size_bytes / self.rollouts / 1024:6.2f} KiB a rollout, {seconds:5.0f} s"

@@ -30,7 +30,7 @@ LONGEST_WAIT_FOR_REST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Cell:
-    """So many connections, so slow an upstream, whole answers or streams, so many sessions."""
+    """A load: connections, delay of the upstream, whole answers or streams, sessions."""
 
     name: str
     connections: int

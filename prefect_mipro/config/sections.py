@@ -162,6 +162,11 @@ class DemonstrationSettings(Section):
     max_characters: int = Field(default=2_000, gt=0)
     max_set_characters: int = Field(default=12_000, gt=0)
 
+    @property
+    def take_unmarked(self) -> bool:
+        """Whether texts that the caller has not marked as shareable may be shown."""
+        return self.from_traffic is FromTraffic.ALLOWED
+
 
 class SelectionSettings(Section):
     """Cold top-two Thompson sampling on the additive model, and its rivals.

@@ -37,7 +37,7 @@ CONTEXT_SHARE = 0.9
 ATTEMPTS = 20
 # No user, correlation id or example fills more than this share of a set.
 MOST_OF_ONE_SOURCE = 0.25
-# What is not vouched for takes the word of so many: what one source rewarded is no evidence.
+# Unmarked texts need this many sources: what a single source rewarded is no evidence.
 FEWEST_SOURCES = 2
 # The source of all unmarked calls that name none, where others do.
 UNKNOWN = "unknown"

@@ -246,7 +246,7 @@ class Forgetting:
     async def _remove(self, session: Session, order: ForgetOrder, rollout_ids: set[str]) -> None:
         """Calls first, then rollouts, then calls that came meanwhile, and what tells of them."""
         levers = await self._store.levers(session.session_id)
-        # Those of an earlier start of this request, too.
+        # Including versions emptied before this request was interrupted.
         emptied = [(version.lever, version.version) for version in levers if version.forgotten]
         await self._remove_calls(order, rollout_ids, emptied)
         ids = sorted(rollout_ids)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prefect_mipro.config import FromTraffic, MiproConfig
+from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
 from prefect_mipro.models.levers import (
     DemonstrationsValue,
@@ -69,7 +69,7 @@ class Round:
         grounding = Grounding.of(
             learned,
             threshold=config.mipro.few_shot_score_threshold,
-            quotable=config.mipro.demonstrations.from_traffic is FromTraffic.ALLOWED,
+            quotable=config.mipro.demonstrations.take_unmarked,
         )
         baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
         lint = Lint.of(baseline, prompt=config.initial_prompt, grounding=grounding, traces=learned)
@@ -169,29 +169,32 @@ class Round:
         return history
 
     def worked_examples(self, traces: Sequence[ExampleTrace]) -> tuple[WorkedExample, ...]:
-        """Those of the traces that are worth showing, and fit to be shown."""
-        found = self._worth_showing(traces)
-        return tuple(e for e in found if not self.lint.fault_of_demonstration(e.demonstration))
+        """The worked examples in the traces that pass the checks."""
+        return tuple(example for example, fault in self._checked(traces) if not fault)
 
     def unfit_examples(self) -> Counter[str]:
-        """How many that are worth showing are not fit to be shown, by what is wrong with them."""
-        found = self._worth_showing(self.showable)
-        faults = (self.lint.fault_of_demonstration(e.demonstration) for e in found)
-        return Counter(filter(None, faults))
+        """The number of worked examples that fail the checks, by their fault."""
+        return Counter(fault for _, fault in self._checked_showable if fault)
 
-    def _worth_showing(self, traces: Sequence[ExampleTrace]) -> tuple[WorkedExample, ...]:
-        return demonstrations.worked_examples(
+    def _checked(self, traces: Sequence[ExampleTrace]) -> list[tuple[WorkedExample, str]]:
+        """The worked examples in the traces, each with its fault or an empty string."""
+        found = demonstrations.worked_examples(
             traces,
             threshold=self.config.mipro.few_shot_score_threshold,
             max_characters=self.config.mipro.demonstrations.max_characters,
             own_correlation_id=self.snapshot.session.correlation_id,
         )
+        return [(each, self.lint.fault_of_demonstration(each.demonstration)) for each in found]
+
+    @cached_property
+    def _checked_showable(self) -> list[tuple[WorkedExample, str]]:
+        return self._checked(self.showable)
 
     @cached_property
     def showable(self) -> tuple[ExampleTrace, ...]:
         """The traces that other users may be shown, word by word."""
-        allowed = self.config.mipro.demonstrations.from_traffic is FromTraffic.ALLOWED
-        return self.traces if allowed else tuple(t for t in self.traces if t.shareable)
+        every = self.config.mipro.demonstrations.take_unmarked
+        return self.traces if every else tuple(t for t in self.traces if t.shareable)
 
     def sets(self, rng: np.random.Generator) -> list[ProposedSet]:
         """New demonstration sets, as many as there is room for, and as long as the model takes."""
@@ -204,7 +207,7 @@ class Round:
             return []
         known = [version.demonstrations for version in self.versions(LeverName.DEMONSTRATIONS)]
         return demonstrations.propose_sets(
-            self.worked_examples(self.showable),
+            [example for example, fault in self._checked_showable if not fault],
             existing=[DemonstrationsValue(demonstrations=shown) for shown in known if shown],
             count=count,
             settings=settings,

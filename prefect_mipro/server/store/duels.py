@@ -145,7 +145,7 @@ def abandon(change: Change, *, at: datetime, reason: str) -> None:
 
 
 def successor(connection: Connection, session_id: str, leaving: Collection[str] = ()) -> str:
-    """The candidate in play that won a duel last and is not `leaving`, else the baseline."""
+    """The most recent duel winner still in play and not in `leaving`, else the baseline."""
     query = (
         select(duels.c.challenger_id)
         .join(candidates, candidates.c.candidate_id == duels.c.challenger_id)

@@ -138,7 +138,7 @@ class Upkeep(Protocol):
     async def call_texts(
         self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
     ) -> Page[CallTexts]:
-        """Of the next `limit` frames of the session, the calls of these rollouts."""
+        """The calls of these rollouts among the next `limit` frames of the session."""
         ...
 
     async def empty_levers(
@@ -170,7 +170,7 @@ class Upkeep(Protocol):
         limit: int,
         cursor: str | None,
     ) -> str | None:
-        """Of the next `limit` frames, remove those of these rollouts or of removed ones.
+        """Remove, among the next `limit` frames, those of these rollouts or of removed rollouts.
 
         Their traces go with them. Other traces lose the messages that were sent, if these had one
         of the `emptied` lever versions in them. Returns the cursor of the next frames; `None` after
@@ -181,7 +181,10 @@ class Upkeep(Protocol):
     async def remove_events(
         self, session_id: str, rollout_ids: Collection[str], *, limit: int, cursor: str | None
     ) -> str | None:
-        """The same for events about these rollouts or removed ones."""
+        """Remove, among the next `limit` events, those about these rollouts or removed rollouts.
+
+        Returns the cursor of the next events; `None` after the last.
+        """
         ...
 
     async def end_forgetting(

@@ -1,4 +1,4 @@
-"""Sessions in memory: own changes are seen at once, those of others within a second."""
+"""Sessions in memory: a server sees its own changes at once, others' within a second."""
 
 from __future__ import annotations
 

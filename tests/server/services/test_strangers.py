@@ -36,7 +36,7 @@ def model(attack: str) -> Model:
 async def play(
     backend: Backend, attack: str, *, one_in: int, users: bool = True, **reward: Any
 ) -> tuple[int, int]:
-    """One call in so many is hostile and well rewarded; others earn 0 or 1 by turns.
+    """One call in `one_in` is hostile and well rewarded; the others earn 0 or 1 by turns.
 
     Returns how many candidates carry the attack, and of 60 innocent calls how many were sent it.
     """
