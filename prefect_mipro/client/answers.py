@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect_mipro.errors import AnswerInvalid
 from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.reviews import DemonstrationReview
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.models.sessions import SessionStatus, SessionUrls
 
@@ -48,6 +49,11 @@ def urls_of(answer: JsonObject) -> SessionUrls:
 def examples_of(answer: JsonObject) -> tuple[ExampleTrace, ...]:
     """Rewarded calls with their texts."""
     return tuple(map(ExampleTrace.model_validate, answer["items"]))
+
+
+def reviews_of(answer: JsonObject) -> tuple[DemonstrationReview, ...]:
+    """Demonstration sets and their reviews."""
+    return tuple(map(DemonstrationReview.model_validate, answer["items"]))
 
 
 def as_it_is(answer: JsonObject) -> JsonObject:

@@ -73,6 +73,8 @@ class _Connection:
     forget = _Method(operations.forget)
     retire = _Method(operations.retire)
     retire_lever = _Method(operations.retire_lever)
+    reviews = _Method(operations.reviews)
+    review = _Method(operations.review)
     promote = _Method(operations.promote)
     begin_epoch = _Method(operations.begin_epoch)
     sessions = _Method(operations.sessions)

@@ -5,13 +5,13 @@ An `Operation` is a value: making one sends nothing, and sending the same one tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from prefect_mipro.client.answers import as_it_is, examples_of, status_of, urls_of
+from prefect_mipro.client.answers import as_it_is, examples_of, reviews_of, status_of, urls_of
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
@@ -19,6 +19,7 @@ from prefect_mipro.models.exports import ImportReceipt
 from prefect_mipro.models.judgements import SCORE_KEYS, score_of
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.readiness import Ready
+from prefect_mipro.models.reviews import DemonstrationReview
 from prefect_mipro.models.rollouts import ExampleTrace, RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
@@ -271,6 +272,32 @@ def retire_lever(
         body={"reason": reason} if reason else {},
         repeatable=True,
         answer=RetiredCandidates.model_validate,
+    )
+
+
+def reviews(
+    session_id: str, *, state: str | None = None
+) -> Operation[tuple[DemonstrationReview, ...]]:
+    """The demonstration sets that wait for a person, or those `approved` or `declined`."""
+    return _get(f"{_session_path(session_id)}/reviews", reviews_of, _query(state=state))
+
+
+def review(
+    session_id: str,
+    version: int,
+    decision: str,
+    *,
+    without: Iterable[int] = (),
+    by: str = "",
+    reason: str = "",
+) -> Operation[DemonstrationReview]:
+    """`approve` a demonstration set, `without` some of its positions (from 1), or `decline` it."""
+    return Operation(
+        method="POST",
+        path=f"{_session_path(session_id)}/reviews/{version}",
+        body={"decision": decision, "without": list(without), "by": by, "reason": reason},
+        repeatable=True,
+        answer=DemonstrationReview.model_validate,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Unpack
@@ -234,6 +234,31 @@ class MiproOnlineSession:
 
     retire_lever = blocking(_retire_lever)
     retire_lever_async = awaiting(_retire_lever)
+
+    def _reviews(self, *, state: str | None = None) -> Steps[JsonObject]:
+        """The demonstration sets that wait for a person, or those `approved` or `declined`."""
+        return (yield self._ask(raw(operations.reviews(self.session_id, state=state))))
+
+    reviews = blocking(_reviews)
+    reviews_async = awaiting(_reviews)
+
+    def _review(
+        self,
+        version: int,
+        decision: str,
+        *,
+        without: Iterable[int] = (),
+        by: str = "",
+        reason: str = "",
+    ) -> Steps[JsonObject]:
+        """`approve` a demonstration set, `without` some positions (from 1), or `decline` it."""
+        wanted = operations.review(
+            self.session_id, version, decision, without=without, by=by, reason=reason
+        )
+        return (yield self._ask(raw(wanted)))
+
+    review = blocking(_review)
+    review_async = awaiting(_review)
 
     def _begin_epoch(self, *, reason: str | None = None) -> Steps[JsonObject]:
         """Learn anew with the same candidates, because the model or the traffic has changed."""

@@ -25,10 +25,12 @@ class ProposerMode(StrEnum):
 class FromTraffic(StrEnum):
     """Which recorded calls may be shown to other users, word by word, in a prompt.
 
-    `expected_only` takes those whose reward was marked as `shareable`, `allowed` takes all.
+    `expected_only` takes those whose reward was marked as `shareable`. `reviewed` takes all, and a
+    set with unmarked texts waits until a person approves it. `allowed` takes all, without review.
     """
 
     EXPECTED_ONLY = "expected_only"
+    REVIEWED = "reviewed"
     ALLOWED = "allowed"
 
 
@@ -161,11 +163,6 @@ class DemonstrationSettings(Section):
     sizes: list[Annotated[int, Field(gt=0)]] = Field(default=[4, 8, 16], min_length=1)
     max_characters: int = Field(default=2_000, gt=0)
     max_set_characters: int = Field(default=12_000, gt=0)
-
-    @property
-    def take_unmarked(self) -> bool:
-        """Whether texts that the caller has not marked as shareable may be shown."""
-        return self.from_traffic is FromTraffic.ALLOWED
 
 
 class SelectionSettings(Section):

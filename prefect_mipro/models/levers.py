@@ -26,9 +26,14 @@ class LeverName(StrEnum):
 
 
 class DemonstrationSource(StrEnum):
-    """Why a demonstration may be shown to other users: marked by the caller, or allowed for all."""
+    """Why a demonstration may be shown to other users.
+
+    The caller marked its input as shareable, a person approved it, or the session allows all
+    traffic. Traffic in a session that wants reviews is not shown before a person approves it.
+    """
 
     MARKED = "marked"
+    REVIEWED = "reviewed"
     TRAFFIC = "traffic"
 
 
@@ -59,8 +64,25 @@ class DemonstrationsValue(Record):
     demonstrations: tuple[Demonstration, ...] = ()
 
 
+class ReviewState(StrEnum):
+    """Whether a person has looked at a demonstration set, and what they decided."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"
+    DECLINED = "declined"
+
+
+class Review(Record):
+    """A person's decision on a demonstration set: by whom (as the caller says), why, and when."""
+
+    state: ReviewState
+    by: str = ""
+    reason: str = ""
+    at: datetime | None = None
+
+
 class LeverProvenance(Record):
-    """Who made a lever version, why, and from which traces."""
+    """Who made a lever version, why, from which traces, and its review where it needs one."""
 
     actor: LeverActor = LeverActor.SYSTEM
     reason: str = ""
@@ -68,6 +90,7 @@ class LeverProvenance(Record):
     template_version: str | None = None
     source_event_id: str | None = None
     source_trace_ids: tuple[str, ...] = ()
+    review: Review | None = None
 
 
 FORGOTTEN = "forgotten"
@@ -89,6 +112,11 @@ class LeverVersion(Record):
     def forgotten(self) -> bool:
         """Whether its value was emptied: nothing is to be served with it."""
         return self.provenance.operator == FORGOTTEN
+
+    def review_is(self, state: ReviewState) -> bool:
+        """Whether the version has a review in that state."""
+        review = self.provenance.review
+        return review is not None and review.state is state
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -69,9 +69,19 @@ class WorkedExample:
         return frozenset(self.key.split())
 
     @property
+    def turns(self) -> tuple[str, str]:
+        """Its input and its output."""
+        return self.demonstration.input, self.demonstration.output
+
+    @property
     def characters(self) -> int:
         """Its length."""
-        return len(self.demonstration.input) + len(self.demonstration.output)
+        return sum(map(len, self.turns))
+
+    def reviewed(self) -> WorkedExample:
+        """The same example, approved by a person."""
+        source = DemonstrationSource.REVIEWED
+        return replace(self, demonstration=self.demonstration.model_copy(update={"source": source}))
 
 
 class SetKind(StrEnum):

@@ -53,6 +53,7 @@ from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.removal import FINISH_SECONDS, Removal
 from prefect_mipro.server.services.retention import SWEEP_SECONDS, Retention
+from prefect_mipro.server.services.reviews import Reviews
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -286,6 +287,7 @@ def _backend(
         imports=Imports(store, upstreams, redaction, clock=clock, new_secret=new_secret),
         removal=removal,
         forgetting=forgetting,
+        reviews=Reviews(store, beliefs, proposals, clock=clock, new_id=new_id),
         readiness=Readiness(store, upstreams),
         urls=urls,
         keys=Keys(store, settings.api_keys, open_to_all=is_loopback(settings.host)),

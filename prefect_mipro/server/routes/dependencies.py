@@ -27,6 +27,7 @@ from prefect_mipro.server.services.leases import Leases
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.readiness import Readiness
 from prefect_mipro.server.services.removal import Removal
+from prefect_mipro.server.services.reviews import Reviews
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -49,6 +50,7 @@ class Backend:
     imports: Imports
     removal: Removal
     forgetting: Forgetting
+    reviews: Reviews
     readiness: Readiness
     urls: ProxyUrls
     keys: Keys
@@ -93,6 +95,10 @@ async def _forgetting(request: Request) -> Forgetting:
     return backend_of(request).forgetting
 
 
+async def _reviews(request: Request) -> Reviews:
+    return backend_of(request).reviews
+
+
 async def _urls(request: Request) -> ProxyUrls:
     return backend_of(request).urls
 
@@ -127,6 +133,7 @@ ExportsOf = Annotated[Exports, Depends(_exports)]
 ImportsOf = Annotated[Imports, Depends(_imports)]
 RemovalOf = Annotated[Removal, Depends(_removal)]
 ForgettingOf = Annotated[Forgetting, Depends(_forgetting)]
+ReviewsOf = Annotated[Reviews, Depends(_reviews)]
 UrlsOf = Annotated[ProxyUrls, Depends(_urls)]
 CallersWorkspace = Annotated[str, Depends(_workspace)]
 CandidateId = SessionId

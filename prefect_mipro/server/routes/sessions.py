@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from prefect_mipro.models.base import SessionId
 from prefect_mipro.models.leases import TraceReceipt
+from prefect_mipro.models.levers import ReviewState
+from prefect_mipro.models.reviews import DemonstrationReview, ReviewRequest
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import (
     CreateSession,
@@ -24,6 +26,7 @@ from prefect_mipro.models.sessions import (
 )
 from prefect_mipro.server.routes import leases
 from prefect_mipro.server.routes.dependencies import (
+    LARGEST_INTEGER,
     CallersWorkspace,
     CandidateId,
     Cursor,
@@ -34,6 +37,7 @@ from prefect_mipro.server.routes.dependencies import (
     Moment,
     RemovalOf,
     RequestKey,
+    ReviewsOf,
     RolloutsOf,
     SessionsOf,
     UrlsOf,
@@ -73,6 +77,8 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
     router.add_api_route("/{session_id}/examples", examples, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
+    router.add_api_route("/{session_id}/reviews", reviews, methods=["GET"])
+    router.add_api_route("/{session_id}/reviews/{version}", review, methods=["POST"])
     router.add_api_route("/{session_id}/forget", forget, methods=["POST"])
     router.add_api_route("/{session_id}/epoch", begin_epoch, methods=["POST"])
     router.add_api_route("/{session_id}/proxy-token", rotate_url, methods=["POST"])
@@ -170,6 +176,30 @@ async def examples(
 async def promote(session_id: SessionId, wanted: Promote, sessions: SessionsOf) -> SessionStatus:
     """Make a candidate the champion, without a duel: also the way back to an earlier one."""
     return await sessions.promote(session_id, wanted.candidate_id, reason=wanted.reason)
+
+
+async def reviews(
+    session_id: SessionId, service: ReviewsOf, state: ReviewState = ReviewState.WAITING
+) -> Listing:
+    """The demonstration sets that wait for a person, or those approved or declined, oldest first.
+
+    Sets wait in sessions with `demonstrations.from_traffic = "reviewed"`.
+    """
+    found = await service.find(session_id, state)
+    return Listing(items=[each.model_dump(mode="json") for each in found])
+
+
+async def review(
+    session_id: SessionId,
+    version: Annotated[int, Path(ge=1, le=LARGEST_INTEGER)],
+    wanted: ReviewRequest,
+    service: ReviewsOf,
+) -> DemonstrationReview:
+    """Approve a demonstration set, whole or without some of its demonstrations, or decline it.
+
+    An approved set competes, with the champion's instruction, as a new candidate.
+    """
+    return await service.decide(session_id, version, wanted)
 
 
 async def forget(

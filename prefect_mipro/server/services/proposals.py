@@ -13,7 +13,7 @@ import numpy as np
 
 from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.levers import LeverVersion
+from prefect_mipro.models.levers import LeverVersion, ReviewState
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer import proposals
 from prefect_mipro.server.services.beliefs import Beliefs, generator
@@ -230,7 +230,8 @@ class Proposals:
         """Store the new versions and their candidates, with room left for `reserved` more."""
         most = self._knowledge.config(seen.snapshot.session).mipro.online_proposer_max_candidates
         room = max(0, most - len(seen.snapshot.active) - reserved)
-        new = new[:room]
+        waiting = [version for version in new if version.review_is(ReviewState.WAITING)]
+        new = [*waiting, *[version for version in new if version not in waiting][:room]]
         if not new:
             return seen
         session_id = seen.snapshot.session.session_id

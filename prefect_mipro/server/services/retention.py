@@ -18,6 +18,9 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.upkeep import Texts
 
+# Where demonstrations come from that the caller has not marked as safe to show.
+UNMARKED = {DemonstrationSource.TRAFFIC, DemonstrationSource.REVIEWED}
+
 SWEEP_SECONDS = 600.0
 PAUSE_SECONDS = 0.02
 PIECE = 200
@@ -121,7 +124,7 @@ class Retention:
             (version.lever, version.version)
             for version in await self._store.levers(session_id)
             if version.created_at < now - kept_for
-            and any(shown.source is DemonstrationSource.TRAFFIC for shown in version.demonstrations)
+            and any(shown.source in UNMARKED for shown in version.demonstrations)
         }
         if old:
             withdrawal = await self._store.empty_levers(

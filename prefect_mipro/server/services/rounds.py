@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
 import numpy as np
 
-from prefect_mipro.config import MiproConfig
+from prefect_mipro.config import FromTraffic, MiproConfig
 from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
 from prefect_mipro.models.levers import (
+    DemonstrationSource,
     DemonstrationsValue,
     InstructionValue,
     LeverActor,
     LeverName,
     LeverProvenance,
     LeverVersion,
+    Review,
+    ReviewState,
 )
 from prefect_mipro.models.rollouts import ExampleTrace
 from prefect_mipro.optimizer import demonstrations, pool, proposals, rewrites
 from prefect_mipro.optimizer.demonstrations import ProposedSet, WorkedExample
 from prefect_mipro.optimizer.grounding import Grounding
 from prefect_mipro.optimizer.lint import Lint
+from prefect_mipro.optimizer.prompts import normalised
 from prefect_mipro.server.services.beliefs import Snapshot
 from prefect_mipro.server.services.identity import NewId
 
@@ -69,7 +73,7 @@ class Round:
         grounding = Grounding.of(
             learned,
             threshold=config.mipro.few_shot_score_threshold,
-            quotable=config.mipro.demonstrations.take_unmarked,
+            quotable=config.mipro.demonstrations.from_traffic is FromTraffic.ALLOWED,
         )
         baseline = next(v.text for v in levers if v.lever is LeverName.INSTRUCTION)
         lint = Lint.of(baseline, prompt=config.initial_prompt, grounding=grounding, traces=learned)
@@ -78,8 +82,13 @@ class Round:
 
     @property
     def room(self) -> proposals.Room:
-        """How many new versions of each lever the session may still get."""
-        return proposals.room(self.snapshot.candidates, settings=self.config.mipro)
+        """How many new versions of each lever the session may still get.
+
+        Sets that wait for a review take their places already.
+        """
+        room = proposals.room(self.snapshot.candidates, settings=self.config.mipro)
+        waiting = sum(version.review_is(ReviewState.WAITING) for version in self.levers)
+        return replace(room, demonstration_sets=max(0, room.demonstration_sets - waiting))
 
     @property
     def instructions_wanted(self) -> int:
@@ -188,13 +197,39 @@ class Round:
 
     @cached_property
     def _checked_showable(self) -> list[tuple[WorkedExample, str]]:
-        return self._checked(self.showable)
+        """As `_checked`, without declined inputs; approved texts need no second review."""
+        declined = {
+            normalised(shown.input)
+            for version in self.levers
+            if version.review_is(ReviewState.DECLINED)
+            for shown in version.demonstrations
+        }
+        approved = {
+            (shown.input, shown.output)
+            for version in self.levers
+            if version.review_is(ReviewState.APPROVED) and version.retired_at is None
+            for shown in version.demonstrations
+        }
+        return [
+            (example.reviewed() if example.turns in approved else example, fault)
+            for example, fault in self._checked(self.showable)
+            if example.key not in declined
+        ]
 
     @cached_property
     def showable(self) -> tuple[ExampleTrace, ...]:
-        """The traces that other users may be shown, word by word."""
-        every = self.config.mipro.demonstrations.take_unmarked
-        return self.traces if every else tuple(t for t in self.traces if t.shareable)
+        """The traces that other users may be shown, word by word, some only after a review."""
+        marked_only = self._from_traffic is FromTraffic.EXPECTED_ONLY
+        return tuple(t for t in self.traces if t.shareable) if marked_only else self.traces
+
+    @property
+    def _from_traffic(self) -> FromTraffic:
+        return self.config.mipro.demonstrations.from_traffic
+
+    def _needs_review(self, proposed: ProposedSet) -> bool:
+        return self._from_traffic is FromTraffic.REVIEWED and any(
+            shown.source is DemonstrationSource.TRAFFIC for shown in proposed.value.demonstrations
+        )
 
     def sets(self, rng: np.random.Generator) -> list[ProposedSet]:
         """New demonstration sets, as many as there is room for, and as long as the model takes."""
@@ -217,7 +252,11 @@ class Round:
     def lever_versions(
         self, drafts: Sequence[Draft], sets: Sequence[ProposedSet], *, at: datetime
     ) -> list[LeverVersion]:
-        """The drafts and sets as the next versions of their levers."""
+        """The drafts and sets as the next versions of their levers.
+
+        Sets that need a review come first: they are stored even where no candidate has room.
+        """
+        sets = sorted(sets, key=self._needs_review, reverse=True)
         first = {lever: 1 + self.versions(lever)[-1].version for lever in LeverName}
         return [
             *(
@@ -237,7 +276,14 @@ class Round:
                     version=first[LeverName.DEMONSTRATIONS] + i,
                     value=proposed.value,
                     parent_version=1,
-                    provenance=_provenance_of_set(proposed),
+                    provenance=_provenance_of_set(
+                        proposed,
+                        review=(
+                            Review(state=ReviewState.WAITING)
+                            if self._needs_review(proposed)
+                            else None
+                        ),
+                    ),
                     created_at=at,
                 )
                 for i, proposed in enumerate(sets)
@@ -247,8 +293,12 @@ class Round:
     def candidates_of(
         self, new: Sequence[LeverVersion], *, room: int, new_id: NewId, at: datetime
     ) -> list[Candidate]:
-        """At most `room` candidates made of the new versions and of those in play."""
+        """At most `room` candidates made of the new versions and of those in play.
+
+        Versions that wait for a review are in none.
+        """
         known = self.snapshot.candidates
+        new = [version for version in new if not version.review_is(ReviewState.WAITING)]
         pairs = pool.combinations(
             known,
             instructions=[v.version for v in new if v.lever is LeverName.INSTRUCTION],
@@ -328,7 +378,7 @@ def _held_out(config: MiproConfig, example_id: str | None) -> bool:
     return config.mipro.split_of(example_id) in ("validation", "held_out")
 
 
-def _provenance_of_set(proposed: ProposedSet) -> LeverProvenance:
+def _provenance_of_set(proposed: ProposedSet, *, review: Review | None) -> LeverProvenance:
     shown = proposed.value.demonstrations
     return LeverProvenance(
         actor=LeverActor.OPTIMIZER,
@@ -336,6 +386,7 @@ def _provenance_of_set(proposed: ProposedSet) -> LeverProvenance:
         reason=f"{len(shown)} worked examples; set {demonstrations.set_id(proposed.value)}",
         template_version=demonstrations.TEMPLATE_VERSION,
         source_trace_ids=tuple(d.trace_id for d in shown if d.trace_id),
+        review=review,
     )
 
 

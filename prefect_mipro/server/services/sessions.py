@@ -16,7 +16,7 @@ from prefect_mipro.errors import (
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
-from prefect_mipro.models.levers import Demonstration, LeverName
+from prefect_mipro.models.levers import Demonstration, LeverName, ReviewState
 from prefect_mipro.models.rollouts import ExampleTrace, SeedEval
 from prefect_mipro.models.sessions import (
     CandidateReport,
@@ -183,6 +183,11 @@ class Sessions:
         found = next((v for v in levers if (v.lever, v.version) == (lever, version)), None)
         if found is None:
             raise NotFound(f"session {session_id!r} has no version {version} of its {lever}")
+        if found.review_is(ReviewState.WAITING):
+            raise Conflict(
+                f"version {version} of the {lever} waits for a review and is in no candidate; "
+                "decline it instead"
+            )
         holding = [
             candidate.candidate_id
             for candidate in await self._store.candidates(session_id)

@@ -19,7 +19,13 @@ from prefect_mipro.models.candidates import (
     DuelState,
     Statistics,
 )
-from prefect_mipro.models.levers import LeverName, LeverVersion, MiproLeverSummary, prompt_lever_id
+from prefect_mipro.models.levers import (
+    LeverName,
+    LeverVersion,
+    MiproLeverSummary,
+    ReviewState,
+    prompt_lever_id,
+)
 from prefect_mipro.models.sensors import SensorFrame, SensorFrameSummary
 from prefect_mipro.models.sessions import (
     CandidateReport,
@@ -398,6 +404,11 @@ def _loud(facts: Facts) -> list[str]:
         loud.append(
             f"demonstration sets have {room} characters at most: longer ones passed the model's "
             "context"
+        )
+    if waiting := sum(version.review_is(ReviewState.WAITING) for version in facts.levers):
+        sets = "a demonstration set waits" if waiting == 1 else f"{waiting} demonstration sets wait"
+        loud.append(
+            f"{sets} for a person's review: prefect-mipro reviews list {facts.session.session_id}"
         )
     if facts.session.proposal_warning:
         loud.append(f"the last round of proposals: {facts.session.proposal_warning}")

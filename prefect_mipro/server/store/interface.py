@@ -175,6 +175,20 @@ class Store(Access, Upkeep, Protocol):
         candidates: Sequence[Candidate],
     ) -> None:
         """Insert new lever versions and candidates; a number that was raced raises Conflict."""
+
+    async def decide_review(
+        self,
+        session_id: str,
+        decided: LeverVersion,
+        *,
+        apart: LeverVersion | None,
+        candidate: Candidate | None,
+    ) -> None:
+        """Store the decision on a demonstration set that waits; else raise Conflict.
+
+        `apart` is what an approval left out, a set that is declined; it and the candidate get the
+        next numbers.
+        """
         ...
 
     async def retire(

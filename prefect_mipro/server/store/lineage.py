@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from prefect_mipro.errors import Conflict
 from prefect_mipro.models.candidates import Candidate, Statistics
-from prefect_mipro.models.levers import LeverName, LeverVersion
+from prefect_mipro.models.levers import LeverName, LeverVersion, ReviewState
 from prefect_mipro.server.store import duels
 from prefect_mipro.server.store.changes import (
     Change,
@@ -135,25 +135,79 @@ def add(
     new_candidates: Sequence[Candidate],
 ) -> None:
     with changing(connection, session_id) as change:
-        if new_levers:
-            connection.execute(
-                insert(lever_versions), [lever_values(session_id, lever) for lever in new_levers]
-            )
-        for candidate in new_candidates:
-            connection.execute(insert(candidates), candidate_values(session_id, candidate))
+        _add_to(change, new_levers, new_candidates)
+
+
+def _add_to(
+    change: Change, new_levers: Sequence[LeverVersion], new_candidates: Sequence[Candidate]
+) -> None:
+    connection, session_id = change.connection, change.session_id
+    if new_levers:
+        connection.execute(
+            insert(lever_versions), [lever_values(session_id, lever) for lever in new_levers]
+        )
+    for version in new_levers:
+        if version.review_is(ReviewState.WAITING):
             change.record(
-                "mipro.candidate.added",
-                f"candidate {candidate.number} added: {candidate.candidate_id}",
-                data={
-                    "candidate_id": candidate.candidate_id,
-                    "number": candidate.number,
-                    "instruction_version": candidate.instruction_version,
-                    "demonstrations_version": candidate.demonstrations_version,
-                    "parent_id": candidate.parent_id,
-                    "label": candidate.label,
-                },
-                at=candidate.created_at,
+                "mipro.demonstrations.waiting",
+                f"demonstrations {version.version} wait for a review",
+                data={"demonstrations_version": version.version},
+                at=version.created_at,
             )
+    for candidate in new_candidates:
+        connection.execute(insert(candidates), candidate_values(session_id, candidate))
+        change.record(
+            "mipro.candidate.added",
+            f"candidate {candidate.number} added: {candidate.candidate_id}",
+            data={
+                "candidate_id": candidate.candidate_id,
+                "number": candidate.number,
+                "instruction_version": candidate.instruction_version,
+                "demonstrations_version": candidate.demonstrations_version,
+                "parent_id": candidate.parent_id,
+                "label": candidate.label,
+            },
+            at=candidate.created_at,
+        )
+
+
+def decide(
+    connection: Connection,
+    session_id: str,
+    decided: LeverVersion,
+    *,
+    apart: LeverVersion | None,
+    candidate: Candidate | None,
+) -> None:
+    version = decided.version
+    with changing(connection, session_id) as change:
+        sets = {v.version: v for v in levers_of(connection, session_id) if v.lever == decided.lever}
+        if not sets[version].review_is(ReviewState.WAITING):
+            raise Conflict(f"demonstrations {version} do not wait for a review any more")
+        values = lever_values(session_id, decided)
+        connection.execute(
+            update(lever_versions)
+            .where(
+                lever_versions.c.session_id == session_id,
+                lever_versions.c.lever == decided.lever,
+                lever_versions.c.version == version,
+            )
+            .values(value=values["value"], provenance=values["provenance"])
+        )
+        review = decided.provenance.review
+        if review is not None and review.at is not None:
+            change.record(
+                f"mipro.demonstrations.{review.state}",
+                f"demonstrations {version} {review.state}",
+                data={"demonstrations_version": version, "by": review.by, "reason": review.reason},
+                at=review.at,
+            )
+        newest = candidates_of(connection, session_id)[-1].number
+        _add_to(
+            change,
+            [apart.model_copy(update={"version": max(sets) + 1})] if apart else [],
+            [candidate.model_copy(update={"number": newest + 1})] if candidate else [],
+        )
 
 
 def retire(

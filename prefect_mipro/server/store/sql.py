@@ -177,6 +177,16 @@ class SqlStore:
     ) -> None:
         await self._change(session_id, lineage.add, levers, candidates)
 
+    async def decide_review(
+        self,
+        session_id: str,
+        decided: LeverVersion,
+        *,
+        apart: LeverVersion | None,
+        candidate: Candidate | None,
+    ) -> None:
+        await self._change(session_id, lineage.decide, decided, apart=apart, candidate=candidate)
+
     async def retire(
         self,
         session_id: str,

@@ -30,6 +30,7 @@ from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.proxy_urls import ProxyUrls
 from prefect_mipro.server.services.recording import Recorder
 from prefect_mipro.server.services.redaction import Redaction
+from prefect_mipro.server.services.reviews import Reviews
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
@@ -107,6 +108,7 @@ class Backend:
     live: Live
     looks: Looks
     now: list[datetime]
+    reviews: Reviews
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
         status, _ = await self.sessions.create(
@@ -230,7 +232,18 @@ async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]
         new_id=new_id,
     )
     yield Backend(
-        store, model, sessions, urls, serving, rollouts, proposals, journal, live, looks, now
+        store,
+        model,
+        sessions,
+        urls,
+        serving,
+        rollouts,
+        proposals,
+        journal,
+        live,
+        looks,
+        now,
+        Reviews(store, beliefs, proposals, clock=clock, new_id=new_id),
     )
     await looks.close()
     await proposals.close()
