@@ -31,7 +31,7 @@ SECRET = "the heron of Quiet Harbour"
 # Who says it. Neither name is part of the other.
 ALICE, BOB = "alice-of-the-tests", "bob-of-the-tests"
 ROLLOUTS = 24
-ALLOWED = {"prompt_learning.mipro.demonstrations.from_traffic": "allowed"}
+FROM_TRAFFIC = "prompt_learning.mipro.demonstrations.from_traffic"
 
 
 @dataclass
@@ -105,7 +105,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lived(file: Path) -> Iterator[Lived]:
+def lived(file: Path, request: pytest.FixtureRequest) -> Iterator[Lived]:
+    overrides = {FROM_TRAFFIC: getattr(request, "param", "allowed")}
     with FakeUpstream(better_with_demonstrations) as upstream:
         app = create_app(
             ServerSettings(
@@ -119,7 +120,7 @@ def lived(file: Path) -> Iterator[Lived]:
             LiveServer(app) as server,
             httpx.Client(base_url=server.url, headers=bearer, timeout=30) as http,
         ):
-            body = {"session_id": "s", "config_body": CONFIG, "overrides": ALLOWED}
+            body = {"session_id": "s", "config_body": CONFIG, "overrides": overrides}
             session = http.post(SESSIONS, json=body).json()
             lived = Lived(server, http, upstream, session, app.state.backend)
             for number in range(ROLLOUTS):
@@ -183,6 +184,24 @@ async def test_of_a_person_who_is_forgotten_no_text_is_left_anywhere(
     assert await faults(file) == []
     refused = lived.http.post(f"{lived.path}/champion", json={"candidate_id": shown[0]})
     assert (refused.status_code, "forgotten" in refused.text) == (409, True)
+
+
+@pytest.mark.parametrize("lived", ["reviewed"], indirect=True)
+def test_nothing_is_left_in_sets_that_wait_for_a_review_or_were_reviewed(lived: Lived) -> None:
+    reviews = f"{lived.path}/reviews"
+    before = lived.http.get(reviews).json()["items"]
+    holding = [each["version"] for each in before if SECRET in json.dumps(each)]
+    assert len(holding) > 1
+    body = {"decision": "approve", "by": "a reviewer"}
+    approved = lived.http.post(f"{reviews}/{holding[0]}", json=body).json()
+    assert approved["candidate_id"] in lived.showing(SECRET)
+    report = lived.forget(user=ALICE)
+    assert approved["candidate_id"] in report["retired_candidates"]
+    states = ("waiting", "approved", "declined")
+    left = [lived.http.get(reviews, params={"state": state}).json()["items"] for state in states]
+    assert not {each["version"] for each in left[0]} & set(holding)
+    assert left[1:] == [[], []]
+    require_nothing_of(SECRET, lived)
 
 
 def test_a_call_that_was_under_way_leaves_no_forgotten_text_behind(lived: Lived) -> None:
