@@ -118,12 +118,12 @@ CREATE TABLE mipro_lever_versions (
 	CONSTRAINT pk_mipro_lever_versions PRIMARY KEY (session_id, lever, version),
 	CONSTRAINT fk_mipro_lever_versions_session_id FOREIGN KEY(session_id) REFERENCES mipro_sessions (session_id)
 );
-INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',1,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
-INSERT INTO "mipro_lever_versions" VALUES('s1','demonstrations',1,'{"demonstrations":[]}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
-INSERT INTO "mipro_lever_versions" VALUES('s2','instruction',1,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
-INSERT INTO "mipro_lever_versions" VALUES('s2','demonstrations',1,'{"demonstrations":[]}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
-INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',2,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
-INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',3,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[]}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',1,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s1','demonstrations',1,'{"demonstrations":[]}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s2','instruction',1,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s2','demonstrations',1,'{"demonstrations":[]}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',2,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
+INSERT INTO "mipro_lever_versions" VALUES('s1','instruction',3,'{"text":"Answer."}',NULL,'{"actor":"system","reason":"","operator":"","template_version":null,"source_event_id":null,"source_trace_ids":[],"review":null}',1767323045678901);
 CREATE TABLE mipro_reward_blocks (
 	session_id TEXT NOT NULL,
 	block BIGINT NOT NULL,
