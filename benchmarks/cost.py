@@ -45,7 +45,7 @@ from prefect_mipro.server.services.calls import Call
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.interface import StreamedUsage
 from prefect_mipro.server.upstream.registry import DEFAULT, Upstreams
 

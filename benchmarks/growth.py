@@ -42,7 +42,7 @@ from prefect_mipro.server.settings import with_driver
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import compact, existing_file, inspected, open_store
 from prefect_mipro.server.store.records import CallRecord
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from tests.end_to_end.conftest import CONFIG, BackendProcess
 from tests.fake_upstream import FakeUpstream
 from tests.postgres import Postgres
@@ -141,7 +141,7 @@ def serve_one(url: str, content: str, words: Words) -> None:
         client.reward(SESSION_ID, RewardRequest(rollout_id="first", reward_info=info))
 
 
-async def template_of(store: SqlStore) -> Template:
+async def template_of(store: Store) -> Template:
     session = await store.session(SESSION_ID)
     (row,) = (await store.part(session, Part.TRACE, limit=9)).items
     (reward,) = (await store.part(session, Part.REWARD, limit=9)).items
@@ -159,7 +159,7 @@ async def template_of(store: SqlStore) -> Template:
     return Template(trace, call, reward)
 
 
-async def grow(store: SqlStore, template: Template, words: Words, *, rollouts: int) -> None:
+async def grow(store: Store, template: Template, words: Words, *, rollouts: int) -> None:
     """Write the rows that this number of rollouts leaves."""
     began = datetime.now(UTC) - timedelta(days=DAYS)
     apart = timedelta(days=DAYS) / rollouts

@@ -133,9 +133,22 @@ class NotFound(MiproError):
 class SessionNotFound(NotFound):
     """No session has this id."""
 
+    @classmethod
+    def of(cls, session_id: str) -> Self:
+        return cls(f"no session has the id {session_id!r}; check it, or create the session")
+
 
 class CandidateNotFound(NotFound):
     """No candidate has this id."""
+
+    @classmethod
+    def of(cls, candidate_id: str, session_id: str | None = None) -> Self:
+        """The error of any session, or of the one in which the candidate was looked for."""
+        owner = f"session {session_id!r} has no" if session_id else "no"
+        has = "" if session_id else " has the id"
+        return cls(
+            f"{owner} candidate{has} {candidate_id!r}; list the session's candidates for their ids"
+        )
 
 
 class RolloutNotFound(NotFound):

@@ -18,8 +18,8 @@ from prefect_mipro.models.base import ID_CHARACTERS, JsonObject
 from prefect_mipro.models.keys import Key, KeyName
 from prefect_mipro.server.services.identity import new_id
 from prefect_mipro.server.services.keys import digest_of, new_key
-from prefect_mipro.server.store.access import Access
 from prefect_mipro.server.store.engine import existing_file, open_beside_server, postgres_url
+from prefect_mipro.server.store.store import Store
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def _list(url: str, output: Output) -> None:
         say(f"the database holds no key; {PROGRAM} keys create NAME makes one")
 
 
-def _asked(url: str, question: Callable[[Access], Awaitable[T]]) -> T:
+def _asked(url: str, question: Callable[[Store], Awaitable[T]]) -> T:
     async def asked() -> T:
         store = await open_beside_server(url)
         try:

@@ -60,7 +60,7 @@ from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.services.workspaces import Workspaces
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.parts import JournalCollector, UpstreamCollector
 from prefect_mipro.server.telemetry.tracing import Tracing
 from prefect_mipro.server.telemetry.watch import Telemetry

@@ -23,7 +23,7 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import NOTHING, Live, LiveSession, Pinning, Reserved
 from prefect_mipro.server.services.promotion import Promotion
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 FindCandidate = Callable[[str], Awaitable[Candidate]]
 

@@ -21,8 +21,8 @@ from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posteri
 from prefect_mipro.optimizer.selection import Plan, plan
 from prefect_mipro.server.services.knowledge import Knowledge, Recent
 from prefect_mipro.server.services.live import LiveSession
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import Failures
+from prefect_mipro.server.store.store import Store
 
 # A belief serves until so many rewards, or so many rollouts without any, have come since. It moves
 # less than the noise of a draw in between, and a choice then costs no more than the draw. Where

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterable
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import EXPORT_FORMAT, EXPORT_VERSION, Part
 from prefect_mipro.models.sessions import Session
+from prefect_mipro.server.json_text import json_text
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.store.database import json_text
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 ROWS_AT_ONCE = 500
 # Each may hold a request and an answer of the largest size that is taken.

@@ -21,8 +21,8 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, Live
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.redaction import Redaction
-from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.store.upkeep import ForgetOrder, TraceableReward
+from prefect_mipro.server.store.records import ForgetOrder, TraceableReward
+from prefect_mipro.server.store.store import Store
 
 # Rows of one transaction, which no call waits for long.
 REMOVED_AT_ONCE = 100

@@ -16,7 +16,7 @@ from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.server.services.creation import admit_models
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.redaction import WITH_TEXTS, Redaction
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
 R = TypeVar("R", bound=Record)

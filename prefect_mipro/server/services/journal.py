@@ -29,8 +29,8 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.rollouts import Rollout
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.store import Store
 
 DELAY_SECONDS = 0.05
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import KeyRejected
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
-from prefect_mipro.server.store.access import Access
+from prefect_mipro.server.store.store import Store
 
 OLDEST_SECONDS = 1.0
 
@@ -48,7 +48,7 @@ class Keys:
 
     def __init__(
         self,
-        store: Access,
+        store: Store,
         given: Iterable[SecretStr],
         *,
         open_to_all: bool,

@@ -10,7 +10,7 @@ from prefect_mipro.config import MiproConfig
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersion
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 # The approximate memory that each cache may take.
 LARGEST_CONFIGS_BYTES = 64 * 2**20

@@ -43,7 +43,7 @@ from prefect_mipro.server.services.reservations import likely_usage
 from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.completions import Completion
 from prefect_mipro.server.upstream.prompt_failures import prompt_failure
 

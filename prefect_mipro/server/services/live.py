@@ -25,8 +25,8 @@ from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.optimizer.stopping import has_budget
 from prefect_mipro.server.services.knowledge import Knowledge, Recent
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import Standing
+from prefect_mipro.server.store.store import Store
 
 OLDEST_SECONDS = 1.0
 REMEMBERED_PINS = 16_384

@@ -21,7 +21,7 @@ from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import LiveSession, Reserved
 from prefect_mipro.server.services.status import spending
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 # How often, in rewards, overdue rollouts are looked for.
 GIVE_UP_EVERY = 8

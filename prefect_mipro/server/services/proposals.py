@@ -23,7 +23,7 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
 from prefect_mipro.server.services.rounds import Round, not_shown, nothing_seen
 from prefect_mipro.server.services.turns import TURN_SECONDS, Turns
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
 

@@ -11,8 +11,7 @@ from prefect_mipro.errors import KeyRejected, SessionNotFound
 from prefect_mipro.models.sessions import Session, SessionUrls
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.store.changes import session_missing
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 _SECRET = re.compile(r"[0-9a-f]{32}")
 
@@ -71,7 +70,7 @@ class ProxyUrls:
     async def _of_workspace(self, session_id: str, workspace: str) -> Session:
         session = (await self._live.of(session_id)).session
         if session.workspace != workspace:
-            raise session_missing(session_id)
+            raise SessionNotFound.of(session_id)
         return session
 
     async def rotate(self, session_id: str) -> SessionUrls:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from prefect_mipro.errors import MiproError, NotReady
 from prefect_mipro.models.readiness import Ready
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
 KEPT_SECONDS = 5.0

@@ -19,8 +19,8 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.live import LiveSession
 from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.services.reservations import likely_usage
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.completions import Completion
 from prefect_mipro.server.upstream.prompt_failures import PromptFailure
 

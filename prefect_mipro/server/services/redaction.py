@@ -21,7 +21,7 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Reward, Trace
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.store.database import json_text
+from prefect_mipro.server.json_text import json_text
 
 # In the place of what went wrong with a call: that it did stays to be seen.
 NOT_KEPT = "not kept"

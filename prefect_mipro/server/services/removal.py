@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.models.sessions import DeletedSession
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 # Deleted in one transaction, which no other one waits for long.
 PIECE = 500

@@ -15,8 +15,8 @@ from prefect_mipro.errors import Overloaded, SessionNotFound
 from prefect_mipro.models.levers import DemonstrationSource
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.store.upkeep import Texts
+from prefect_mipro.server.store.records import Texts
+from prefect_mipro.server.store.store import Store
 
 # Where demonstrations come from that the caller has not marked as safe to show.
 UNMARKED = {DemonstrationSource.TRAFFIC, DemonstrationSource.REVIEWED}

@@ -19,7 +19,7 @@ from prefect_mipro.models.reviews import DemonstrationReview, ReviewDecision, Re
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 
 class Reviews:

@@ -23,7 +23,7 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.looks import Looks
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.redaction import EXAMPLE_KEYS, Redaction
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 EXPECTED_KEYS = ("expected", "expected_output")

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from prefect_mipro.config import MiproConfig, override, require_size
 from prefect_mipro.errors import (
+    CandidateNotFound,
     Conflict,
     InputInvalid,
     NotFound,
@@ -54,9 +55,8 @@ from prefect_mipro.server.services.status import (
     status_of,
     wire_candidate,
 )
-from prefect_mipro.server.store.changes import candidate_missing
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import Page, SeedEvalFilter, SessionFilter
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
 FRAMES_SHOWN = 50
@@ -329,7 +329,7 @@ class Sessions:
             candidate = await self._store.candidate(wanted.candidate_id)
             session_id = candidate.session_id
             if wanted.session_id not in (None, session_id):
-                raise candidate_missing(wanted.candidate_id)
+                raise CandidateNotFound.of(wanted.candidate_id)
         else:
             session_id = wanted.session_id or ""
         config = self._knowledge.config(await self._store.session(session_id))
@@ -354,7 +354,7 @@ class Sessions:
         """What a candidate answered, newest first; empty where texts are not kept."""
         session = await self._store.session(session_id)
         if (await self._store.candidate(candidate_id)).session_id != session.session_id:
-            raise candidate_missing(candidate_id)
+            raise CandidateNotFound.of(candidate_id)
         await self._journal.flush()
         return await self._store.example_traces(session_id, candidate_id=candidate_id, limit=limit)
 

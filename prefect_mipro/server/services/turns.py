@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from prefect_mipro.errors import MiproError
 from prefect_mipro.server.services.identity import Clock
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 # The turn of a server that has died ends then; one that lives renews its own in time. Their clocks
 # may differ by less than that. One that is set back frees the turns that it had taken.

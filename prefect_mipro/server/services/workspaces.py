@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from prefect_mipro.errors import CandidateNotFound, SessionNotFound
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.store.changes import candidate_missing, session_missing
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 
 class Workspaces:
@@ -19,13 +19,13 @@ class Workspaces:
     async def check_session(self, session_id: str, workspace: str) -> None:
         """Raise SessionNotFound unless it is one of the workspace's."""
         if await self._of(session_id) != workspace:
-            raise session_missing(session_id)
+            raise SessionNotFound.of(session_id)
 
     async def check_candidate(self, candidate_id: str, workspace: str) -> None:
         """Raise CandidateNotFound unless it is one of a session of the workspace."""
         candidate = await self._knowledge.candidate(candidate_id)
         if await self._of(candidate.session_id) != workspace:
-            raise candidate_missing(candidate_id)
+            raise CandidateNotFound.of(candidate_id)
 
     async def _of(self, session_id: str) -> str:
         held = self._live.held(session_id)

@@ -18,12 +18,13 @@ from sqlalchemy import (
     update,
 )
 
+from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.levers import LeverName, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Reward, Rollout
 from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.server.store.blocks import count_reward, make_room
-from prefect_mipro.server.store.changes import Change, candidate_missing
+from prefect_mipro.server.store.changes import Change
 from prefect_mipro.server.store.database import add_to_row
 from prefect_mipro.server.store.rows import (
     Values,
@@ -134,7 +135,7 @@ def insert_rollout(change: Change, rollout: Rollout) -> Rollout:
     connection, of = change.connection, _of(rollout)
     counted = connection.execute(_COUNT_ROLLOUT, {**of, "unapplied_now": not rollout.is_evidence})
     if not counted.rowcount:
-        raise candidate_missing(rollout.candidate_id, rollout.session_id)
+        raise CandidateNotFound.of(rollout.candidate_id, rollout.session_id)
     place = {"position": change["rollouts"] + 1, "epoch": change["epoch"]}
     change.set(rollouts=place["position"])
     connection.execute(insert(rollouts), rollout_values(rollout, **place))

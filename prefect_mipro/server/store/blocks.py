@@ -140,6 +140,11 @@ def end_epoch(change: Change, *, at: datetime) -> None:
 
 
 def blocks_of(connection: Connection, session_id: str) -> tuple[RewardBlock, ...]:
+    """All attached rewards by stretch of traffic and candidate, in order.
+
+    An epoch has at most `MOST_BLOCKS` stretches, however long it lasts: pairs are merged when there
+    would be more.
+    """
     rows = connection.execute(_BLOCKS, {"of_session": session_id}).all()
     if not rows:
         check_session(connection, session_id)

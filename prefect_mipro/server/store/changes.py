@@ -102,7 +102,7 @@ def changing(
     """
     row = connection.execute(_LOCK, {"session_id": session_id}).mappings().first()
     if row is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     if row["version"] == UNDER_IMPORT and not under_import:
         raise Overloaded(
             f"session {session_id!r} is being imported; repeat this when that has ended",
@@ -117,14 +117,14 @@ def read_session(connection: Connection, session_id: str) -> Session:
     """The session. Raises SessionNotFound."""
     row = connection.execute(_SESSION, {"session_id": session_id}).mappings().first()
     if row is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     return session_record(row)
 
 
 def check_session(connection: Connection, session_id: str) -> None:
     """Raise SessionNotFound unless the session is there."""
     if connection.scalar(_EXISTS, {"session_id": session_id}) is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
 
 
 def check_candidates(connection: Connection, session_id: str, *candidate_ids: str) -> None:
@@ -135,22 +135,11 @@ def check_candidates(connection: Connection, session_id: str, *candidate_ids: st
         )
     )
     for missing in sorted(set(candidate_ids) - set(found)):
-        raise candidate_missing(missing, session_id)
-
-
-def session_missing(session_id: str) -> SessionNotFound:
-    return SessionNotFound(f"no session has the id {session_id!r}; check it, or create the session")
+        raise CandidateNotFound.of(missing, session_id)
 
 
 def under_deletion(session_id: str) -> Overloaded:
     return Overloaded(
         f"session {session_id!r} is being deleted; its id is free when that has ended",
         retry_after_seconds=WAIT_SECONDS,
-    )
-
-
-def candidate_missing(candidate_id: str, session_id: str | None = None) -> CandidateNotFound:
-    owner = f"session {session_id!r} has no candidate" if session_id else "no candidate has the id"
-    return CandidateNotFound(
-        f"{owner} {candidate_id!r}; list the session's candidates for their ids"
     )

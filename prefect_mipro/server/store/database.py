@@ -7,8 +7,6 @@ The same functions serve both databases. SQLite's driver blocks, so transactions
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import random
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +14,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
-import orjson
 from sqlalchemy import Connection, Executable, Row, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -170,26 +167,3 @@ def _addition(dialect: str, table: Table) -> Executable:
         index_elements=key,
         set_={column.name: column + insert.excluded[column.name] for column in counters},
     ).returning(*counters)
-
-
-def json_text(value: Any) -> str:
-    """JSON for a column; numbers that JSON lacks are null.
-
-    What no database encodes is escaped, and so is all that is not ASCII along with it.
-    """
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # lone surrogates, numbers beyond 64 bits
-        pass
-    try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except ValueError:
-        return json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

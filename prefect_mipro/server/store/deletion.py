@@ -21,7 +21,8 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_mipro.server.store.changes import UNDER_DELETION, present, session_missing
+from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.server.store.changes import UNDER_DELETION, present
 from prefect_mipro.server.store.tables import (
     candidates,
     duels,
@@ -82,23 +83,30 @@ _FRAMES = (
 
 
 def begin(connection: Connection, session_id: str) -> None:
+    """Hide the session, in any state, from everything but its deletion. Raises SessionNotFound."""
     begun = update(sessions).where(sessions.c.session_id == session_id, present)
     if not connection.execute(begun.values(version=UNDER_DELETION)).rowcount:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
 
 
 def begun(connection: Connection) -> tuple[str, ...]:
+    """The ids of sessions whose deletion has begun and not ended."""
     return tuple(connection.scalars(select(sessions.c.session_id).where(~present)))
 
 
 def thin(connection: Connection, session_id: str, *, limit: int) -> int:
+    """Delete at most `limit` of a session's calls, events, rewards and older rollouts.
+
+    Returns how many were deleted. Counters stay: the session is about to be deleted as a whole.
+    """
     return _thin(connection, session_id, limit=limit)
 
 
 def delete_all(connection: Connection, session_id: str) -> None:
+    """Delete the session and all that is left of it. Its id is free again."""
     of = {"of_session": session_id}
     if connection.scalar(_LOCK, of) is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     while _thin(connection, session_id, limit=PIECE):
         pass
     for table in _REST:

@@ -33,6 +33,7 @@ FAILED_REWARD = 0.0
 
 
 def newest(connection: Connection, session_id: str) -> Duel | None:
+    """The session's newest duel, if it ever had one."""
     query = (
         select(duels)
         .where(duels.c.session_id == session_id)
@@ -46,6 +47,7 @@ def newest(connection: Connection, session_id: str) -> Duel | None:
 
 
 def begin(connection: Connection, duel: Duel) -> None:
+    """Insert a duel. Raises Conflict if its number is taken."""
     with changing(connection, duel.session_id) as change:
         check_candidates(connection, duel.session_id, duel.champion_id, duel.challenger_id)
         connection.execute(insert(duels), dict(duel))
@@ -65,6 +67,11 @@ def begin(connection: Connection, duel: Duel) -> None:
 def observations(
     connection: Connection, session_id: str, number: int, *, impute: float | None = None
 ) -> tuple[DuelObservation, ...]:
+    """The duel's settled rollouts in the order of the pins, up to the session's watermark.
+
+    A rollout that was given up is left out, or counts as the scaled reward `impute`, even if its
+    reward came later.
+    """
     duel = _read_duel(connection, session_id, number)
     # Read first: what is settled stays so.
     settled = watermark(connection, session_id)
@@ -104,6 +111,7 @@ def observations(
 
 
 def awaited(connection: Connection, session_id: str, number: int) -> int:
+    """How many of the duel's rollouts lie beyond the watermark: they are not observations yet."""
     query = (
         select(func.count())
         .select_from(rollouts)
@@ -127,6 +135,7 @@ def end(
     at: datetime,
     reason: str,
 ) -> None:
+    """End a running duel; if it is won, its challenger becomes champion. Once ended it stays so."""
     with changing(connection, session_id) as change:
         duel = _read_duel(connection, session_id, number)
         if duel.state is not DuelState.RUNNING:

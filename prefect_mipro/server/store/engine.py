@@ -19,17 +19,17 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from prefect_mipro.errors import StoreFailed
+from prefect_mipro.server.json_text import json_text
 from prefect_mipro.server.store import files, lock
 from prefect_mipro.server.store.bulk import driver_of
 from prefect_mipro.server.store.database import (
     Database,
     PostgresDatabase,
-    json_text,
     translated,
 )
 from prefect_mipro.server.store.space import compact_file, prepare_to_give_back
-from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.sqlite import WRITES, SqliteDatabase
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.store.tables import VERSION_TABLE
 
 SQLITE = "sqlite+aiosqlite"
@@ -61,7 +61,7 @@ _MIGRATION_LOCK = 0x6D6970726F
 
 async def open_store(
     database_url: str, *, longest_statement_seconds: float = LONGEST_STATEMENT_SECONDS
-) -> SqlStore:
+) -> Store:
     """The store of that database, its schema brought forward. Raises StoreFailed.
 
     `sqlite+aiosqlite:///path` (one server per file) or `postgresql+asyncpg://...`, where a
@@ -76,10 +76,10 @@ async def open_store(
     except BaseException:
         await database.close()
         raise
-    return SqlStore(database)
+    return Store(database)
 
 
-async def _open_postgres(url: URL, *, longest_statement_seconds: float) -> SqlStore:
+async def _open_postgres(url: URL, *, longest_statement_seconds: float) -> Store:
     database = _postgres(url, longest_statement_seconds=longest_statement_seconds)
     try:
         if not await database.read(_is_current, _name(url)):
@@ -91,10 +91,10 @@ async def _open_postgres(url: URL, *, longest_statement_seconds: float) -> SqlSt
     except BaseException:
         await database.close()
         raise
-    return SqlStore(database)
+    return Store(database)
 
 
-async def open_beside_server(database_url: str) -> SqlStore:
+async def open_beside_server(database_url: str) -> Store:
     """The store for a short work, also while a server has it open. Raises StoreFailed.
 
     The schema of a file is brought forward only where no server has it.
@@ -111,10 +111,10 @@ async def open_beside_server(database_url: str) -> SqlStore:
             await database.close()
             raise
         if is_current:
-            return SqlStore(database)
+            return Store(database)
         await database.close()
     await (await open_store(database_url)).close()
-    return SqlStore(_sqlite_beside(url, path))
+    return Store(_sqlite_beside(url, path))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ _COUNT_ROLLOUT = (
 
 
 def newest(connection: Connection, session_id: str) -> Failures:
+    """How many rollouts have failed because of their prompts, and the newest ones."""
     mine = candidates.c.session_id == session_id
     total = connection.scalar(select(func.sum(candidates.c.failures)).where(mine)) or 0
     if not total:
@@ -103,6 +104,12 @@ def fall_back(
     *,
     at: datetime,
 ) -> Rollout:
+    """Give the rollout of a failed call to the candidate that answers instead.
+
+    Its reward is counted for that candidate, but is no evidence; in a duel it counts as a failure
+    of the candidate that was chosen. A rollout that failed before, has its reward or was given up
+    stays as it is. Returns the rollout as it is then. Raises RolloutNotFound.
+    """
     with changing(connection, session_id) as change:
         rollout = read_rollout(connection, session_id, rollout_id)
         if rollout is None:

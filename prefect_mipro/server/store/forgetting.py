@@ -19,7 +19,13 @@ from prefect_mipro.models.sessions import ForgetSubject
 from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import changing, check_session
 from prefect_mipro.server.store.lineage import VERSION_OF_LEVER, withdraw_from
-from prefect_mipro.server.store.records import Page, Withdrawal
+from prefect_mipro.server.store.records import (
+    CallTexts,
+    ForgetOrder,
+    Page,
+    TraceableReward,
+    Withdrawal,
+)
 from prefect_mipro.server.store.rows import example_key
 from prefect_mipro.server.store.tables import (
     candidates,
@@ -35,7 +41,6 @@ from prefect_mipro.server.store.tables import (
     waiting,
 )
 from prefect_mipro.server.store.trimming import ROLLOUT_COLUMNS, remove_found
-from prefect_mipro.server.store.upkeep import CallTexts, ForgetOrder, TraceableReward
 
 FORGOTTEN_EVENT = "mipro.session.forgotten"
 
@@ -55,11 +60,13 @@ _ROLLOUTS, _WAITING = "rollouts", "waiting"
 
 
 def begin(connection: Connection, order: ForgetOrder) -> None:
+    """Keep the order until it has been carried out. Raises SessionNotFound."""
     with changing(connection, order.session_id):
         connection.execute(insert(forget_requests), vars(order))
 
 
 def begun(connection: Connection) -> tuple[ForgetOrder, ...]:
+    """The orders that have not been carried out to their end, oldest first."""
     query = select(forget_requests).order_by(forget_requests.c.requested_at)
     return tuple(_order(row) for row in connection.execute(query))
 
@@ -67,6 +74,10 @@ def begun(connection: Connection) -> tuple[ForgetOrder, ...]:
 def traceable(
     connection: Connection, session_id: str, *, limit: int, cursor: str | None = None
 ) -> Page[TraceableReward]:
+    """A session's rollouts with their rewards, then the rewards that wait for a rollout.
+
+    A page may be empty and have another one after it.
+    """
     part, after = cursors.decode(cursor, str, str) if cursor else (_ROLLOUTS, "")
     if part == _WAITING:
         return _waiting(connection, session_id, limit=limit, after=after)
@@ -101,6 +112,7 @@ def call_texts(
     limit: int,
     cursor: str | None,
 ) -> Page[CallTexts]:
+    """The calls of these rollouts among the next `limit` frames of the session."""
     found = _frames(connection, session_id, limit=limit, cursor=cursor)
     going = [frame for frame in found if frame.rollout_id in rollout_ids]
     named = _named(going)
@@ -121,6 +133,7 @@ def empty_levers(
     at: datetime,
     reason: str,
 ) -> Withdrawal:
+    """Empty lever versions for good, and withdraw the candidates that are made of them."""
     with changing(connection, session_id) as change:
         made_of_them = _made_of(connection, session_id, versions)
         withdrawal = withdraw_from(change, made_of_them, at=at, reason=reason)
@@ -141,6 +154,10 @@ def empty_levers(
 def remove_rollouts(
     connection: Connection, order: ForgetOrder, rollout_ids: Collection[str], *, at: datetime
 ) -> int:
+    """Remove these rollouts and their rewards, and count the rollouts for the order.
+
+    Counters stay as they are, as in `remove_old`. Returns how many rollouts were removed.
+    """
     mine = rollouts.c.session_id == order.session_id
     query = select(*ROLLOUT_COLUMNS).where(mine, rollouts.c.rollout_id.in_(rollout_ids))
     with changing(connection, order.session_id) as change:
@@ -165,6 +182,11 @@ def remove_calls(
     limit: int,
     cursor: str | None,
 ) -> str | None:
+    """Remove the frames of these or of removed rollouts among the next `limit` frames.
+
+    Their traces go with them. Other traces lose the messages that were sent, if those contained one
+    of the `emptied` lever versions. Returns the cursor of the next frames; `None` after the last.
+    """
     session_id = order.session_id
     found = _frames(connection, session_id, limit=limit, cursor=cursor)
     going_ids = _going(connection, session_id, {row.rollout_id for row in found}, rollout_ids)
@@ -204,6 +226,10 @@ def remove_events(
     limit: int,
     cursor: str | None,
 ) -> str | None:
+    """Remove the events about these or removed rollouts among the next `limit` events.
+
+    Returns the cursor of the next events; `None` after the last.
+    """
     (after,) = cursors.decode(cursor, int) if cursor else (0,)
     mine = events.c.session_id == session_id
     query = (
@@ -227,6 +253,7 @@ def remove_events(
 def end(
     connection: Connection, order: ForgetOrder, *, data: JsonObject, at: datetime
 ) -> ForgetOrder | None:
+    """Delete the order, and record what it did as an event; `None` if another server was first."""
     with changing(connection, order.session_id) as change:
         mine = forget_requests.c.request_id == order.request_id
         row = connection.execute(select(forget_requests).where(mine)).first()

@@ -12,11 +12,13 @@ from prefect_mipro.server.store.tables import keys
 
 
 def all_keys(connection: Connection) -> tuple[Key, ...]:
+    """All keys, revoked ones too, in the order in which they were made."""
     rows = connection.execute(select(keys).order_by(keys.c.created_at, keys.c.key_id)).mappings()
     return tuple(Key.model_validate(dict(row)) for row in rows)
 
 
 def add_key(connection: Connection, key: Key) -> None:
+    """Insert a key. Raises Conflict for a name that was ever given."""
     if connection.scalar(select(keys.c.name).where(keys.c.name == key.name)) is not None:
         raise Conflict(
             f"a key named {key.name!r} was made before; choose another name, "
@@ -26,6 +28,7 @@ def add_key(connection: Connection, key: Key) -> None:
 
 
 def revoke_key(connection: Connection, name: str, *, at: datetime) -> Key:
+    """Take a key out of use for good; a revoked key stays as it is. Raises NotFound."""
     named = keys.c.name == name
     connection.execute(update(keys).where(named, keys.c.revoked_at.is_(None)).values(revoked_at=at))
     row = connection.execute(select(keys).where(named)).mappings().first()

@@ -18,16 +18,14 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_mipro.errors import Conflict
+from prefect_mipro.errors import CandidateNotFound, Conflict, SessionNotFound
 from prefect_mipro.models.candidates import Candidate, Statistics
 from prefect_mipro.models.levers import LeverName, LeverVersion, ReviewState
 from prefect_mipro.server.store import duels
 from prefect_mipro.server.store.changes import (
     Change,
-    candidate_missing,
     changing,
     check_candidates,
-    session_missing,
 )
 from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.records import Withdrawal
@@ -73,6 +71,11 @@ _ACTIVE = select(func.count()).select_from(candidates).where(_MINE, active)
 
 
 def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ...]:
+    """All lever versions, by lever and number.
+
+    A version is retired since its last active candidate was retired; one that no candidate uses is
+    not retired.
+    """
     query = (
         select(lever_versions)
         .where(lever_versions.c.session_id == session_id)
@@ -87,7 +90,7 @@ def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ..
     since = _retirements(connection.execute(users).mappings().all())
     # A session has both levers from the start.
     if not rows:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     return tuple(
         lever_record({**row, "retired_at": since.get((row["lever"], row["version"]))})
         for row in rows
@@ -95,20 +98,22 @@ def levers_of(connection: Connection, session_id: str) -> tuple[LeverVersion, ..
 
 
 def candidates_of(connection: Connection, session_id: str) -> tuple[Candidate, ...]:
+    """The active candidates, the 100 retired last and the newest one, ordered by number."""
     # One statement: no candidate is missed, or seen twice, while it is retired.
     rows = connection.execute(_LISTED, {"of_session": session_id}).mappings().all()
     # A session has its baseline from the start.
     if not rows:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     by_number = {row["number"]: row for row in rows}
     return tuple(candidate_record(by_number[number]) for number in sorted(by_number))
 
 
 def totals(connection: Connection, session_id: str) -> Statistics:
+    """The statistics of all candidates of the session together."""
     row = connection.execute(_TOTALS, {"of_session": session_id}).one()
     # Of a session without a baseline there is none. PostgreSQL adds whole numbers up to decimals.
     if row.rollouts is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     return Statistics.model_validate(row._asdict())
 
 
@@ -121,10 +126,11 @@ def withdrawn_ids(connection: Connection, session_id: str) -> frozenset[str]:
 
 
 def read_candidate(connection: Connection, candidate_id: str) -> Candidate:
+    """The candidate with its statistics. Raises CandidateNotFound."""
     query = select(candidates).where(candidates.c.candidate_id == candidate_id)
     row = connection.execute(query).mappings().first()
     if row is None:
-        raise candidate_missing(candidate_id)
+        raise CandidateNotFound.of(candidate_id)
     return candidate_record(row)
 
 
@@ -134,6 +140,7 @@ def add(
     new_levers: Sequence[LeverVersion],
     new_candidates: Sequence[Candidate],
 ) -> None:
+    """Insert new lever versions and candidates. Raises Conflict if a number is taken."""
     with changing(connection, session_id) as change:
         _add_to(change, new_levers, new_candidates)
 
@@ -179,6 +186,11 @@ def decide(
     apart: LeverVersion | None,
     candidate: Candidate | None,
 ) -> None:
+    """Store the decision on a demonstration set that waits for a review, or raise Conflict.
+
+    `apart` is what an approval left out, a set that is declined; it and the candidate get the next
+    numbers.
+    """
     version = decided.version
     with changing(connection, session_id) as change:
         sets = {v.version: v for v in levers_of(connection, session_id) if v.lever == decided.lever}
@@ -219,6 +231,10 @@ def retire(
     reason: str,
     ends_duel: bool = False,
 ) -> None:
+    """Take candidates out of play.
+
+    A running duel with one of them goes on, and may still be won, unless this `ends_duel`.
+    """
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, *candidate_ids)
         for candidate_id in dict.fromkeys(candidate_ids):
@@ -247,6 +263,11 @@ def withdraw(
     at: datetime,
     reason: str,
 ) -> Withdrawal:
+    """Take candidates out of play, and out of the rollouts that are pinned to them.
+
+    A running duel with one of them is abandoned. If the champion leaves, its `successor` takes its
+    place. Raises Conflict for the baseline.
+    """
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, *candidate_ids)
         return withdraw_from(change, candidate_ids, at=at, reason=reason)

@@ -18,7 +18,8 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_mipro.server.store.changes import Change, changing, session_missing
+from prefect_mipro.errors import SessionNotFound
+from prefect_mipro.server.store.changes import Change, changing
 from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.tables import candidates, rollouts, sessions, unsettled
 
@@ -63,6 +64,12 @@ def give_up(
     pinned_before: datetime,
     at: datetime,
 ) -> int:
+    """Mark overdue rollouts missing, oldest first, and return how many.
+
+    A rollout is overdue when `after_rewards` rollouts that were pinned later have their rewards, or
+    when it was pinned before `pinned_before`. Its reward still counts when it comes, but not for a
+    duel. One event reports all of them.
+    """
     with changing(connection, session_id) as change:
         overdue = list(_overdue(change, after_rewards=after_rewards, pinned_before=pinned_before))
         if not overdue:
@@ -98,9 +105,10 @@ def count_missing(
 
 
 def watermark(connection: Connection, session_id: str) -> int:
+    """The position, in the order of the pins, up to which all rollouts are rewarded or missing."""
     settled: int | None = connection.scalar(_WATERMARK, {"of_session": session_id})
     if settled is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     return settled
 
 

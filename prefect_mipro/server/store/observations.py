@@ -6,10 +6,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select, tuple_
 
+from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.rollouts import ExampleTrace, SeedEval, user_of
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store import cursors
-from prefect_mipro.server.store.changes import candidate_missing, check_session
+from prefect_mipro.server.store.changes import check_session
 from prefect_mipro.server.store.records import Page, SeedEvalFilter
 from prefect_mipro.server.store.rows import frame_record
 from prefect_mipro.server.store.tables import (
@@ -34,6 +35,10 @@ _REWARD_OF_ROLLOUT = and_(
 def example_traces(
     connection: Connection, session_id: str, *, candidate_id: str | None = None, limit: int
 ) -> tuple[ExampleTrace, ...]:
+    """The newest rewarded rollouts that made exactly one answered call with text.
+
+    With `candidate_id` only those of that candidate.
+    """
     query = (
         select(
             traces.c.trace_id,
@@ -70,6 +75,7 @@ def example_traces(
 def newest_frames(
     connection: Connection, session_id: str, *, limit: int
 ) -> tuple[SensorFrame, ...]:
+    """The newest frames, newest first."""
     query = (
         select(frames)
         .where(frames.c.session_id == session_id)
@@ -83,6 +89,7 @@ def newest_frames(
 
 
 def last_unapplied(connection: Connection, session_id: str) -> str | None:
+    """Why the newest call without its candidate's prompt lacks it, if there is such a call."""
     query = (
         select(traces.c.unapplied_reason)
         .where(traces.c.session_id == session_id, unapplied)
@@ -98,6 +105,11 @@ def last_unapplied(connection: Connection, session_id: str) -> str | None:
 def seed_evals(
     connection: Connection, wanted: SeedEvalFilter, *, limit: int, cursor: str | None = None
 ) -> Page[SeedEval]:
+    """A page of rewarded rollouts as seed evals, by session, newest first.
+
+    The seed is the example's id if that is a whole number; a reward from `SUCCESS` on is a success;
+    the split is left to callers who know the pools.
+    """
     query = (
         select(
             rollouts,
@@ -133,7 +145,7 @@ def _conditions(connection: Connection, wanted: SeedEvalFilter) -> list[ColumnEl
             select(candidates.c.session_id).where(candidates.c.candidate_id == wanted.candidate_id)
         )
         if owner is None or session_id not in (None, owner):
-            raise candidate_missing(wanted.candidate_id, session_id)
+            raise CandidateNotFound.of(wanted.candidate_id, session_id)
         session_id = owner
         conditions.append(rollouts.c.candidate_id == wanted.candidate_id)
     if session_id is not None:

@@ -63,6 +63,12 @@ _NOT_TOLD = frozenset({"session_id", "proxy_secret", "digest_key", "workspace"})
 def read(
     connection: Connection, session: Session, part: Part, *, limit: int, cursor: str | None = None
 ) -> Page[JsonObject]:
+    """A page of a part's rows as plain JSON, by their key, without the session's secrets.
+
+    Rollouts and traces are limited to the rollouts that `session` counts: later ones may run with
+    candidates that were not listed yet. A trace has its sensor frame under `frame`. A page may have
+    fewer rows than `limit`, or none, and another page after it.
+    """
     if part is Part.SESSION:
         return Page((_session(connection, session.session_id),))
     if part is Part.TRACE:

@@ -15,6 +15,10 @@ _TRACE = select(traces).where(traces.c.trace_id == bindparam("of_trace"))
 
 
 def post_trace(connection: Connection, call: CallRecord) -> Trace:
+    """Record one call that a program made itself, unless a trace has its id already.
+
+    Returns the trace that has the id: this one, or the earlier one as it stands.
+    """
     trace = call.trace
     # Of two that come at once, the one that locks the session later finds the other's trace.
     with changing(connection, trace.session_id):

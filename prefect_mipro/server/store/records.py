@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Duel, Statistics
 from prefect_mipro.models.levers import LeverVersions
 from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Trace
-from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.models.sessions import ForgetSubject, Session, SessionState
 
 T = TypeVar("T")
 
@@ -100,6 +101,10 @@ class CallRecord:
     applied: bool | None = None
     failure: CallFailure | None = None
 
+    @property
+    def session_id(self) -> str:
+        return self.trace.session_id
+
 
 @dataclass(frozen=True)
 class Failures:
@@ -130,3 +135,63 @@ class Overview:
     by_state: Mapping[SessionState, StateTotals]
     active_candidates: int
     retired_candidates: int
+
+
+class Texts(StrEnum):
+    """Where the words of programs and their users are kept."""
+
+    TRACES = "traces"
+    FRAMES = "frames"
+    REWARDS = "rewards"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """How many rows lost their texts, and where to go on; `None` when nothing old is left."""
+
+    rows: int
+    cursor: str | None
+
+
+@dataclass(frozen=True)
+class Removed:
+    """How many rows of a session were removed, and which rollouts, if they were rollouts."""
+
+    rows: int
+    baseline_id: str = ""
+    rollout_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForgetOrder:
+    """A request to forget that is under way. `rollouts` and `calls` are those removed so far."""
+
+    request_id: str
+    session_id: str
+    subject: ForgetSubject
+    value: str
+    requested_at: datetime
+    rollouts: int = 0
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class TraceableReward:
+    """What names the subject of a rollout and its reward, and the texts that came with these."""
+
+    rollout_id: str
+    is_pinned: bool
+    correlation_ids: tuple[str | None, ...]
+    example_ids: tuple[str | None, ...]
+    metadata: JsonObject | None
+    expected: str | None
+    feedback: str | None
+
+
+@dataclass(frozen=True)
+class CallTexts:
+    """The texts of one call."""
+
+    trace_id: str
+    input: str
+    output: str

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from prefect_mipro.errors import Conflict, InputInvalid
+from prefect_mipro.errors import Conflict, InputInvalid, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
@@ -36,7 +36,6 @@ from prefect_mipro.server.store.changes import (
     UNDER_IMPORT,
     Change,
     changing,
-    session_missing,
     under_deletion,
 )
 from prefect_mipro.server.store.columns import UtcTime
@@ -109,6 +108,12 @@ def restore(
     digest_key: str,
     at: datetime,
 ) -> None:
+    """Insert rows that `parts.read` returned, part by part in order; rows that exist stay.
+
+    Until the last part the session's version is 0. The session is paused, unless it had ended.
+    Raises Conflict if the session was here before, or rows are missing at the end; InputInvalid for
+    anything that is not a row.
+    """
     check_workspace(connection, session_id, workspace)
     if part is Part.SESSION:
         ours = {"workspace": workspace, "proxy_secret": secret, "digest_key": digest_key}
@@ -180,7 +185,7 @@ def _check_importing(connection: Connection, session_id: str) -> None:
         select(sessions.c.version).where(sessions.c.session_id == session_id)
     )
     if version is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     if version == UNDER_DELETION:
         raise under_deletion(session_id)
     if version != UNDER_IMPORT:

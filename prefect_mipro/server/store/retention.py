@@ -24,8 +24,8 @@ from sqlalchemy import (
 )
 
 from prefect_mipro.server.store import cursors
+from prefect_mipro.server.store.records import Swept, Texts
 from prefect_mipro.server.store.tables import frames, rewards, rollouts, traces
-from prefect_mipro.server.store.upkeep import Swept, Texts
 
 # In the place of what went wrong with a call: that it did stays to be seen.
 FORGOTTEN = "forgotten"
@@ -55,6 +55,11 @@ def forget(
     limit: int,
     cursor: str | None = None,
 ) -> Swept:
+    """Empty the texts of older rows among the next `limit` after the cursor.
+
+    Calls and frames are read in the order in which they came, up to the first that is not old.
+    Numbers stay, and so does whether a call failed.
+    """
     if texts is Texts.REWARDS:
         return _of_rewards(connection, before=before, limit=limit, cursor=cursor)
     table = traces if texts is Texts.TRACES else frames

@@ -34,6 +34,19 @@ _OF_EXAMPLE = select(example_rewards.c.rewards, example_rewards.c.deviation_sum)
 
 
 def add(connection: Connection, reward: Reward, *, request_key: str | None = None) -> Attached:
+    """Count a reward once.
+
+    With a rollout id: the same score again is a duplicate, another score a RewardConflict; the
+    reward of an unknown rollout waits, unless it names a candidate, which then pins the rollout; a
+    candidate other than the rollout's own is a RewardConflict. Without a rollout id: the reward
+    goes to the newest unrewarded rollout of its correlation id and candidate, where it names them.
+    Raises RolloutNotFound if there is none. A `request_key` seen before returns what it did then.
+
+    Attaching adds to the statistics of the candidate and of the duel, to the reward blocks and to
+    the rewards of the example, and inserts a sensor frame of kind `reward`. The reward's example id
+    is used if the rollout has none. The reward of a rollout that is no evidence is kept, and added
+    to nothing.
+    """
     with changing(connection, reward.session_id) as change:
         repeated = _repeated(connection, reward, request_key) or _removed(change, reward)
         if repeated is not None:
@@ -51,6 +64,10 @@ def add(connection: Connection, reward: Reward, *, request_key: str | None = Non
 
 
 def of_example(connection: Connection, session_id: str, example_id: str) -> tuple[int, float]:
+    """How often an example was rewarded, and the sum of its deviations; (0, 0.0) if never.
+
+    A deviation is a reward less the mean of its candidate before it.
+    """
     of = {"of_session": session_id, "key": example_key(example_id)}
     row = connection.execute(_OF_EXAMPLE, of).first()
     if row is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, update
 
-from prefect_mipro.errors import RolloutNotFound
+from prefect_mipro.errors import RolloutNotFound, SessionNotFound
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store import failures
 from prefect_mipro.server.store.attachments import (
@@ -28,7 +28,6 @@ from prefect_mipro.server.store.changes import (
     changing,
     check_candidates,
     check_session,
-    session_missing,
 )
 from prefect_mipro.server.store.lineage import shows_forgotten
 from prefect_mipro.server.store.records import CallRecord
@@ -142,6 +141,7 @@ _COUNT_CALLS = f"""
 
 
 def find(connection: Connection, session_id: str, rollout_id: str) -> Rollout | None:
+    """The rollout, if it is pinned. Raises SessionNotFound."""
     found = read_rollout(connection, session_id, rollout_id)
     if found is None:
         check_session(connection, session_id)
@@ -149,6 +149,12 @@ def find(connection: Connection, session_id: str, rollout_id: str) -> Rollout | 
 
 
 def pin(connection: Connection, wanted: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """Insert rollouts in their order. Returns them, or the rollout that was pinned before.
+
+    Inserting counts the rollout for its candidate and its duel, remembers the session's serving
+    candidate, and attaches a reward that waits for the rollout. A rollout that is no evidence
+    counts as one of its candidate's `unapplied_rollouts`, and for no duel.
+    """
     of_session: dict[str, list[int]] = {}
     for index, rollout in enumerate(wanted):
         of_session.setdefault(rollout.session_id, []).append(index)
@@ -171,11 +177,23 @@ def pin(connection: Connection, wanted: Sequence[Rollout]) -> tuple[Rollout, ...
 def note_applied(
     connection: Connection, session_id: str, rollout_id: str, *, applied: bool
 ) -> None:
+    """Learn whether the candidate's prompt was in a call of the rollout; one call is enough.
+
+    A rollout none of whose calls had the prompt is no evidence: what its reward added to
+    statistics, duel, blocks and example is taken back, and added again once a call with the prompt
+    is known.
+    """
     with changing(connection, session_id) as change:
         tell_applied(change, rollout_id, applied)
 
 
 def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
+    """Insert traces and frames, and add the calls to the statistics of their candidates.
+
+    What the calls say of `applied` is noted as by `note_applied`. A failed call marks its rollout,
+    unless the rollout has its reward or was given up. After a refused call no reward is awaited; in
+    a duel the rollout counts as 0. A reward above 0 takes other failures back.
+    """
     news = _news(connection, calls)
     failed = [call for call in calls if call.failure is not None]
     changed = {session_id for session_id, _, _ in news}
@@ -240,7 +258,7 @@ def _locked(connection: Connection, session_ids: Sequence[str]) -> dict[str, _Pr
     present = {row[0]: _Present(*row) for row in rows}
     for session_id in session_ids:
         if session_id not in present:
-            raise session_missing(session_id)
+            raise SessionNotFound.of(session_id)
     return present
 
 

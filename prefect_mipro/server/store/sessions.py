@@ -48,6 +48,11 @@ from prefect_mipro.server.store.workspaces import check_workspace
 def create(
     connection: Connection, session: Session, levers: Sequence[LeverVersion], baseline: Candidate
 ) -> tuple[Session, bool]:
+    """Insert a session with its levers and baseline; whether it was inserted.
+
+    A session that has the id already is returned as it stands, with `False`. Raises Conflict if it
+    is another workspace's.
+    """
     session_id = session.session_id
     # Version 0: the event of the creation makes it 1.
     values = {**session_values(session), "version": 0}
@@ -72,6 +77,7 @@ def create(
 
 
 def standing(connection: Connection, session_id: str) -> Standing:
+    """The session with its duel and totals, all as of one moment."""
     return Standing(
         read_session(connection, session_id),
         duels.newest(connection, session_id),
@@ -84,6 +90,7 @@ def standing(connection: Connection, session_id: str) -> Standing:
 def page(
     connection: Connection, wanted: SessionFilter, *, limit: int, cursor: str | None = None
 ) -> Page[Session]:
+    """A page of sessions, newest first. Raises InputInvalid for a cursor of another list."""
     query = (
         select(sessions)
         .where(*_matches(wanted))
@@ -109,6 +116,10 @@ def set_state(
     at: datetime,
     stop_reason: str | None = None,
 ) -> Session:
+    """Change the state.
+
+    Setting the present state again changes nothing. Raises SessionEnded after a final state.
+    """
     with changing(connection, session_id) as change:
         present = SessionState(change["state"])
         if present is not state:
@@ -130,6 +141,11 @@ def set_state(
 def set_champion(
     connection: Connection, session_id: str, candidate_id: str, *, at: datetime, reason: str
 ) -> Session:
+    """Make a candidate the champion, in any state of the session.
+
+    A retired candidate is in play again, and a running duel is abandoned. Raises Conflict if the
+    candidate's prompt was forgotten.
+    """
     with changing(connection, session_id) as change:
         check_candidates(connection, session_id, candidate_id)
         check_not_forgotten(connection, candidate_id)
@@ -140,6 +156,10 @@ def set_champion(
 
 
 def begin_epoch(connection: Connection, session_id: str, *, at: datetime, reason: str) -> Session:
+    """Begin a new epoch: later rewards go to blocks of their own. A running duel is abandoned.
+
+    A reward belongs to the epoch in which its rollout was pinned.
+    """
     with changing(connection, session_id) as change:
         duels.abandon(change, at=at, reason=f"a new epoch begins: {reason}")
         end_epoch(change, at=at)
@@ -153,6 +173,7 @@ def begin_epoch(connection: Connection, session_id: str, *, at: datetime, reason
 
 
 def rotate_secret(connection: Connection, session_id: str, secret: str, *, at: datetime) -> Session:
+    """Give the session's proxy URL another secret, in any state of the session."""
     with changing(connection, session_id) as change:
         change.set(proxy_secret=secret)
         change.record(
@@ -175,6 +196,12 @@ def record_proposal_round(
     usage: Usage,
     at: datetime,
 ) -> Session:
+    """Count a round that looked at `rewards` rewards, and the tokens of its proposer model.
+
+    After a round that `asked` the model, an error counts as one more failure in a row, and success
+    sets the count to zero; a round that did not ask leaves count and error as they are. `warning`
+    says what the round could not learn from.
+    """
     with changing(connection, session_id) as change:
         number = change["proposal_number"] + 1
         if asked:
@@ -212,6 +239,7 @@ def record_proposal_round(
 def events_since(
     connection: Connection, session_id: str, *, since: int, limit: int
 ) -> tuple[Event, ...]:
+    """Events with `seq` greater than `since`, oldest first."""
     query = (
         select(events)
         .where(events.c.session_id == session_id, events.c.seq > since)
@@ -233,6 +261,7 @@ def add_event(
     data: JsonObject,
     at: datetime,
 ) -> None:
+    """Append an event to the session's feed."""
     with changing(connection, session_id) as change:
         change.record(event_type, message, data=data, at=at)
 

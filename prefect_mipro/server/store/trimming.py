@@ -21,6 +21,7 @@ from prefect_mipro.server.store.changes import Change, changing, present
 from prefect_mipro.server.store.deletion import delete_calls, first_calls, named
 from prefect_mipro.server.store.failures import evidence_begins
 from prefect_mipro.server.store.missing import count_missing
+from prefect_mipro.server.store.records import Removed
 from prefect_mipro.server.store.tables import (
     duels,
     events,
@@ -32,7 +33,6 @@ from prefect_mipro.server.store.tables import (
     unrewarded,
     waiting,
 )
-from prefect_mipro.server.store.upkeep import Removed
 
 ROLLOUT_COLUMNS = (
     rollouts.c.rollout_id,
@@ -45,12 +45,19 @@ ROLLOUT_COLUMNS = (
 
 
 def session_ids(connection: Connection) -> tuple[str, ...]:
+    """The ids of all sessions."""
     return tuple(connection.scalars(select(sessions.c.session_id).where(present)))
 
 
 def remove_old(
     connection: Connection, session_id: str, *, before: datetime, limit: int, at: datetime
 ) -> Removed:
+    """Remove at most `limit` rows of one kind from before `before`; no rows when none is left.
+
+    Rollouts go with their rewards, then calls with their frames, rewards that still wait for their
+    rollouts, and events. The rollouts of the newest duel stay. All counters stay as they are,
+    except that rollouts whose rewards were awaited now count as missing.
+    """
     with changing(connection, session_id) as change:
         removed = _remove_rollouts(change, before=before, limit=limit, at=at)
         if removed:

@@ -13,6 +13,11 @@ from prefect_mipro.server.store.tables import proposers
 def take(
     connection: Connection, session_id: str, *, holder: str, at: datetime, until: datetime
 ) -> bool:
+    """Take or renew the turn to propose for a session; whether the holder has it now.
+
+    A turn is free when no server holds it, when its time is up, and when it would last so long that
+    a clock must have been set back since. `at` is the present.
+    """
     postgres = connection.dialect.name == "postgresql"
     insert = (postgresql if postgres else sqlite).insert(proposers)
     # Clocks differ by less than a turn. One that is held for longer than two was taken before a
@@ -30,5 +35,6 @@ def take(
 
 
 def give_back(connection: Connection, session_id: str, *, holder: str) -> None:
+    """End the holder's turn, if it still has it."""
     own = (proposers.c.session_id == session_id) & (proposers.c.holder == holder)
     connection.execute(delete(proposers).where(own))

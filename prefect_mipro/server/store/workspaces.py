@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from prefect_mipro.errors import Conflict
-from prefect_mipro.server.store.changes import present, session_missing
+from prefect_mipro.errors import Conflict, SessionNotFound
+from prefect_mipro.server.store.changes import present
 from prefect_mipro.server.store.tables import sessions
 
 
 def workspace_of(connection: Connection, session_id: str) -> str:
+    """The workspace that owns the session. Raises SessionNotFound."""
     query = select(sessions.c.workspace).where(sessions.c.session_id == session_id, present)
     workspace = connection.scalar(query)
     if workspace is None:
-        raise session_missing(session_id)
+        raise SessionNotFound.of(session_id)
     return str(workspace)
 
 

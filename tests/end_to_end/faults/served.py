@@ -16,7 +16,7 @@ from prefect_mipro.server.routes.dependencies import Backend
 from prefect_mipro.server.services.identity import Clock, utc_now
 from prefect_mipro.server.services.live import NOTHING
 from prefect_mipro.server.settings import ServerSettings
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.end_to_end.conftest import CONFIG, messages_of
 from tests.server.live import LiveServer
 

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.end_to_end.faults.faulty_store import FaultyStore
 from tests.end_to_end.faults.served import Counted, Served, Session, served
 from tests.server.scripted_upstream import ScriptedUpstream

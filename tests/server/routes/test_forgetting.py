@@ -22,7 +22,7 @@ from prefect_mipro.server.app import create_app
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import compact, inspected
-from prefect_mipro.server.store.upkeep import ForgetOrder
+from prefect_mipro.server.store.records import ForgetOrder
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
 from tests.server.live import LiveServer
 from tests.server.routes.conftest import CONFIG, KEY, SESSIONS, chat_path

@@ -35,7 +35,7 @@ from prefect_mipro.server.services.rollouts import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.interface import StreamedUsage
 from prefect_mipro.server.upstream.registry import Upstreams

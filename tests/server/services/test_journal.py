@@ -15,7 +15,7 @@ from prefect_mipro.errors import CandidateNotFound, Overloaded, SessionNotFound,
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.records import CallRecord
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import BASELINE, call, create, frame, rollout, trace
 
 
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(file: Path) -> AsyncIterator[SqlStore]:
+async def store(file: Path) -> AsyncIterator[Store]:
     opened = await open_store(f"sqlite+aiosqlite:///{file}")
     await create(opened)
     yield opened
@@ -61,18 +61,18 @@ def recorded(number: int, rollout_id: str = "r", candidate_id: str = BASELINE) -
     )
 
 
-async def calls_of(store: SqlStore) -> int:
+async def calls_of(store: Store) -> int:
     return (await store.candidate(BASELINE)).statistics.calls
 
 
-async def test_pins_that_come_at_once_are_all_answered(store: SqlStore) -> None:
+async def test_pins_that_come_at_once_are_all_answered(store: Store) -> None:
     journal = Journal(store)
     pinned = await asyncio.gather(*(journal.pin(rollout(f"r{n}")) for n in range(100)))
     assert [r.position for r in pinned] == list(range(1, 101))
     await journal.close()
 
 
-async def test_a_pin_that_fails_is_no_reason_for_others_to_fail(store: SqlStore) -> None:
+async def test_a_pin_that_fails_is_no_reason_for_others_to_fail(store: Store) -> None:
     journal = Journal(store)
     outcomes = await asyncio.gather(
         *(journal.pin(rollout(f"r{n}", "cand_9" if n == 3 else BASELINE)) for n in range(8)),
@@ -84,7 +84,7 @@ async def test_a_pin_that_fails_is_no_reason_for_others_to_fail(store: SqlStore)
     await journal.close()
 
 
-async def test_a_pin_that_the_store_refuses_is_its_calls_error(store: SqlStore, file: Path) -> None:
+async def test_a_pin_that_the_store_refuses_is_its_calls_error(store: Store, file: Path) -> None:
     journal = Journal(store)
     with refusing(file, "mipro_rollouts"), pytest.raises(StoreFailed):
         await journal.pin(rollout())
@@ -93,7 +93,7 @@ async def test_a_pin_that_the_store_refuses_is_its_calls_error(store: SqlStore, 
 
 
 async def test_models_are_asked_beside_the_pins_once_the_store_has_taken_some(
-    store: SqlStore, file: Path
+    store: Store, file: Path
 ) -> None:
     journal = Journal(store, trusted_after_seconds=0)
     assert journal.pins_first
@@ -109,7 +109,7 @@ async def test_models_are_asked_beside_the_pins_once_the_store_has_taken_some(
 
 
 async def test_a_store_that_refused_something_is_not_trusted_at_once(
-    store: SqlStore, file: Path
+    store: Store, file: Path
 ) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
     await journal.pin(rollout("r1"))
@@ -122,7 +122,7 @@ async def test_a_store_that_refused_something_is_not_trusted_at_once(
 
 
 async def test_while_pins_fail_and_take_long_calls_are_refused_at_once(
-    store: SqlStore, file: Path, caplog: pytest.LogCaptureFixture
+    store: Store, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(store, slow_pins_seconds=0)
     with caplog.at_level(logging.INFO):
@@ -147,7 +147,7 @@ async def test_while_pins_fail_and_take_long_calls_are_refused_at_once(
 
 
 async def test_pins_that_take_long_are_waited_for_and_then_refused(
-    store: SqlStore, file: Path
+    store: Store, file: Path
 ) -> None:
     journal = Journal(store, trusted_after_seconds=0, slow_pins_seconds=0, longest_pins_seconds=0)
     await journal.pin(rollout("r1"))
@@ -174,14 +174,14 @@ def locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def until_under_way(journal: Journal, store: SqlStore) -> None:
+async def until_under_way(journal: Journal, store: Store) -> None:
     """Until a transaction of pins has taken some time."""
     async with asyncio.timeout(20):
         while not journal.pinning_seconds:
             await calls_of(store)
 
 
-async def test_a_recording_is_written_without_being_waited_for(store: SqlStore) -> None:
+async def test_a_recording_is_written_without_being_waited_for(store: Store) -> None:
     journal = Journal(store, delay_seconds=0.001)
     await journal.pin(rollout("r"))
     journal.record(recorded(1), size_bytes=1)
@@ -193,7 +193,7 @@ async def test_a_recording_is_written_without_being_waited_for(store: SqlStore) 
     await journal.close()
 
 
-async def test_who_is_about_to_read_has_all_written(store: SqlStore) -> None:
+async def test_who_is_about_to_read_has_all_written(store: Store) -> None:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
     for number in range(150):
@@ -203,7 +203,7 @@ async def test_who_is_about_to_read_has_all_written(store: SqlStore) -> None:
     await journal.close()
 
 
-async def test_closing_writes_all(store: SqlStore) -> None:
+async def test_closing_writes_all(store: Store) -> None:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
     for number in range(70):
@@ -212,7 +212,7 @@ async def test_closing_writes_all(store: SqlStore) -> None:
     assert (await calls_of(store), journal.counts.written) == (70, 70)
 
 
-async def test_what_the_store_refuses_is_written_later(store: SqlStore, file: Path) -> None:
+async def test_what_the_store_refuses_is_written_later(store: Store, file: Path) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
     await journal.pin(rollout("r"))
     with refusing(file, "mipro_frames"):
@@ -229,9 +229,7 @@ async def test_what_the_store_refuses_is_written_later(store: SqlStore, file: Pa
     await journal.close()
 
 
-async def test_a_full_journal_takes_no_calls_until_it_is_written(
-    store: SqlStore, file: Path
-) -> None:
+async def test_a_full_journal_takes_no_calls_until_it_is_written(store: Store, file: Path) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001, most_recordings=3)
     await journal.pin(rollout("r"))
     with refusing(file, "mipro_frames"):
@@ -251,7 +249,7 @@ async def test_a_full_journal_takes_no_calls_until_it_is_written(
     assert await calls_of(store) == 3
 
 
-async def test_large_recordings_fill_the_journal_sooner(store: SqlStore) -> None:
+async def test_large_recordings_fill_the_journal_sooner(store: Store) -> None:
     journal = Journal(store, delay_seconds=1_000, most_bytes=1_000)
     await journal.pin(rollout("r"))
     journal.record(recorded(1), size_bytes=1_000)
@@ -263,7 +261,7 @@ async def test_large_recordings_fill_the_journal_sooner(store: SqlStore) -> None
     await journal.close()
 
 
-async def test_no_more_calls_are_under_way_than_allowed(store: SqlStore) -> None:
+async def test_no_more_calls_are_under_way_than_allowed(store: Store) -> None:
     journal = Journal(store, most_calls_in_flight=2)
     with under_way(journal), under_way(journal):
         with pytest.raises(Overloaded, match="--max-calls-in-flight"), under_way(journal):
@@ -274,7 +272,7 @@ async def test_no_more_calls_are_under_way_than_allowed(store: SqlStore) -> None
 
 
 async def test_a_recording_that_can_never_be_stored_is_lost_alone_and_said_to_be(
-    store: SqlStore, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
@@ -287,7 +285,7 @@ async def test_a_recording_that_can_never_be_stored_is_lost_alone_and_said_to_be
     await journal.close()
 
 
-async def test_what_is_refused_at_the_end_is_counted_as_lost(store: SqlStore, file: Path) -> None:
+async def test_what_is_refused_at_the_end_is_counted_as_lost(store: Store, file: Path) -> None:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
     journal.record(recorded(1), size_bytes=1)
@@ -297,7 +295,7 @@ async def test_what_is_refused_at_the_end_is_counted_as_lost(store: SqlStore, fi
 
 
 async def test_recordings_of_a_deleted_session_or_rollout_are_no_loss_and_hold_up_no_others(
-    store: SqlStore, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create(store, "deleted")
     other = {"session_id": "deleted", "candidate_id": "baseline_of_deleted"}

@@ -15,7 +15,7 @@ from prefect_mipro.errors import KeyRejected
 from prefect_mipro.models.keys import Key
 from prefect_mipro.server.services.keys import Keys, digest_of, new_key
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

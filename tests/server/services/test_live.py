@@ -16,8 +16,8 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
 from prefect_mipro.server.store.engine import open_beside_server, open_store
 from prefect_mipro.server.store.records import Standing
-from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.sqlite import SqliteDatabase
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -35,7 +35,7 @@ from tests.server.store.records import (
 class Process:
     """A process on a database, with a clock that moves when told."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.seconds = 100.0
         self.live = Live(self.store, Knowledge(self.store), timer=lambda: self.seconds)
@@ -44,7 +44,7 @@ class Process:
         return (await self.live.of("s1")).session.state
 
 
-class SharedStore(SqlStore):
+class SharedStore(Store):
     """A store that other servers may have open, as on PostgreSQL."""
 
     shared = True
@@ -56,22 +56,22 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
+async def store(url: str) -> AsyncIterator[Store]:
     opened = await open_store(url)
     await create(opened)
     yield opened
     await opened.close()
 
 
-@pytest.fixture(params=[SqlStore, SharedStore])
-async def own(store: SqlStore, request: pytest.FixtureRequest) -> AsyncIterator[Process]:
-    process = Process(request.param(store._database))
+@pytest.fixture(params=[Store, SharedStore])
+async def own(store: Store, request: pytest.FixtureRequest) -> AsyncIterator[Process]:
+    process = Process(request.param(store.database))
     yield process
     await process.live.close()
 
 
 @pytest.fixture
-async def other(store: SqlStore, url: str) -> AsyncIterator[Process]:
+async def other(store: Store, url: str) -> AsyncIterator[Process]:
     """Another program with the database open."""
     beside = await open_beside_server(url)
     yield Process(beside)
@@ -79,9 +79,9 @@ async def other(store: SqlStore, url: str) -> AsyncIterator[Process]:
 
 
 @pytest.fixture
-def readings(store: SqlStore) -> list[str]:
+def readings(store: Store) -> list[str]:
     """The statements with which the server reads sessions, as they are run."""
-    database = store._database
+    database = store.database
     assert isinstance(database, SqliteDatabase)
     seen: list[str] = []
 
@@ -121,7 +121,7 @@ async def test_a_champion_that_another_program_promotes_serves_within_the_stated
 
 
 async def test_idle_sessions_are_not_read_again_until_another_program_changes_something(
-    store: SqlStore, other: Process, readings: list[str]
+    store: Store, other: Process, readings: list[str]
 ) -> None:
     process = Process(store)
     sessions = ["s1", *(f"s{number}" for number in range(2, 401))]
@@ -141,15 +141,15 @@ async def test_idle_sessions_are_not_read_again_until_another_program_changes_so
     await process.live.close()
 
 
-async def test_calls_at_once_ask_once_whether_anything_has_changed(store: SqlStore) -> None:
-    class Counting(SqlStore):
+async def test_calls_at_once_ask_once_whether_anything_has_changed(store: Store) -> None:
+    class Counting(Store):
         asked = 0
 
         async def others_version(self) -> int:
             self.asked += 1
             return await super().others_version()
 
-    counting = Counting(store._database)
+    counting = Counting(store.database)
     process = Process(counting)
     for _ in range(3):
         process.seconds += OLDEST_SECONDS
@@ -158,13 +158,13 @@ async def test_calls_at_once_ask_once_whether_anything_has_changed(store: SqlSto
 
 
 async def test_sessions_are_read_while_the_database_does_not_say_whether_it_has_changed(
-    store: SqlStore, other: Process
+    store: Store, other: Process
 ) -> None:
-    class Mute(SqlStore):
+    class Mute(Store):
         async def others_version(self) -> int:
             raise StoreFailed("locked")
 
-    process = Process(Mute(store._database))
+    process = Process(Mute(store.database))
     assert await process.state() is SessionState.RUNNING
     await other.store.set_state("s1", SessionState.PAUSED, at=at(1))
     process.seconds += OLDEST_SECONDS
@@ -192,14 +192,14 @@ async def test_a_reading_that_began_before_a_change_does_not_hide_it(own: Proces
     assert await own.state() is SessionState.PAUSED
 
 
-async def test_changes_that_go_on_all_the_time_keep_nobody_waiting(store: SqlStore) -> None:
-    class Busy(SqlStore):
+async def test_changes_that_go_on_all_the_time_keep_nobody_waiting(store: Store) -> None:
+    class Busy(Store):
         async def standing(self, session_id: str) -> Standing:
             found = await super().standing(session_id)
             live.forget(session_id)
             return found
 
-    busy = Busy(store._database)
+    busy = Busy(store.database)
     live = Live(busy, Knowledge(busy))
     for _ in range(2):
         async with asyncio.timeout(20):

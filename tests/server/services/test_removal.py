@@ -13,7 +13,7 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.store.audit import Check, audit
 from prefect_mipro.server.store.engine import inspected, open_store
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import call, create, frame, reward, rollout, trace
 
 CALLS = 24
@@ -28,7 +28,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
+async def store(url: str) -> AsyncIterator[Store]:
     opened = await open_store(url)
     for session_id in ("s1", "s2"):
         await create(opened, session_id)
@@ -36,7 +36,7 @@ async def store(url: str) -> AsyncIterator[SqlStore]:
     await opened.close()
 
 
-async def serve(store: SqlStore, journal: Journal, session_id: str, begun: asyncio.Event) -> int:
+async def serve(store: Store, journal: Journal, session_id: str, begun: asyncio.Event) -> int:
     """Rollouts one after the other; how many were rewarded before the session was gone."""
     baseline_id = "baseline_1" if session_id == "s1" else "baseline_of_s2"
     of = {"session_id": session_id, "candidate_id": baseline_id}
@@ -56,7 +56,7 @@ async def serve(store: SqlStore, journal: Journal, session_id: str, begun: async
     return rewarded
 
 
-async def lived_in(store: SqlStore, session_id: str) -> None:
+async def lived_in(store: Store, session_id: str) -> None:
     journal = Journal(store)
     await serve(store, journal, session_id, asyncio.Event())
     await journal.close()
@@ -67,9 +67,7 @@ async def faults(url: str) -> list[Check]:
         return [check for check in await database.read(audit) if check.problems]
 
 
-async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
-    store: SqlStore, url: str
-) -> None:
+async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(store: Store, url: str) -> None:
     journal = Journal(store)
     begun, other = asyncio.Event(), asyncio.Event()
     serving = [
@@ -90,7 +88,7 @@ async def test_amid_traffic_it_goes_whole_and_others_lose_nothing(
 
 
 async def test_one_that_is_broken_off_is_hidden_no_damage_and_finished_later(
-    store: SqlStore, url: str
+    store: Store, url: str
 ) -> None:
     await lived_in(store, "s1")
     await store.begin_deletion("s1")
@@ -112,7 +110,7 @@ async def test_one_that_is_broken_off_is_hidden_no_damage_and_finished_later(
 
 
 @pytest.mark.parametrize("pieces", [0, 1])
-async def test_two_servers_may_finish_the_same_one(store: SqlStore, pieces: int) -> None:
+async def test_two_servers_may_finish_the_same_one(store: Store, pieces: int) -> None:
     await lived_in(store, "s1")
     await store.begin_deletion("s1")
     for _ in range(pieces):
@@ -121,7 +119,7 @@ async def test_two_servers_may_finish_the_same_one(store: SqlStore, pieces: int)
     assert await store.begun_deletions() == ()
 
 
-async def test_of_two_that_come_at_once_one_succeeds(store: SqlStore) -> None:
+async def test_of_two_that_come_at_once_one_succeeds(store: Store) -> None:
     both = (Removal(store).delete("s1") for _ in range(2))
     found = await asyncio.gather(*both, return_exceptions=True)
     assert sorted(type(each).__name__ for each in found) == ["DeletedSession", "SessionNotFound"]

@@ -16,7 +16,7 @@ from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.retention import PIECE, Retention
 from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.space import FREE_PAGES_KEPT
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     at,
     call,
@@ -34,7 +34,7 @@ DAY = 86_400
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
     opened = await open_store(f"sqlite+aiosqlite:///{tmp_path}/mipro.db")
     await create(opened)
     await pin(opened, rollout())
@@ -42,7 +42,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     await opened.close()
 
 
-async def call_on(store: SqlStore, *days: float) -> None:
+async def call_on(store: Store, *days: float) -> None:
     """A call at each of these times."""
     calls = [
         call(
@@ -67,13 +67,13 @@ class Present:
         return at(self.day * DAY)
 
 
-def retention(store: SqlStore, present: Present, **days: float) -> Retention:
+def retention(store: Store, present: Present, **days: float) -> Retention:
     live = Live(store, Knowledge(store))
     kept = days or {"traces_days": 30}
     return Retention(store, live, **kept, clock=present, pause_seconds=0)
 
 
-async def test_each_text_goes_when_its_time_is_up(store: SqlStore) -> None:
+async def test_each_text_goes_when_its_time_is_up(store: Store) -> None:
     present = Present()
     sweeps = retention(store, present)
     await call_on(store, 0, 1, 2)
@@ -85,7 +85,7 @@ async def test_each_text_goes_when_its_time_is_up(store: SqlStore) -> None:
     assert found == [0, 1, 2, 0, 1]
 
 
-async def test_what_comes_after_a_sweep_is_found_by_the_next(store: SqlStore) -> None:
+async def test_what_comes_after_a_sweep_is_found_by_the_next(store: Store) -> None:
     present = Present()
     sweeps = retention(store, present)
     present.day = 40
@@ -96,7 +96,7 @@ async def test_what_comes_after_a_sweep_is_found_by_the_next(store: SqlStore) ->
     assert await sweeps.sweep() == 2
 
 
-async def test_more_than_a_piece_is_swept_at_once(store: SqlStore) -> None:
+async def test_more_than_a_piece_is_swept_at_once(store: Store) -> None:
     present = Present()
     present.day = 40
     await call_on(store, *[1] * (2 * PIECE + 1))
@@ -104,7 +104,7 @@ async def test_more_than_a_piece_is_swept_at_once(store: SqlStore) -> None:
 
 
 async def test_rows_go_with_all_that_hangs_on_them_and_texts_may_go_before(
-    store: SqlStore,
+    store: Store,
 ) -> None:
     present = Present()
     sweeps = retention(store, present, traces_days=30, rollouts_days=90)
@@ -121,7 +121,7 @@ async def test_rows_go_with_all_that_hangs_on_them_and_texts_may_go_before(
     assert (await store.session("s1")).removed_rollouts == 1
 
 
-async def test_a_rollout_that_was_removed_is_pinned_anew(store: SqlStore) -> None:
+async def test_a_rollout_that_was_removed_is_pinned_anew(store: Store) -> None:
     live = Live(store, Knowledge(store))
     session = await store.session("s1")
     present = Present()
@@ -135,7 +135,7 @@ async def test_a_rollout_that_was_removed_is_pinned_anew(store: SqlStore) -> Non
 
 
 async def test_old_sets_that_show_traffic_are_emptied_and_marked_ones_stay(
-    store: SqlStore,
+    store: Store,
 ) -> None:
     texts = {DemonstrationSource.TRAFFIC: "a stranger's words", DemonstrationSource.MARKED: "ours"}
     for number, (source, text) in enumerate(texts.items(), start=2):
@@ -157,7 +157,7 @@ async def test_old_sets_that_show_traffic_are_emptied_and_marked_ones_stay(
     assert active == ["baseline_1", "cand_3"]
 
 
-async def test_a_session_under_import_is_left_alone(store: SqlStore, tmp_path: Path) -> None:
+async def test_a_session_under_import_is_left_alone(store: Store, tmp_path: Path) -> None:
     source = await open_store(f"sqlite+aiosqlite:///{tmp_path}/source.db")
     await create(source, "other")
     (row,) = (await source.part(await source.session("other"), Part.SESSION, limit=1)).items
@@ -170,7 +170,7 @@ async def test_a_session_under_import_is_left_alone(store: SqlStore, tmp_path: P
     assert await retention(store, present, rollouts_days=90).sweep()
 
 
-async def test_the_space_goes_back_to_the_disk(store: SqlStore, tmp_path: Path) -> None:
+async def test_the_space_goes_back_to_the_disk(store: Store, tmp_path: Path) -> None:
     present = Present()
     large = 8 * FREE_PAGES_KEPT
     await store.record_calls(
@@ -187,7 +187,7 @@ async def test_the_space_goes_back_to_the_disk(store: SqlStore, tmp_path: Path) 
     assert await size_of(store, tmp_path) < before / 4
 
 
-async def size_of(store: SqlStore, folder: Path) -> int:
+async def size_of(store: Store, folder: Path) -> int:
     """The pages of the database, once all is written."""
     await store.session("s1")
     async with inspected(f"sqlite+aiosqlite:///{folder}/mipro.db") as database:

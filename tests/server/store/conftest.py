@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def migrated_file(template_file: Path, database_file: Path) -> Path:
 
 
 @pytest.fixture
-async def file_store(migrated_file: Path) -> AsyncIterator[SqlStore]:
+async def file_store(migrated_file: Path) -> AsyncIterator[Store]:
     store = await open_store(f"sqlite+aiosqlite:///{migrated_file}")
     yield store
     await store.close()

@@ -17,8 +17,8 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
 from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.store import Store
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 BASELINE = "baseline_1"

@@ -12,7 +12,7 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.audit import MOST_PROBLEMS, audit
 from prefect_mipro.server.store.engine import inspected, open_store
-from prefect_mipro.server.store.upkeep import Texts
+from prefect_mipro.server.store.records import Texts
 from tests.server.store.conformance.test_parts import fill
 from tests.server.store.conformance.test_retention import swept
 from tests.server.store.records import at, create

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from prefect_mipro.errors import CandidateNotFound, Conflict, RolloutNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.sql import SqlStore
 from prefect_mipro.server.store.sqlite import SqliteDatabase
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -32,7 +32,7 @@ from tests.server.store.records import (
 
 
 async def test_of_works_asked_for_at_once_one_that_fails_undoes_only_itself(
-    file_store: SqlStore,
+    file_store: Store,
 ) -> None:
     await create(file_store)
     works = [
@@ -48,7 +48,7 @@ async def test_of_works_asked_for_at_once_one_that_fails_undoes_only_itself(
 
 
 async def test_a_work_that_fails_half_way_leaves_nothing_among_others(
-    file_store: SqlStore,
+    file_store: Store,
 ) -> None:
     await create(file_store)
     await pin(file_store, rollout())
@@ -113,7 +113,7 @@ def read_one(connection: Connection) -> int:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 64, 65, 200])
 async def test_any_number_of_rollouts_and_calls_is_written_in_order(
-    file_store: SqlStore, number: int
+    file_store: Store, number: int
 ) -> None:
     await create(file_store)
     await challenge(file_store)
@@ -133,7 +133,7 @@ async def test_any_number_of_rollouts_and_calls_is_written_in_order(
 
 
 async def test_of_a_rollout_that_is_wanted_twice_at_once_the_first_is_pinned(
-    file_store: SqlStore,
+    file_store: Store,
 ) -> None:
     await create(file_store)
     await challenge(file_store)
@@ -144,7 +144,7 @@ async def test_of_a_rollout_that_is_wanted_twice_at_once_the_first_is_pinned(
     assert (first.candidate_id, other.position) == (BASELINE, 2)
 
 
-async def test_calls_of_one_rollout_in_one_batch_are_no_example(file_store: SqlStore) -> None:
+async def test_calls_of_one_rollout_in_one_batch_are_no_example(file_store: Store) -> None:
     await create(file_store)
     for rollout_id in ("alone", "twice"):
         await pin(file_store, rollout(rollout_id))
@@ -161,7 +161,7 @@ async def test_calls_of_one_rollout_in_one_batch_are_no_example(file_store: SqlS
     assert example.trace_id == "t1"
 
 
-async def test_one_unknown_rollout_keeps_a_batch_of_calls_out(file_store: SqlStore) -> None:
+async def test_one_unknown_rollout_keeps_a_batch_of_calls_out(file_store: Store) -> None:
     await create(file_store)
     await pin(file_store, rollout())
     with pytest.raises(RolloutNotFound, match="'r9'"):
@@ -172,7 +172,7 @@ async def test_one_unknown_rollout_keeps_a_batch_of_calls_out(file_store: SqlSto
 
 
 async def test_what_is_written_reaches_the_database_itself_in_the_background(
-    file_store: SqlStore, migrated_file: Path
+    file_store: Store, migrated_file: Path
 ) -> None:
     await create(file_store)
     await file_store.set_state("s1", SessionState.PAUSED, at=at(1))
@@ -186,13 +186,13 @@ async def test_what_is_written_reaches_the_database_itself_in_the_background(
     alone.close()
 
 
-async def test_a_closed_store_leaves_no_log(file_store: SqlStore, migrated_file: Path) -> None:
+async def test_a_closed_store_leaves_no_log(file_store: Store, migrated_file: Path) -> None:
     await create(file_store)
     await file_store.close()
     assert not migrated_file.with_name(f"{migrated_file.name}-wal").exists()
 
 
-async def test_those_who_watch_are_told_of_changes_but_not_of_calls(file_store: SqlStore) -> None:
+async def test_those_who_watch_are_told_of_changes_but_not_of_calls(file_store: Store) -> None:
     await create(file_store)
     changed: list[str] = []
     file_store.watch(changed.append)

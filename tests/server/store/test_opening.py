@@ -15,7 +15,7 @@ from prefect_mipro.errors import Conflict, SessionNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.files import exposed, sqlite_file
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -149,7 +149,7 @@ async def test_a_second_server_is_refused_until_the_first_has_closed(
 
 
 async def test_other_programs_may_read_beside_the_server(
-    file_store: SqlStore, migrated_file: Path
+    file_store: Store, migrated_file: Path
 ) -> None:
     await create(file_store)
     reader = sqlite3.connect(migrated_file)
@@ -222,7 +222,7 @@ async def test_no_error_shows_the_password(url: str) -> None:
         error = error.__cause__
 
 
-async def test_errors_do_not_show_what_was_stored(file_store: SqlStore) -> None:
+async def test_errors_do_not_show_what_was_stored(file_store: Store) -> None:
     await create(file_store)
     secretive = session("s2", proxy_secret="hunter2")
     with pytest.raises(Conflict) as raised:
@@ -259,7 +259,7 @@ async def test_a_database_that_another_program_holds_fails_in_time(migrated_file
 
 
 async def test_a_transaction_that_fails_half_way_leaves_nothing(
-    file_store: SqlStore, migrated_file: Path
+    file_store: Store, migrated_file: Path
 ) -> None:
     await create(file_store)
     await pin(file_store, rollout())
@@ -274,7 +274,7 @@ async def test_a_transaction_that_fails_half_way_leaves_nothing(
     assert not (await file_store.add_reward(reward())).duplicate
 
 
-async def test_a_cancelled_caller_leaves_all_or_nothing(file_store: SqlStore) -> None:
+async def test_a_cancelled_caller_leaves_all_or_nothing(file_store: Store) -> None:
     await create(file_store)
     pins = [asyncio.create_task(pin(file_store, rollout(f"r{n}"))) for n in range(50)]
     await asyncio.wait([pins[0]])

@@ -16,7 +16,7 @@ from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.database import PostgresDatabase
 from prefect_mipro.server.store.engine import MOST_CONNECTIONS, open_store
 from prefect_mipro.server.store.records import CallRecord
-from prefect_mipro.server.store.sql import SqlStore
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
 from tests.server.store.records import call, create, frame, pin, rollout, session, trace
@@ -42,7 +42,7 @@ COUNT_ROLLOUT = text(
 
 
 @pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+async def store(postgres_url: str) -> AsyncIterator[Store]:
     store = await open_store(postgres_url)
     yield store
     await store.close()
@@ -79,7 +79,7 @@ async def test_servers_that_begin_at_once_on_an_empty_database_all_begin(
 
 
 async def test_connections_that_have_ended_meanwhile_are_made_again(
-    store: SqlStore, postgres: Postgres
+    store: Store, postgres: Postgres
 ) -> None:
     await create(store)
     for _ in range(3):
@@ -89,7 +89,7 @@ async def test_connections_that_have_ended_meanwhile_are_made_again(
 
 
 async def test_an_id_with_a_character_that_postgresql_lacks_is_invalid_input(
-    store: SqlStore,
+    store: Store,
 ) -> None:
     await create(store)
     with pytest.raises(InputInvalid, match="cannot hold"):
@@ -146,7 +146,7 @@ async def test_pins_and_recordings_of_many_sessions_never_wait_for_each_other(
     for session_id in reversed(sessions):
         await create(stores[0], session_id)
 
-    async def serve(store: SqlStore, name: str) -> None:
+    async def serve(store: Store, name: str) -> None:
         for number in range(6):
             wanted = [
                 rollout(f"{name}_{number}", session(each).baseline_id, session_id=each)

@@ -16,9 +16,8 @@ from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import LeverName
 from prefect_mipro.models.sessions import ForgetSubject
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.records import SeedEvalFilter
-from prefect_mipro.server.store.sql import SqlStore
-from prefect_mipro.server.store.upkeep import ForgetOrder, Texts
+from prefect_mipro.server.store.records import ForgetOrder, SeedEvalFilter, Texts
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
@@ -34,20 +33,20 @@ from tests.server.store.records import (
 )
 
 
-async def _second_page(store: SqlStore, part: Part) -> None:
+async def _second_page(store: Store, part: Part) -> None:
     session = await store.session("s1")
     page = await store.part(session, part, limit=1)
     await store.part(session, part, limit=1, cursor=page.next_cursor)
 
 
-async def _all_traceable(store: SqlStore) -> None:
+async def _all_traceable(store: Store) -> None:
     cursor = (await store.traceable("s1", limit=2)).next_cursor
     while cursor is not None:
         cursor = (await store.traceable("s1", limit=2, cursor=cursor)).next_cursor
 
 
 ORDER = ForgetOrder("forget_1", "s1", ForgetSubject.EXAMPLE_ID, "1", requested_at=at(0))
-QUESTIONS: dict[str, Callable[[SqlStore], Awaitable[Any]]] = {
+QUESTIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
     "session": lambda store: store.session("s1"),
     "rollout": lambda store: store.rollout("s1", "r1"),
     "pin": lambda store: pin(store, rollout("r8", duel_number=1, predicted_reward=0.5)),
@@ -140,7 +139,7 @@ def _is_of_few(step: str) -> bool:
     return step in few
 
 
-async def _fill(store: SqlStore) -> None:
+async def _fill(store: Store) -> None:
     await create(store)
     await challenge(store)
     await pin(store, rollout("past", example_id="1"))

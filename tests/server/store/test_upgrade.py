@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.server.store.records import (
     BASELINE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 
 
 @pytest.fixture

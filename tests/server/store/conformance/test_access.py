@@ -8,8 +8,8 @@ import pytest
 
 from prefect_mipro.errors import Conflict, NotFound, SessionNotFound
 from prefect_mipro.models.keys import Key
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SessionFilter
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import at, candidate, create, instruction, session
 
 

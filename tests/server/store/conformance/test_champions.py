@@ -7,7 +7,7 @@ import pytest
 from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,

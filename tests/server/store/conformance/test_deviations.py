@@ -6,7 +6,7 @@ import pytest
 
 from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.optimizer.examples import expected_deviation
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import at, challenge, create, pin, reward, rollout
 
 

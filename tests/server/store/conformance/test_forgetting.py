@@ -7,8 +7,8 @@ import pytest
 from prefect_mipro.errors import Conflict
 from prefect_mipro.models.levers import LeverName
 from prefect_mipro.models.sessions import ForgetSubject
-from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.store.upkeep import ForgetOrder
+from prefect_mipro.server.store.records import ForgetOrder
+from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_retention import fill, told
 from tests.server.store.conformance.test_trimming import require_whole
 from tests.server.store.records import BASELINE, at, call, challenge, frame, pin, rollout, trace

@@ -9,7 +9,7 @@ import pytest
 from prefect_mipro.errors import CandidateNotFound, Conflict, SessionNotFound
 from prefect_mipro.models.candidates import Statistics
 from prefect_mipro.models.levers import LeverActor, LeverName, LeverProvenance
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     START,

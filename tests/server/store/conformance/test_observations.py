@@ -8,8 +8,8 @@ import pytest
 
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionNotFound
 from prefect_mipro.models.rollouts import ExampleTrace
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SeedEvalFilter
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,

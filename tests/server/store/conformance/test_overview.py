@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import StateTotals
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import at, candidate, create, instruction, pin, reward, rollout
 
 

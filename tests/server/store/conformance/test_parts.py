@@ -10,7 +10,7 @@ from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     START,

@@ -9,7 +9,7 @@ import pytest
 from prefect_mipro.errors import CandidateNotFound, RolloutNotFound, SessionNotFound
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Trace
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,

@@ -13,7 +13,7 @@ from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected, open_store
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_parts import fill, rows_of
 from tests.server.store.records import at, create, pin, reward, rollout
 

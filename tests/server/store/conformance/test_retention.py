@@ -9,9 +9,8 @@ import pytest
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Trace
 from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
-from prefect_mipro.server.store.interface import Store
-from prefect_mipro.server.store.records import SeedEvalFilter
-from prefect_mipro.server.store.upkeep import Swept, Texts
+from prefect_mipro.server.store.records import SeedEvalFilter, Swept, Texts
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import at, call, create, frame, pin, reward, rollout, trace
 
 SAID = "a private word"

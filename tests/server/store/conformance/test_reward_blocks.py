@@ -8,7 +8,7 @@ import pytest
 
 from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.models.candidates import DuelState, RewardBlock
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     START,

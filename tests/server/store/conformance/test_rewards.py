@@ -14,7 +14,7 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.candidates import Statistics
 from prefect_mipro.models.sensors import SensorKind
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     START,

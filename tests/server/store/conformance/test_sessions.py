@@ -15,8 +15,8 @@ from prefect_mipro.errors import (
 )
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SessionFilter
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     START,

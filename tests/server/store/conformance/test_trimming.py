@@ -10,8 +10,8 @@ from prefect_mipro.errors import RewardConflict
 from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected
-from prefect_mipro.server.store.interface import Store
 from prefect_mipro.server.store.records import SeedEvalFilter
+from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_failures import fail, failure
 from tests.server.store.conformance.test_retention import fill
 from tests.server.store.records import (

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from prefect_mipro.server.store.interface import Store
+from prefect_mipro.server.store.store import Store
 from tests.server.store.records import at, create
 
 

@@ -1,0 +1,222 @@
+"""The store: every operation on the database, listed one per line.
+
+An operation is a function of a connection; each call of a method of `Store` runs one of them in a
+transaction of its own. One conformance suite holds both databases to the contract:
+
+* Facts are inserted, counters are added to in the same transaction, beliefs are never stored.
+* Every insert that may race has a unique key; the loser gets `Conflict`, or the row that won
+  where the docstring says so.
+* Every change of a session appends an event; `Session.version` is the `seq` of the last one.
+* Unknown ids raise `SessionNotFound` or `CandidateNotFound`; a database that refuses or is out
+  of reach raises `StoreFailed` and leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Concatenate, Generic, Protocol, Self, TypeVar, overload
+
+from prefect_mipro.server.store import (
+    blocks,
+    changes,
+    deletion,
+    duels,
+    failures,
+    forgetting,
+    keys,
+    lineage,
+    missing,
+    observations,
+    overview,
+    parts,
+    posted,
+    restoring,
+    retention,
+    rewards,
+    rollouts,
+    sessions,
+    space,
+    sqlite,
+    trimming,
+    turns,
+    workspaces,
+)
+from prefect_mipro.server.store.database import Database, P, T, Work
+
+
+class _OfSession(Protocol):
+    @property
+    def session_id(self) -> str: ...
+
+
+S = TypeVar("S", bound=str | _OfSession)
+
+
+class _Operation(Generic[P, T]):
+    """A function of a connection as a method of the store, with its signature."""
+
+    def __init__(self, work: Work[P, T]) -> None:
+        self.__doc__ = work.__doc__
+        self._work = work
+
+    @overload
+    def __get__(self, store: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, store: Store, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, store: Store | None, owner: type) -> Any:
+        return self if store is None else self._bound(store)
+
+    def _bound(self, store: Store) -> Callable[P, Coroutine[Any, Any, T]]:
+        raise NotImplementedError
+
+
+class Reads(_Operation[P, T]):
+    """An operation that changes nothing."""
+
+    def _bound(self, store: Store) -> Callable[P, Coroutine[Any, Any, T]]:
+        return partial(store.database.read, self._work)
+
+
+class Writes(_Operation[P, T]):
+    """An operation whose changes the watchers of sessions need not know."""
+
+    def _bound(self, store: Store) -> Callable[P, Coroutine[Any, Any, T]]:
+        return partial(store.database.write, self._work)
+
+
+class WritesLast(_Operation[P, T]):
+    """Like `Writes`, and gives way to all other writes."""
+
+    def _bound(self, store: Store) -> Callable[P, Coroutine[Any, Any, T]]:
+        return partial(store.database.write_last, self._work)
+
+
+class Changes(_Operation[Concatenate[S, P], T]):
+    """An operation that changes a session: the one its first argument names or belongs to."""
+
+    def _bound(self, store: Store) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+        async def changed(subject: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return await store.database.write(self._work, subject, *args, **kwargs)
+            finally:
+                # Also after an error: it may have come after the commit.
+                store.tell(subject if isinstance(subject, str) else subject.session_id)
+
+        return changed
+
+
+class Store:
+    """Sessions, candidates, rollouts, traces, rewards, duels, events and keys in one database.
+
+    Each method takes what its function takes after the connection; the function's docstring says
+    what it promises. Where a method has its module's name, it is the last of that module's.
+    """
+
+    create_session = Writes(sessions.create)
+    session = Reads(changes.read_session)
+    standing = Reads(sessions.standing)
+    set_state = Changes(sessions.set_state)
+    set_champion = Changes(sessions.set_champion)
+    begin_epoch = Changes(sessions.begin_epoch)
+    record_proposal_round = Changes(sessions.record_proposal_round)
+    rotate_secret = Changes(sessions.rotate_secret)
+    events = Reads(sessions.events_since)
+    add_event = Changes(sessions.add_event)
+    sessions = Reads(sessions.page)
+    overview = Reads(overview.read)
+
+    levers = Reads(lineage.levers_of)
+    candidates = Reads(lineage.candidates_of)
+    totals = Reads(lineage.totals)
+    candidate = Reads(lineage.read_candidate)
+    add_candidates = Changes(lineage.add)
+    decide_review = Changes(lineage.decide)
+    retire = Changes(lineage.retire)
+    withdraw = Changes(lineage.withdraw)
+
+    duel = Reads(duels.newest)
+    open_duel = Changes(duels.begin)
+    duel_observations = Reads(duels.observations)
+    awaited_in_duel = Reads(duels.awaited)
+    close_duel = Changes(duels.end)
+    successor = Reads(duels.successor)
+
+    rollout = Reads(rollouts.find)
+    pin = Writes(rollouts.pin)
+    note_applied = Changes(rollouts.note_applied)
+    record_calls = WritesLast(rollouts.record_calls)
+    post_trace = Changes(posted.post_trace)
+    fall_back = Changes(failures.fall_back)
+    failures = Reads(failures.newest)
+
+    add_reward = Changes(rewards.add)
+    example_rewards = Reads(rewards.of_example)
+    reward_blocks = Reads(blocks.blocks_of)
+    give_up = Changes(missing.give_up)
+    watermark = Reads(missing.watermark)
+
+    example_traces = Reads(observations.example_traces)
+    frames = Reads(observations.newest_frames)
+    last_unapplied = Reads(observations.last_unapplied)
+    seed_evals = Reads(observations.seed_evals)
+
+    take_turn = Writes(turns.take)
+    give_turn_back = Writes(turns.give_back)
+
+    part = Reads(parts.read)
+    restore = Changes(restoring.restore)
+
+    workspace_of = Reads(workspaces.workspace_of)
+    add_key = Writes(keys.add_key)
+    revoke_key = Writes(keys.revoke_key)
+    keys = Reads(keys.all_keys)
+
+    begin_deletion = Changes(deletion.begin)
+    begun_deletions = Reads(deletion.begun)
+    thin = Changes(deletion.thin)
+    delete_session = Changes(deletion.delete_all)
+
+    session_ids = Reads(trimming.session_ids)
+    remove_old = WritesLast(trimming.remove_old)
+    forget_texts = WritesLast(retention.forget)
+
+    begin_forgetting = Changes(forgetting.begin)
+    begun_forgettings = Reads(forgetting.begun)
+    traceable = Reads(forgetting.traceable)
+    call_texts = Reads(forgetting.call_texts)
+    empty_levers = Changes(forgetting.empty_levers)
+    remove_rollouts = WritesLast(forgetting.remove_rollouts)
+    remove_calls = WritesLast(forgetting.remove_calls)
+    remove_events = WritesLast(forgetting.remove_events)
+    end_forgetting = Changes(forgetting.end)
+
+    require_writable = Writes(space.write_and_take_back)
+    give_back_space = WritesLast(space.give_back)
+    # The connection that makes all of this store's changes does not count them.
+    others_version = Writes(sqlite.others_version)
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._watchers: list[Callable[[str], None]] = []
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may have the database open, too."""
+        return self.database.shared
+
+    def watch(self, changed: Callable[[str], None]) -> None:
+        """Have `changed` called with the id of each session after this store changed it.
+
+        Pins and recorded calls are no changes in this sense.
+        """
+        self._watchers.append(changed)
+
+    def tell(self, session_id: str) -> None:
+        """Call the watchers of sessions."""
+        for changed in self._watchers:
+            changed(session_id)
+
+    async def close(self) -> None:
+        """Close all connections and let go of the database."""
+        await self.database.close()
