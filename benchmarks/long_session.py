@@ -36,10 +36,10 @@ from prefect_mipro.models.levers import (
 )
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer.examples import expected_deviation
-from prefect_mipro.server.store import tables
+from prefect_mipro.server.store import schema
 from prefect_mipro.server.store.blocks import Epoch
-from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.schema import microseconds
 
 SESSION_ID = "long"
 INSTRUCTIONS = 10
@@ -230,7 +230,7 @@ def _fill(connection: Connection, traffic: Traffic) -> None:
     _insert_counts(connection, Counts.of(traffic))
     newest = traffic.values[-DUEL_ROLLOUTS:]
     connection.execute(
-        update(tables.duels).values(
+        update(schema.duels).values(
             rollouts=len(newest) + IN_FLIGHT,
             rewards=len(newest),
             reward_sum=sum(newest),
@@ -238,10 +238,10 @@ def _fill(connection: Connection, traffic: Traffic) -> None:
         )
     )
     connection.execute(
-        update(tables.sessions).values(
+        update(schema.sessions).values(
             rollouts=rollouts,
             rewards=rewards,
-            version=tables.sessions.c.version + 2 * rewards,
+            version=schema.sessions.c.version + 2 * rewards,
             serving_candidate_id=candidate_id(traffic.candidates[-1]),
             serving_rollouts=1,
         )
@@ -261,7 +261,7 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
     rewarded = "value IS NOT NULL"
     _insert(
         connection,
-        tables.rollouts,
+        schema.rollouts,
         **rollout,
         example_id="example",
         seed="CAST(example AS INTEGER)",
@@ -277,7 +277,7 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
     )
     _insert(
         connection,
-        tables.traces,
+        schema.traces,
         **rollout,
         trace_id=f"'trace_' || {name}",
         messages="""'[{"role":"user","content":"Query: ' || example || '"}]'""",
@@ -296,7 +296,7 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
         sensor = f'[{{"name":"{kind}","kind":"custom","value":1.0,"units":null,"metadata":{{}}}}]'
         _insert(
             connection,
-            tables.frames,
+            schema.frames,
             where=where,
             **rollout,
             frame_id=f"'frame_{kind}_' || {name}",
@@ -307,7 +307,7 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
         )
     _insert(
         connection,
-        tables.rewards,
+        schema.rewards,
         where=rewarded,
         **rollout,
         reward_id=f"'reward_' || {name}",
@@ -315,11 +315,11 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
         value="value",
         received_at=at,
     )
-    version = connection.scalar(select(tables.sessions.c.version))
+    version = connection.scalar(select(schema.sessions.c.version))
     for number, kind in ((1, "mipro.reward.received"), (2, "mipro.rollout.complete")):
         _insert(
             connection,
-            tables.events,
+            schema.events,
             where=rewarded,
             session_id=f"'{SESSION_ID}'",
             seq=f"{version} + 2 * (position - 1) + {number}",
@@ -353,10 +353,10 @@ def _insert_counts(connection: Connection, counts: Counts) -> None:
             "completion_tokens": 4 * served,
             "latency_seconds_sum": 0.25 * served,
         }
-        mine = tables.candidates.c.candidate_id == candidate_id(index)
-        connection.execute(update(tables.candidates).where(mine).values(statistics))
+        mine = schema.candidates.c.candidate_id == candidate_id(index)
+        connection.execute(update(schema.candidates).where(mine).values(statistics))
     connection.execute(
-        insert(tables.reward_blocks),
+        insert(schema.reward_blocks),
         [
             {
                 "session_id": SESSION_ID,
@@ -372,7 +372,7 @@ def _insert_counts(connection: Connection, counts: Counts) -> None:
         ],
     )
     connection.execute(
-        insert(tables.example_rewards),
+        insert(schema.example_rewards),
         [
             {
                 "session_id": SESSION_ID,

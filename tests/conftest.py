@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from prefect_mipro.server.store.engine import open_store
-from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 from tests.postgres import Postgres
 
 # One authority, which signs nothing, for the machine's hundred and more: each HTTP client and each

@@ -10,16 +10,18 @@ from prefect_mipro.cli.database_url import database_url
 from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
 from prefect_mipro.cli.output import Output
 from prefect_mipro.server.store.audit import Check, audit
-from prefect_mipro.server.store.backup import compact_command, copy_file, dump_command
 from prefect_mipro.server.store.engine import (
     Schema,
     compact,
+    compact_command,
+    dump_command,
     existing_file,
     inspected,
     open_store,
     postgres_url,
     schema_of,
 )
+from prefect_mipro.server.store.files import copy_file
 
 
 def run(options: argparse.Namespace) -> ExitCode:

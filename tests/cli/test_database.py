@@ -14,7 +14,7 @@ import pytest
 from prefect_mipro.cli.exits import ExitCode
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import Conflict
-from prefect_mipro.server.store.backup import copy_file
+from prefect_mipro.server.store.files import copy_file
 from tests.cli.conftest import Command
 from tests.server.store.test_upgrade import MADE_BY_0001
 

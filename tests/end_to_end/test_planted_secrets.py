@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from prefect_mipro import optimize_prompt
 from prefect_mipro.blocks import MiproCredentials, MiproSessionConfig
 from prefect_mipro.errors import MiproError
-from prefect_mipro.server.store.tables import metadata
+from prefect_mipro.server.store.schema import metadata
 from prefect_mipro.tasks import LiveRollout
 from tests.end_to_end.conftest import CONFIG, BackendProcess, messages_of
 from tests.fake_upstream import Body, FakeUpstream, Scripted, better_with_demonstrations

@@ -14,7 +14,7 @@ from prefect_mipro.models.candidates import RewardBlock
 from prefect_mipro.server.store.changes import Change, check_session
 from prefect_mipro.server.store.database import add_to_row
 from prefect_mipro.server.store.rows import Values
-from prefect_mipro.server.store.tables import past_epochs, reward_blocks, sessions
+from prefect_mipro.server.store.schema import past_epochs, reward_blocks, sessions
 
 # An epoch has no more of them, so that belief and status cost the same after millions of rewards.
 MOST_BLOCKS = 32

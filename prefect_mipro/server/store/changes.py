@@ -13,7 +13,7 @@ from prefect_mipro.errors import CandidateNotFound, Overloaded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.sessions import Session
 from prefect_mipro.server.store.rows import RowValues, Values, session_record
-from prefect_mipro.server.store.tables import candidates, events, sessions
+from prefect_mipro.server.store.schema import candidates, events, sessions
 
 # The version of a session of which not all is here yet, and of one of which not all is here any
 # more: nothing but its deletion finds that one.

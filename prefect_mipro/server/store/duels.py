@@ -16,9 +16,9 @@ from prefect_mipro.server.store.changes import (
     check_session,
     read_session,
 )
-from prefect_mipro.server.store.missing import watermark
+from prefect_mipro.server.store.failures import watermark
 from prefect_mipro.server.store.rows import duel_record
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
     candidates,
     dueled,
     duels,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,18 @@ from sqlalchemy.pool import StaticPool
 
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.json_text import json_text
-from prefect_mipro.server.store import files, lock
-from prefect_mipro.server.store.bulk import driver_of
+from prefect_mipro.server.store import files
 from prefect_mipro.server.store.database import (
     Database,
     PostgresDatabase,
+    driver_of,
     translated,
 )
-from prefect_mipro.server.store.space import compact_file, prepare_to_give_back
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 from prefect_mipro.server.store.sqlite import WRITES, SqliteDatabase
 from prefect_mipro.server.store.store import Store
-from prefect_mipro.server.store.tables import VERSION_TABLE
 
+_QUERY = ("host", "port", "sslmode")
 SQLITE = "sqlite+aiosqlite"
 POSTGRESQL = "postgresql+asyncpg"
 
@@ -167,12 +169,15 @@ def existing_file(database_url: str) -> Path:
 def compact(database_url: str) -> tuple[int, int]:
     """Write a SQLite file anew, without what is free in it; its bytes before and after.
 
-    Raises StoreFailed, also while a server has it open.
+    It takes as much room again meanwhile. Raises StoreFailed, also while a server has it open.
     """
     path = existing_file(database_url)
     with _only_server(path, makes_file=False), translated(_name(_parsed(database_url))):
         before = path.stat().st_size
-        compact_file(path)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return before, path.stat().st_size
 
 
@@ -180,6 +185,31 @@ def postgres_url(database_url: str) -> URL | None:
     """Where it is, with its password; `None` for another kind of database."""
     url = _parsed(database_url)
     return url if url.drivername == POSTGRESQL else None
+
+
+def dump_command(url: URL, target: Path) -> str:
+    """What copies a PostgreSQL database, without its password."""
+    return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={_shown(url)}"])
+
+
+def compact_command(url: URL) -> str:
+    """What gives the free space of a PostgreSQL database back, without its password."""
+    tables = ", ".join(sorted(metadata.tables))
+    statement = f"VACUUM (FULL, ANALYZE) {tables}"
+    return shlex.join(["psql", f"--dbname={_shown(url)}", f"--command={statement}"])
+
+
+def _shown(url: URL) -> str:
+    query = {name: url.query[name] for name in _QUERY if name in url.query}
+    shown = URL.create(
+        "postgresql",
+        url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query=query,
+    )
+    return shown.render_as_string()
 
 
 def _parsed(database_url: str) -> URL:
@@ -250,7 +280,7 @@ def _only_server(path: Path, *, makes_file: bool) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             real = path.resolve()
-            stack.enter_context(lock.held(real.with_name(f"{real.name}.lock")))
+            stack.enter_context(files.held(real.with_name(f"{real.name}.lock")))
             if makes_file:
                 files.make_private(real)
         except BlockingIOError:
@@ -269,8 +299,11 @@ def _only_server(path: Path, *, makes_file: bool) -> Iterator[None]:
 def _prepare_sqlite(connection: Any, record: object) -> None:
     # The driver would begin by itself, late and without asking for the write lock.
     connection.isolation_level = None
-    prepare_to_give_back(connection)
     cursor = connection.cursor()
+    (pages,) = cursor.execute("PRAGMA page_count").fetchone()
+    if pages == 0:
+        # Once it has tables, a database cannot keep track any more of what it could give back.
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
     for pragma in (
         "journal_mode = WAL",
         "synchronous = NORMAL",

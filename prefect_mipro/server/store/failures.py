@@ -1,25 +1,45 @@
-"""Rollouts that failed because of their candidate's prompt."""
+"""Rollouts without a reward: those that failed because of their prompts, and those given up."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain, repeat
 
-from sqlalchemy import Connection, Text, bindparam, case, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    RowMapping,
+    Text,
+    bindparam,
+    case,
+    func,
+    select,
+    update,
+)
 
-from prefect_mipro.errors import RolloutNotFound
+from prefect_mipro.errors import RolloutNotFound, SessionNotFound
 from prefect_mipro.models.rollouts import CallFailure, FailedRollout, FailureKind, Rollout
-from prefect_mipro.server.store.attachments import (
+from prefect_mipro.server.store.changes import Change, changing, check_candidates
+from prefect_mipro.server.store.records import CallRecord, Failures
+from prefect_mipro.server.store.rewards import (
     count_duel_reward,
     read_rollout,
     tell_applied,
 )
-from prefect_mipro.server.store.changes import Change, changing, check_candidates
-from prefect_mipro.server.store.records import CallRecord, Failures
 from prefect_mipro.server.store.rows import Values
-from prefect_mipro.server.store.tables import candidates, failed, rollouts, sessions
+from prefect_mipro.server.store.schema import (
+    candidates,
+    failed,
+    microseconds,
+    rollouts,
+    sessions,
+    unsettled,
+)
 
 # Older failures say little about the candidates in play.
-NEWEST = 512
+NEWEST_FAILURES = 512
 
 _COUNT_ROLLOUT = (
     update(candidates)
@@ -27,8 +47,40 @@ _COUNT_ROLLOUT = (
     .values(rollouts=candidates.c.rollouts + 1)
 )
 
+_ROWS_AT_ONCE = 1_000
 
-def newest(connection: Connection, session_id: str) -> Failures:
+_SESSION = bindparam("of_session", type_=Text)
+_CANDIDATE = bindparam("of_candidate", type_=Text)
+_POSITION = bindparam("of_position", type_=BigInteger)
+_COUNT = bindparam("count", type_=BigInteger)
+
+_UNSETTLED_AFTER = (
+    select(rollouts.c.position, rollouts.c.candidate_id, rollouts.c.pinned_at, rollouts.c.applied)
+    .where(rollouts.c.session_id == _SESSION, unsettled, rollouts.c.position > _POSITION)
+    .order_by(rollouts.c.position)
+    .limit(_COUNT)
+)
+_GIVE_UP = update(rollouts).where(
+    rollouts.c.session_id == _SESSION, unsettled, rollouts.c.position <= _POSITION
+)
+_COUNT_MISSING = (
+    update(candidates)
+    .where(candidates.c.candidate_id == _CANDIDATE)
+    .values(missing=candidates.c.missing + _COUNT)
+)
+_OLDEST_UNSETTLED = (
+    select(rollouts.c.position)
+    .where(rollouts.c.session_id == sessions.c.session_id, unsettled)
+    .order_by(rollouts.c.position)
+    .limit(1)
+    .scalar_subquery()
+)
+_WATERMARK = select(func.coalesce(_OLDEST_UNSETTLED - 1, sessions.c.rollouts)).where(
+    sessions.c.session_id == _SESSION
+)
+
+
+def newest_failures(connection: Connection, session_id: str) -> Failures:
     """How many rollouts have failed because of their prompts, and the newest ones."""
     mine = candidates.c.session_id == session_id
     total = connection.scalar(select(func.sum(candidates.c.failures)).where(mine)) or 0
@@ -43,7 +95,7 @@ def newest(connection: Connection, session_id: str) -> Failures:
             rollouts.c.position >= sessions.c.epoch_first,
         )
         .order_by(rollouts.c.position.desc())
-        .limit(NEWEST)
+        .limit(NEWEST_FAILURES)
     )
     found = [
         FailedRollout(candidate_id=candidate_id, shares=shares or {})
@@ -54,7 +106,7 @@ def newest(connection: Connection, session_id: str) -> Failures:
 
 
 def evidence_begins(change: Change) -> int:
-    """The position from which on failed rollouts are those that `newest` finds."""
+    """The position from which on failed rollouts are those that `newest_failures` finds."""
     oldest = (
         select(rollouts.c.position)
         .where(
@@ -63,13 +115,13 @@ def evidence_begins(change: Change) -> int:
             rollouts.c.position >= change["epoch_first"],
         )
         .order_by(rollouts.c.position.desc())
-        .offset(NEWEST - 1)
+        .offset(NEWEST_FAILURES - 1)
         .limit(1)
     )
     return change.connection.scalar(oldest) or int(change["epoch_first"])
 
 
-def note(change: Change, call: CallRecord) -> None:
+def note_failure(change: Change, call: CallRecord) -> None:
     """Count the failure of a call, each rollout once. A refused call ends its rollout."""
     failure, rollout_id, at = call.failure, call.trace.rollout_id, call.trace.created_at
     assert failure is not None
@@ -186,3 +238,82 @@ def _count_failure(
     connection.execute(
         update(candidates).where(candidates.c.candidate_id == failure.candidate_id).values(values)
     )
+
+
+def give_up(
+    connection: Connection,
+    session_id: str,
+    *,
+    after_rewards: int,
+    pinned_before: datetime,
+    at: datetime,
+) -> int:
+    """Mark overdue rollouts missing, oldest first, and return how many.
+
+    A rollout is overdue when `after_rewards` rollouts that were pinned later have their rewards, or
+    when it was pinned before `pinned_before`. Its reward still counts when it comes, but not for a
+    duel. One event reports all of them.
+    """
+    with changing(connection, session_id) as change:
+        overdue = list(_overdue(change, after_rewards=after_rewards, pinned_before=pinned_before))
+        if not overdue:
+            return 0
+        last = {"of_session": session_id, "of_position": overdue[-1]["position"]}
+        connection.execute(_GIVE_UP, {**last, "given_up_at": at})
+        count_missing(change, [(row["candidate_id"], row["applied"]) for row in overdue], at=at)
+        return len(overdue)
+
+
+def count_missing(
+    change: Change, given_up: Sequence[tuple[str, bool | None]], *, at: datetime
+) -> None:
+    """Count rollouts that were given up; of each, its candidate and whether that was applied."""
+    total = len(given_up)
+    # What is no evidence lacks nothing.
+    counts = Counter(candidate_id for candidate_id, applied in given_up if applied is not False)
+    if counts:
+        change.connection.execute(
+            _COUNT_MISSING,
+            [
+                {"of_candidate": candidate_id, "count": count}
+                for candidate_id, count in sorted(counts.items())
+            ],
+        )
+    change.set(missing=change["missing"] + total)
+    change.record(
+        "mipro.rollout.missing",
+        f"{total} rollouts were given up: their rewards have not come",
+        data={"rollouts": total, "candidates": dict(counts)},
+        at=at,
+    )
+
+
+def watermark(connection: Connection, session_id: str) -> int:
+    """The position, in the order of the pins, up to which all rollouts are rewarded or missing."""
+    settled: int | None = connection.scalar(_WATERMARK, {"of_session": session_id})
+    if settled is None:
+        raise SessionNotFound.of(session_id)
+    return settled
+
+
+def _overdue(
+    change: Change, *, after_rewards: int, pinned_before: datetime
+) -> Iterator[RowMapping]:
+    """The oldest unsettled rollouts, until one is not overdue."""
+    oldest = microseconds(pinned_before)
+    settled = change["rewards"] + change["missing"]
+    position = 0
+    # Mostly the oldest one is not overdue; if it is, the others are read in pieces.
+    for count in chain([1], repeat(_ROWS_AT_ONCE)):
+        of = {"of_session": change.session_id, "of_position": position, "count": count}
+        rows = change.connection.execute(_UNSETTLED_AFTER, of).mappings().all()
+        for row in rows:
+            # All before it are settled, and none after it is missing.
+            later_rewards = settled - (row["position"] - 1)
+            if later_rewards < after_rewards and microseconds(row["pinned_at"]) >= oldest:
+                return
+            yield row
+            position = row["position"]
+            settled += 1
+        if len(rows) < count:
+            return

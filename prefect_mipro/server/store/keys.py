@@ -1,4 +1,4 @@
-"""Keys: making, listing and revoking them."""
+"""Keys, and the workspaces that they open."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, insert, select, update
 
-from prefect_mipro.errors import Conflict, NotFound
+from prefect_mipro.errors import Conflict, NotFound, SessionNotFound
 from prefect_mipro.models.keys import Key
-from prefect_mipro.server.store.tables import keys
+from prefect_mipro.server.store.changes import present
+from prefect_mipro.server.store.schema import keys, sessions
 
 
 def all_keys(connection: Connection) -> tuple[Key, ...]:
@@ -35,3 +36,24 @@ def revoke_key(connection: Connection, name: str, *, at: datetime) -> Key:
     if row is None:
         raise NotFound(f"no key has the name {name!r}; list the keys for their names")
     return Key.model_validate(dict(row))
+
+
+def workspace_of(connection: Connection, session_id: str) -> str:
+    """The workspace that owns the session. Raises SessionNotFound."""
+    query = select(sessions.c.workspace).where(sessions.c.session_id == session_id, present)
+    workspace = connection.scalar(query)
+    if workspace is None:
+        raise SessionNotFound.of(session_id)
+    return str(workspace)
+
+
+def check_workspace(connection: Connection, session_id: str, workspace: str) -> None:
+    """Raise Conflict if the id is that of another workspace's session."""
+    query = select(sessions.c.workspace).where(sessions.c.session_id == session_id)
+    if connection.scalar(query) not in (None, workspace):
+        raise session_taken(session_id)
+
+
+def session_taken(session_id: str) -> Conflict:
+    """All that another workspace is told of a session."""
+    return Conflict(f"the session id {session_id!r} is taken; choose another one")

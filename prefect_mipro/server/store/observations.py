@@ -9,11 +9,10 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select
 from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.rollouts import ExampleTrace, SeedEval, user_of
 from prefect_mipro.models.sensors import SensorFrame
-from prefect_mipro.server.store import cursors
 from prefect_mipro.server.store.changes import check_session
-from prefect_mipro.server.store.records import Page, SeedEvalFilter
+from prefect_mipro.server.store.records import Page, SeedEvalFilter, decode_cursor, encode_cursor
 from prefect_mipro.server.store.rows import frame_record
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
     candidates,
     example,
     frames,
@@ -124,14 +123,14 @@ def seed_evals(
     )
     if cursor is not None:
         key = tuple_(rollouts.c.session_id, rollouts.c.reward_number)
-        query = query.where(key < cursors.decode(cursor, str, int))
+        query = query.where(key < decode_cursor(cursor, str, int))
     query = query.where(rewarded, *_conditions(connection, wanted))
     rows = connection.execute(query).mappings().all()
     found = tuple(_seed_eval(row) for row in rows[:limit])
     if len(rows) <= limit:
         return Page(found)
     last = rows[limit - 1]
-    return Page(found, cursors.encode(last["session_id"], last["reward_number"]))
+    return Page(found, encode_cursor(last["session_id"], last["reward_number"]))
 
 
 def _conditions(connection: Connection, wanted: SeedEvalFilter) -> list[ColumnElement[Any]]:

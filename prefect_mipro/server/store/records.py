@@ -1,13 +1,16 @@
-"""What a store takes and gives beside the records of `models`."""
+"""What a store takes and gives beside the records of `models`, and the cursors of its pages."""
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Duel, Statistics
 from prefect_mipro.models.levers import LeverVersions
@@ -195,3 +198,23 @@ class CallTexts:
     trace_id: str
     input: str
     output: str
+
+
+def encode_cursor(*key: str | int) -> str:
+    """The cursor that `decode_cursor` turns into `key` again."""
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
+    """The key, one value of each type. Raises InputInvalid for a cursor that is not one of ours."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, RecursionError):
+        key = None
+    if not isinstance(key, list) or [type(value) for value in key] != list(types):
+        raise InputInvalid(
+            f"cursor {cursor[:80]!r} is not one of this list; "
+            "send the next_cursor of the page before, or none to start at the first page"
+        )
+    return tuple(key)

@@ -9,28 +9,29 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
 from prefect_mipro.errors import RolloutNotFound, SessionNotFound
-from prefect_mipro.models.rollouts import Rollout
+from prefect_mipro.models.chat import Usage
+from prefect_mipro.models.rollouts import Rollout, Trace
 from prefect_mipro.server.store import failures
-from prefect_mipro.server.store.attachments import (
-    attach,
-    insert_rollout,
-    read_reward,
-    read_rollout,
-    tell_applied,
-)
 from prefect_mipro.server.store.blocks import Epoch
-from prefect_mipro.server.store.bulk import ask_given, change_given, insert_rows, lock_given
+from prefect_mipro.server.store.candidates import shows_forgotten
 from prefect_mipro.server.store.changes import (
     UNDER_DELETION,
     changing,
     check_candidates,
     check_session,
 )
-from prefect_mipro.server.store.lineage import shows_forgotten
+from prefect_mipro.server.store.database import ask_given, change_given, insert_rows, lock_given
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.rewards import (
+    attach,
+    insert_rollout,
+    read_reward,
+    read_rollout,
+    tell_applied,
+)
 from prefect_mipro.server.store.rows import (
     FRAME_COLUMNS,
     ROLLOUT_COLUMNS,
@@ -39,7 +40,7 @@ from prefect_mipro.server.store.rows import (
     rollout_row,
     trace_row,
 )
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
     candidates,
     duels,
     frames,
@@ -139,6 +140,8 @@ _COUNT_CALLS = f"""
     FROM {{given}} WHERE session_id = given.column1 AND candidate_id = given.column2
 """
 
+_TRACE = select(traces).where(traces.c.trace_id == bindparam("of_trace"))
+
 
 def find(connection: Connection, session_id: str, rollout_id: str) -> Rollout | None:
     """The rollout, if it is pinned. Raises SessionNotFound."""
@@ -207,7 +210,7 @@ def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
         for session_id, rollout_id, applied in news:
             tell_applied(changes[session_id], rollout_id, bool(applied))
         for call in failed:
-            failures.note(changes[call.trace.session_id], call)
+            failures.note_failure(changes[call.trace.session_id], call)
         _record(connection, calls)
 
 
@@ -413,3 +416,22 @@ def _count_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
     if change_given(connection, _COUNT_CALLS, columns, rows) < len(rows):
         for session_id, candidate_id in counts:
             check_candidates(connection, session_id, candidate_id)
+
+
+def post_trace(connection: Connection, call: CallRecord) -> Trace:
+    """Record one call that a program made itself, unless a trace has its id already.
+
+    Returns the trace that has the id: this one, or the earlier one as it stands.
+    """
+    trace = call.trace
+    # Of two that come at once, the one that locks the session later finds the other's trace.
+    with changing(connection, trace.session_id):
+        row = connection.execute(_TRACE, {"of_trace": trace.trace_id}).mappings().first()
+        if row is not None:
+            return _trace_record(row)
+        record_calls(connection, [call])
+        return trace
+
+
+def _trace_record(row: RowMapping) -> Trace:
+    return Trace.model_validate({**row, "usage": Usage.model_validate(dict(row))})

@@ -21,9 +21,8 @@ from prefect_mipro.models.rollouts import Reward, Rollout, Trace
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session
 from prefect_mipro.server.json_text import json_text
-from prefect_mipro.server.store.columns import microseconds, words
 from prefect_mipro.server.store.records import CallRecord
-from prefect_mipro.server.store.tables import frames, rollouts, traces
+from prefect_mipro.server.store.schema import frames, microseconds, rollouts, traces, words
 
 Values = dict[str, Any]
 RowValues = Mapping[str, Any] | RowMapping

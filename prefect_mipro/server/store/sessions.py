@@ -1,4 +1,7 @@
-"""Sessions: creating, listing and changing them, and their event feed."""
+"""Sessions: creating, listing and changing them, their events, totals over all of them, and turns.
+
+A turn says which of the servers that share a database proposes for a session.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, insert, select, tuple_, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    type_coerce,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_mipro.errors import SessionEnded, SessionNotFound
 from prefect_mipro.models.base import JsonObject
@@ -14,8 +29,14 @@ from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.sessions import Event, Session, SessionState
-from prefect_mipro.server.store import cursors, duels
+from prefect_mipro.server.store import duels
 from prefect_mipro.server.store.blocks import end_epoch
+from prefect_mipro.server.store.candidates import (
+    check_not_forgotten,
+    count_active,
+    totals,
+    withdrawn_ids,
+)
 from prefect_mipro.server.store.changes import (
     Change,
     changing,
@@ -25,15 +46,17 @@ from prefect_mipro.server.store.changes import (
     read_session,
     under_deletion,
 )
-from prefect_mipro.server.store.columns import microseconds
 from prefect_mipro.server.store.database import insert_new
-from prefect_mipro.server.store.lineage import (
-    check_not_forgotten,
-    count_active,
-    totals,
-    withdrawn_ids,
+from prefect_mipro.server.store.keys import check_workspace
+from prefect_mipro.server.store.records import (
+    Overview,
+    Page,
+    SessionFilter,
+    Standing,
+    StateTotals,
+    decode_cursor,
+    encode_cursor,
 )
-from prefect_mipro.server.store.records import Page, SessionFilter, Standing
 from prefect_mipro.server.store.rows import (
     candidate_values,
     event_record,
@@ -41,8 +64,32 @@ from prefect_mipro.server.store.rows import (
     session_record,
     session_values,
 )
-from prefect_mipro.server.store.tables import candidates, events, lever_versions, sessions
-from prefect_mipro.server.store.workspaces import check_workspace
+from prefect_mipro.server.store.schema import (
+    active,
+    candidates,
+    events,
+    lever_versions,
+    microseconds,
+    proposers,
+    retired,
+    sessions,
+)
+
+_SUMMED = ("rollouts", "rewards", "missing", "promotions")
+_BY_STATE = (
+    select(
+        sessions.c.state,
+        func.count().label("sessions"),
+        *(func.sum(sessions.c[name]).label(name) for name in _SUMMED),
+    )
+    .where(present)
+    .group_by(sessions.c.state)
+)
+# Each condition is that of a partial index, so that no row is read.
+_CANDIDATES = select(
+    select(func.count()).select_from(candidates).where(active).scalar_subquery().label("active"),
+    select(func.count()).select_from(candidates).where(retired).scalar_subquery().label("retired"),
+)
 
 
 def create(
@@ -99,13 +146,18 @@ def page(
     )
     if cursor is not None:
         key = tuple_(type_coerce(sessions.c.created_at, BigInteger), sessions.c.session_id)
-        query = query.where(key < cursors.decode(cursor, int, str))
+        query = query.where(key < decode_cursor(cursor, int, str))
     rows = connection.execute(query).mappings().all()
     found = tuple(session_record(row) for row in rows[:limit])
     if len(rows) <= limit:
         return Page(found)
     last = found[-1]
-    return Page(found, cursors.encode(microseconds(last.created_at), last.session_id))
+    return Page(found, encode_cursor(microseconds(last.created_at), last.session_id))
+
+
+def session_ids(connection: Connection) -> tuple[str, ...]:
+    """The ids of all sessions."""
+    return tuple(connection.scalars(select(sessions.c.session_id).where(present)))
 
 
 def set_state(
@@ -283,3 +335,49 @@ def _matches(wanted: SessionFilter) -> list[ColumnElement[Any]]:
     if wanted.created_before is not None:
         conditions.append(sessions.c.created_at < wanted.created_before)
     return conditions
+
+
+def overview(connection: Connection) -> Overview:
+    """Totals of all sessions by state, zeros included. Reads every session's row."""
+    found = {
+        SessionState(row.state): StateTotals(
+            sessions=row.sessions, **{name: int(row._mapping[name]) for name in _SUMMED}
+        )
+        for row in connection.execute(_BY_STATE)
+    }
+    counted = connection.execute(_CANDIDATES).one()
+    return Overview(
+        by_state={state: found.get(state, StateTotals()) for state in SessionState},
+        active_candidates=counted.active,
+        retired_candidates=counted.retired,
+    )
+
+
+def take_turn(
+    connection: Connection, session_id: str, *, holder: str, at: datetime, until: datetime
+) -> bool:
+    """Take or renew the turn to propose for a session; whether the holder has it now.
+
+    A turn is free when no server holds it, when its time is up, and when it would last so long that
+    a clock must have been set back since. `at` is the present.
+    """
+    postgres = connection.dialect.name == "postgresql"
+    adding = (postgresql if postgres else sqlite).insert(proposers)
+    # Clocks differ by less than a turn. One that is held for longer than two was taken before a
+    # clock was set back: a holder that lives renews it, with its clock as it is now.
+    free = or_(
+        proposers.c.held_until <= at,
+        proposers.c.held_until > until + (until - at),
+        proposers.c.holder == holder,
+    )
+    values = {"holder": holder, "held_until": until}
+    taking = adding.values(session_id=session_id, **values).on_conflict_do_update(
+        index_elements=[proposers.c.session_id], set_=values, where=free
+    )
+    return connection.execute(taking).rowcount == 1
+
+
+def give_turn_back(connection: Connection, session_id: str, *, holder: str) -> None:
+    """End the holder's turn, if it still has it."""
+    own = (proposers.c.session_id == session_id) & (proposers.c.holder == holder)
+    connection.execute(delete(proposers).where(own))

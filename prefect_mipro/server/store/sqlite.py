@@ -31,8 +31,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine
 
 from prefect_mipro.errors import MiproError, StoreFailed
-from prefect_mipro.server.store.bulk import driver_of
-from prefect_mipro.server.store.database import P, T, Work, translated
+from prefect_mipro.server.store.database import P, T, Work, driver_of, translated
 
 READER_THREADS = 4
 

@@ -19,28 +19,19 @@ from typing import Any, Concatenate, Generic, Protocol, Self, TypeVar, overload
 
 from prefect_mipro.server.store import (
     blocks,
+    candidates,
     changes,
-    deletion,
     duels,
     failures,
-    forgetting,
     keys,
-    lineage,
-    missing,
     observations,
-    overview,
-    parts,
-    posted,
-    restoring,
-    retention,
+    removal,
     rewards,
     rollouts,
     sessions,
-    space,
     sqlite,
-    trimming,
-    turns,
-    workspaces,
+    transfer,
+    upkeep,
 )
 from prefect_mipro.server.store.database import Database, P, T, Work
 
@@ -123,17 +114,20 @@ class Store:
     rotate_secret = Changes(sessions.rotate_secret)
     events = Reads(sessions.events_since)
     add_event = Changes(sessions.add_event)
+    overview = Reads(sessions.overview)
+    take_turn = Writes(sessions.take_turn)
+    give_turn_back = Writes(sessions.give_turn_back)
+    session_ids = Reads(sessions.session_ids)
     sessions = Reads(sessions.page)
-    overview = Reads(overview.read)
 
-    levers = Reads(lineage.levers_of)
-    candidates = Reads(lineage.candidates_of)
-    totals = Reads(lineage.totals)
-    candidate = Reads(lineage.read_candidate)
-    add_candidates = Changes(lineage.add)
-    decide_review = Changes(lineage.decide)
-    retire = Changes(lineage.retire)
-    withdraw = Changes(lineage.withdraw)
+    levers = Reads(candidates.levers_of)
+    totals = Reads(candidates.totals)
+    candidate = Reads(candidates.read_candidate)
+    add_candidates = Changes(candidates.add)
+    decide_review = Changes(candidates.decide)
+    retire = Changes(candidates.retire)
+    withdraw = Changes(candidates.withdraw)
+    candidates = Reads(candidates.candidates_of)
 
     duel = Reads(duels.newest)
     open_duel = Changes(duels.begin)
@@ -146,53 +140,48 @@ class Store:
     pin = Writes(rollouts.pin)
     note_applied = Changes(rollouts.note_applied)
     record_calls = WritesLast(rollouts.record_calls)
-    post_trace = Changes(posted.post_trace)
+    post_trace = Changes(rollouts.post_trace)
+
     fall_back = Changes(failures.fall_back)
-    failures = Reads(failures.newest)
+    give_up = Changes(failures.give_up)
+    watermark = Reads(failures.watermark)
+    failures = Reads(failures.newest_failures)
 
     add_reward = Changes(rewards.add)
     example_rewards = Reads(rewards.of_example)
     reward_blocks = Reads(blocks.blocks_of)
-    give_up = Changes(missing.give_up)
-    watermark = Reads(missing.watermark)
 
     example_traces = Reads(observations.example_traces)
     frames = Reads(observations.newest_frames)
     last_unapplied = Reads(observations.last_unapplied)
     seed_evals = Reads(observations.seed_evals)
 
-    take_turn = Writes(turns.take)
-    give_turn_back = Writes(turns.give_back)
+    part = Reads(transfer.read_part)
+    restore = Changes(transfer.restore)
 
-    part = Reads(parts.read)
-    restore = Changes(restoring.restore)
-
-    workspace_of = Reads(workspaces.workspace_of)
+    workspace_of = Reads(keys.workspace_of)
     add_key = Writes(keys.add_key)
     revoke_key = Writes(keys.revoke_key)
     keys = Reads(keys.all_keys)
 
-    begin_deletion = Changes(deletion.begin)
-    begun_deletions = Reads(deletion.begun)
-    thin = Changes(deletion.thin)
-    delete_session = Changes(deletion.delete_all)
+    begin_deletion = Changes(removal.begin_deletion)
+    begun_deletions = Reads(removal.begun_deletions)
+    thin = Changes(removal.thin)
+    delete_session = Changes(removal.delete_session)
+    begin_forgetting = Changes(removal.begin_forgetting)
+    begun_forgettings = Reads(removal.begun_forgettings)
+    traceable = Reads(removal.traceable)
+    call_texts = Reads(removal.call_texts)
+    empty_levers = Changes(removal.empty_levers)
+    remove_rollouts = WritesLast(removal.remove_rollouts)
+    remove_calls = WritesLast(removal.remove_calls)
+    remove_events = WritesLast(removal.remove_events)
+    end_forgetting = Changes(removal.end_forgetting)
 
-    session_ids = Reads(trimming.session_ids)
-    remove_old = WritesLast(trimming.remove_old)
-    forget_texts = WritesLast(retention.forget)
-
-    begin_forgetting = Changes(forgetting.begin)
-    begun_forgettings = Reads(forgetting.begun)
-    traceable = Reads(forgetting.traceable)
-    call_texts = Reads(forgetting.call_texts)
-    empty_levers = Changes(forgetting.empty_levers)
-    remove_rollouts = WritesLast(forgetting.remove_rollouts)
-    remove_calls = WritesLast(forgetting.remove_calls)
-    remove_events = WritesLast(forgetting.remove_events)
-    end_forgetting = Changes(forgetting.end)
-
-    require_writable = Writes(space.write_and_take_back)
-    give_back_space = WritesLast(space.give_back)
+    remove_old = WritesLast(upkeep.remove_old)
+    forget_texts = WritesLast(upkeep.forget_texts)
+    require_writable = Writes(upkeep.require_writable)
+    give_back_space = WritesLast(upkeep.give_back_space)
     # The connection that makes all of this store's changes does not count them.
     others_version = Writes(sqlite.others_version)
 

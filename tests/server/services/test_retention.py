@@ -15,8 +15,8 @@ from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.services.retention import PIECE, Retention
 from prefect_mipro.server.store.engine import inspected, open_store
-from prefect_mipro.server.store.space import FREE_PAGES_KEPT
 from prefect_mipro.server.store.store import Store
+from prefect_mipro.server.store.upkeep import FREE_PAGES_KEPT
 from tests.server.store.records import (
     at,
     call,

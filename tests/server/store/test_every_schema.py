@@ -16,7 +16,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from prefect_mipro.errors import StoreFailed
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected, open_store, schema_of
-from prefect_mipro.server.store.tables import metadata
+from prefect_mipro.server.store.schema import metadata
 from tests.server.store.test_upgrade import MADE_BY_0001, _fill_like, _rows, _work, live
 
 VERSIONS = resources.files("prefect_mipro.server.store.migrations") / "versions"

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 
 
 def test_a_migrated_database_has_the_schema_of_the_tables(migrated_file: Path) -> None:

@@ -16,8 +16,8 @@ from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.server.store.database import PostgresDatabase
 from prefect_mipro.server.store.engine import MOST_CONNECTIONS, open_store
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 from prefect_mipro.server.store.store import Store
-from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.postgres import Postgres
 from tests.server.store.records import call, create, frame, pin, rollout, session, trace
 

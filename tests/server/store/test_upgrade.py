@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 from prefect_mipro.server.store.store import Store
-from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
 from tests.server.store.records import (
     BASELINE,
     at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from prefect_mipro.server.store.tables import VERSION_TABLE, metadata
+from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

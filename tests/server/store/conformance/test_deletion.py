@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from prefect_mipro.errors import CandidateNotFound, SessionNotFound
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.deletion import NEWEST_ROLLOUTS
 from prefect_mipro.server.store.records import SessionFilter
+from prefect_mipro.server.store.removal import NEWEST_ROLLOUTS
+from prefect_mipro.server.store.schema import metadata
 from prefect_mipro.server.store.store import Store
-from prefect_mipro.server.store.tables import metadata
 from tests.server.store.conformance.test_parts import fill
 from tests.server.store.records import (
     BASELINE,

@@ -1,46 +1,112 @@
-"""Requests to forget: a session's rollouts, calls and events removed, its levers emptied.
+"""Removal on request: a session deleted, or one subject of it forgotten.
 
-A request is kept as an order until it has been carried out, so that one which was broken off is
-taken up again. Each function is one short transaction. Rows are gone through by their keys, a page
-at a time: nothing but a request to forget looks for them by their subject, which needs no index.
+A deletion goes piece by piece through what a session has many rows of, then takes the rest at once.
+From its beginning on the session is not found, however long it takes and whatever breaks it off.
+
+A request to forget removes rollouts, calls and events and empties levers. It is kept as an order
+until it has been carried out, so that one which was broken off is resumed. Each function is one
+short transaction. Rows are read by their keys, a page at a time: nothing but a request to forget
+looks for them by their subject, which needs no index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, cast, delete, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 
+from prefect_mipro.errors import SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.levers import FORGOTTEN, LeverName, LeverProvenance
 from prefect_mipro.models.sessions import ForgetSubject
-from prefect_mipro.server.store import cursors
-from prefect_mipro.server.store.changes import changing, check_session
-from prefect_mipro.server.store.lineage import VERSION_OF_LEVER, withdraw_from
+from prefect_mipro.server.store.candidates import VERSION_OF_LEVER, withdraw_from
+from prefect_mipro.server.store.changes import UNDER_DELETION, changing, check_session, present
 from prefect_mipro.server.store.records import (
     CallTexts,
     ForgetOrder,
     Page,
     TraceableReward,
     Withdrawal,
+    decode_cursor,
+    encode_cursor,
 )
 from prefect_mipro.server.store.rows import example_key
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
     candidates,
+    duels,
     events,
     example_rewards,
     forget_requests,
     frames,
     lever_versions,
+    metadata,
+    past_epochs,
+    proposers,
     removed_rollouts,
+    reward_blocks,
     rewards,
     rollouts,
+    sessions,
     traces,
     waiting,
 )
-from prefect_mipro.server.store.trimming import ROLLOUT_COLUMNS, remove_found
+from prefect_mipro.server.store.upkeep import (
+    ROLLOUT_COLUMNS,
+    delete_frames,
+    first_frames,
+    remove_found,
+    trace_ids_of,
+)
+
+PIECE = 500
+# Calls that are under way are theirs: what comes of them must find its rollout, or no session.
+NEWEST_ROLLOUTS = 1_000
+
+_SESSION = bindparam("of_session", type_=Text)
+
+_OLDER = rollouts.c.position <= (
+    select(sessions.c.rollouts - NEWEST_ROLLOUTS)
+    .where(sessions.c.session_id == _SESSION)
+    .scalar_subquery()
+)
+# Whose rows grow with the traffic. Calls come first: they are found by their frames.
+_GROWING: tuple[tuple[Column[str] | Column[int], ColumnElement[bool]], ...] = (
+    (events.c.seq, true()),
+    (rewards.c.reward_id, true()),
+    (rollouts.c.rollout_id, _OLDER),
+    (removed_rollouts.c.rollout_id, true()),
+)
+_REST = (
+    rollouts,
+    removed_rollouts,
+    proposers,
+    example_rewards,
+    reward_blocks,
+    duels,
+    past_epochs,
+    candidates,
+    lever_versions,
+    forget_requests,
+    sessions,
+)
+# Its key goes with the row, so that not even those wait for it who only refer to it.
+_LOCK = select(sessions.c.session_id).where(sessions.c.session_id == _SESSION).with_for_update()
 
 FORGOTTEN_EVENT = "mipro.session.forgotten"
 
@@ -59,13 +125,62 @@ _OF_REWARD = (
 _ROLLOUTS, _WAITING = "rollouts", "waiting"
 
 
-def begin(connection: Connection, order: ForgetOrder) -> None:
+def begin_deletion(connection: Connection, session_id: str) -> None:
+    """Hide the session, in any state, from everything but its deletion. Raises SessionNotFound."""
+    hidden = update(sessions).where(sessions.c.session_id == session_id, present)
+    if not connection.execute(hidden.values(version=UNDER_DELETION)).rowcount:
+        raise SessionNotFound.of(session_id)
+
+
+def begun_deletions(connection: Connection) -> tuple[str, ...]:
+    """The ids of sessions whose deletion has begun and not ended."""
+    return tuple(connection.scalars(select(sessions.c.session_id).where(~present)))
+
+
+def thin(connection: Connection, session_id: str, *, limit: int) -> int:
+    """Delete at most `limit` of a session's calls, events, rewards and older rollouts.
+
+    Returns how many were deleted. Counters stay: the session is about to be deleted as a whole.
+    """
+    # Of the first kind of row that it has any of.
+    deleted = delete_frames(connection, first_frames(connection, session_id, limit), session_id)
+    for key, condition in _GROWING:
+        deleted = deleted or _delete_some(connection, key, condition, session_id, limit=limit)
+    return deleted
+
+
+def delete_session(connection: Connection, session_id: str) -> None:
+    """Delete the session and all that is left of it. Its id is free again."""
+    of = {"of_session": session_id}
+    if connection.scalar(_LOCK, of) is None:
+        raise SessionNotFound.of(session_id)
+    while thin(connection, session_id, limit=PIECE):
+        pass
+    for table in _REST:
+        connection.execute(delete(table).where(table.c.session_id == _SESSION), of)
+
+
+def _delete_some(
+    connection: Connection,
+    key: Column[str] | Column[int],
+    condition: ColumnElement[bool],
+    session_id: str,
+    *,
+    limit: int,
+) -> int:
+    table = metadata.tables[key.table.name]
+    some = select(key).where(table.c.session_id == _SESSION, condition).limit(limit)
+    query = delete(table).where(table.c.session_id == _SESSION, key.in_(some))
+    return connection.execute(query, {"of_session": session_id}).rowcount
+
+
+def begin_forgetting(connection: Connection, order: ForgetOrder) -> None:
     """Keep the order until it has been carried out. Raises SessionNotFound."""
     with changing(connection, order.session_id):
         connection.execute(insert(forget_requests), vars(order))
 
 
-def begun(connection: Connection) -> tuple[ForgetOrder, ...]:
+def begun_forgettings(connection: Connection) -> tuple[ForgetOrder, ...]:
     """The orders that have not been carried out to their end, oldest first."""
     query = select(forget_requests).order_by(forget_requests.c.requested_at)
     return tuple(_order(row) for row in connection.execute(query))
@@ -78,7 +193,7 @@ def traceable(
 
     A page may be empty and have another one after it.
     """
-    part, after = cursors.decode(cursor, str, str) if cursor else (_ROLLOUTS, "")
+    part, after = decode_cursor(cursor, str, str) if cursor else (_ROLLOUTS, "")
     if part == _WAITING:
         return _waiting(connection, session_id, limit=limit, after=after)
     query = (
@@ -101,7 +216,7 @@ def traceable(
         _traceable(row, row.correlation_id, row.example_id, is_pinned=True) for row in rows
     )
     following = (_ROLLOUTS, rows[-1].rollout_id) if len(rows) == limit else (_WAITING, "")
-    return Page(items, cursors.encode(*following))
+    return Page(items, encode_cursor(*following))
 
 
 def call_texts(
@@ -113,9 +228,9 @@ def call_texts(
     cursor: str | None,
 ) -> Page[CallTexts]:
     """The calls of these rollouts among the next `limit` frames of the session."""
-    found = _frames(connection, session_id, limit=limit, cursor=cursor)
+    found = _next_frames(connection, session_id, limit=limit, cursor=cursor)
     going = [frame for frame in found if frame.rollout_id in rollout_ids]
-    named = _named(going)
+    named = trace_ids_of(going)
     query = select(traces.c.trace_id, traces.c.input, traces.c.output).where(
         traces.c.session_id == session_id,
         traces.c.trace_id.in_(named),
@@ -188,7 +303,7 @@ def remove_calls(
     of the `emptied` lever versions. Returns the cursor of the next frames; `None` after the last.
     """
     session_id = order.session_id
-    found = _frames(connection, session_id, limit=limit, cursor=cursor)
+    found = _next_frames(connection, session_id, limit=limit, cursor=cursor)
     going_ids = _going(connection, session_id, {row.rollout_id for row in found}, rollout_ids)
     going = [frame for frame in found if frame.rollout_id in going_ids]
     if going:
@@ -196,7 +311,7 @@ def remove_calls(
         removed = connection.execute(
             delete(traces).where(
                 traces.c.session_id == session_id,
-                traces.c.trace_id.in_(_named(going)),
+                traces.c.trace_id.in_(trace_ids_of(going)),
                 traces.c.rollout_id.in_(going_ids),
             )
         ).rowcount
@@ -204,7 +319,7 @@ def remove_calls(
         connection.execute(delete(frames).where(frames.c.position.in_(positions)))
         _count(connection, order, calls=removed)
     made_of_them = _made_of(connection, session_id, emptied)
-    if served := _named(frame for frame in found if frame.candidate_id in made_of_them):
+    if served := trace_ids_of(frame for frame in found if frame.candidate_id in made_of_them):
         connection.execute(
             update(traces)
             .where(
@@ -230,7 +345,7 @@ def remove_events(
 
     Returns the cursor of the next events; `None` after the last.
     """
-    (after,) = cursors.decode(cursor, int) if cursor else (0,)
+    (after,) = decode_cursor(cursor, int) if cursor else (0,)
     mine = events.c.session_id == session_id
     query = (
         select(events.c.seq, events.c.data)
@@ -247,10 +362,10 @@ def remove_events(
         if going:
             connection.execute(delete(events).where(mine, events.c.seq.in_(going)))
             change.set(removed_events=change["removed_events"] + len(going))
-    return cursors.encode(found[-1].seq) if len(found) == limit else None
+    return encode_cursor(found[-1].seq) if len(found) == limit else None
 
 
-def end(
+def end_forgetting(
     connection: Connection, order: ForgetOrder, *, data: JsonObject, at: datetime
 ) -> ForgetOrder | None:
     """Delete the order, and record what it did as an event; `None` if another server was first."""
@@ -300,7 +415,7 @@ def _waiting(
     rows = connection.execute(query).all()
     items = tuple(_traceable(row, None, None, is_pinned=False) for row in rows)
     more = len(rows) == limit
-    return Page(items, cursors.encode(_WAITING, rows[-1].rollout_id) if more else None)
+    return Page(items, encode_cursor(_WAITING, rows[-1].rollout_id) if more else None)
 
 
 def _traceable(
@@ -330,25 +445,15 @@ def _made_of(
     return set(connection.scalars(query))
 
 
-def _frames(
+def _next_frames(
     connection: Connection, session_id: str, *, limit: int, cursor: str | None
 ) -> Sequence[Row[Any]]:
-    (after,) = cursors.decode(cursor, int) if cursor else (0,)
-    query = (
-        select(frames.c.position, frames.c.rollout_id, frames.c.candidate_id, frames.c.trace_ids)
-        .where(frames.c.session_id == session_id, frames.c.position > after)
-        .order_by(frames.c.position)
-        .limit(limit)
-    )
-    return connection.execute(query).all()
+    (after,) = decode_cursor(cursor, int) if cursor else (0,)
+    return first_frames(connection, session_id, limit, after=after)
 
 
 def _next(found: Sequence[Row[Any]], limit: int) -> str | None:
-    return cursors.encode(found[-1].position) if len(found) == limit else None
-
-
-def _named(found: Iterable[Row[Any]]) -> set[str]:
-    return {trace_id for frame in found for trace_id in frame.trace_ids}
+    return encode_cursor(found[-1].position) if len(found) == limit else None
 
 
 def _going(

@@ -1,7 +1,7 @@
-"""A session that was told part by part (`parts.py`), written into another store.
+"""A session as plain JSON, part by part: read for an export, written by an import.
 
-It takes as many transactions as there are pages. Until the last one the session has a version that
-no other session has, so that an import which was broken off can be taken up again.
+An import takes as many transactions as there are pages. Until the last one the session has a
+version that no other session has, so that an import which was broken off can be resumed.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Double,
     Executable,
     Integer,
+    RowMapping,
+    Select,
     Table,
     func,
     insert,
     select,
+    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_mipro.errors import Conflict, InputInvalid, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
-from prefect_mipro.models.sessions import SessionState
+from prefect_mipro.models.sensors import SensorKind
+from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.store.changes import (
     UNDER_DELETION,
     UNDER_IMPORT,
     Change,
     changing,
+    check_session,
     under_deletion,
 )
-from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.database import insert_new
+from prefect_mipro.server.store.keys import check_workspace
+from prefect_mipro.server.store.records import Page, decode_cursor, encode_cursor
 from prefect_mipro.server.store.rows import (
     Values,
     candidate_record,
@@ -51,13 +58,15 @@ from prefect_mipro.server.store.rows import (
     rollout_record,
     session_record,
 )
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
+    UtcTime,
     candidates,
     duels,
     events,
     example_rewards,
     frames,
     lever_versions,
+    metadata,
     past_epochs,
     removed_rollouts,
     reward_blocks,
@@ -66,22 +75,28 @@ from prefect_mipro.server.store.tables import (
     sessions,
     traces,
 )
-from prefect_mipro.server.store.workspaces import check_workspace
+
+# With the session's id before it, each of these keys is that of an index.
+_KEYS: dict[Part, tuple[Column[Any], ...]] = {
+    Part.LEVER_VERSION: (lever_versions.c.lever, lever_versions.c.version),
+    Part.CANDIDATE: (candidates.c.number,),
+    Part.DUEL: (duels.c.number,),
+    Part.PAST_EPOCH: (past_epochs.c.epoch,),
+    Part.ROLLOUT: (rollouts.c.rollout_id,),
+    Part.REMOVED_ROLLOUT: (removed_rollouts.c.rollout_id,),
+    Part.REWARD: (rewards.c.rollout_id,),
+    Part.REWARD_BLOCK: (
+        reward_blocks.c.epoch,
+        reward_blocks.c.block,
+        reward_blocks.c.candidate_id,
+    ),
+    Part.EXAMPLE_REWARD: (example_rewards.c.example_key,),
+    Part.EVENT: (events.c.seq,),
+}
 
 IMPORTED = "mipro.session.imported"
 
-_TABLES: Mapping[Part, Table] = {
-    Part.LEVER_VERSION: lever_versions,
-    Part.CANDIDATE: candidates,
-    Part.DUEL: duels,
-    Part.PAST_EPOCH: past_epochs,
-    Part.ROLLOUT: rollouts,
-    Part.REMOVED_ROLLOUT: removed_rollouts,
-    Part.REWARD: rewards,
-    Part.REWARD_BLOCK: reward_blocks,
-    Part.EXAMPLE_REWARD: example_rewards,
-    Part.EVENT: events,
-}
+_TABLES = {part: metadata.tables[key[0].table.name] for part, key in _KEYS.items()}
 # Set here, or by the database.
 _OURS = frozenset({"session_id", "proxy_secret", "digest_key", "workspace"})
 _UNSET = dict.fromkeys(_OURS, "")
@@ -95,6 +110,109 @@ _RECORDS: Mapping[Table, Callable[[Values], object]] = {
     frames: frame_record,
     events: event_record,
 }
+
+
+def read_part(
+    connection: Connection, session: Session, part: Part, *, limit: int, cursor: str | None = None
+) -> Page[JsonObject]:
+    """A page of a part's rows as plain JSON, by their key, without the session's secrets.
+
+    Rollouts and traces are limited to the rollouts that `session` counts: later ones may run with
+    candidates that were not listed yet. A trace has its sensor frame under `frame`. A page may have
+    fewer rows than `limit`, or none, and another page after it.
+    """
+    if part is Part.SESSION:
+        return Page((_session(connection, session.session_id),))
+    if part is Part.TRACE:
+        return _calls(connection, session, limit=limit, cursor=cursor)
+    key = _KEYS[part]
+    conditions = [rollouts.c.position <= session.rollouts] if part is Part.ROLLOUT else []
+    query = _rows_of(session, key, limit=limit, cursor=cursor).where(*conditions)
+    rows = connection.execute(query).mappings().all()
+    return Page(tuple(_told(row) for row in rows), _next(rows, key, limit))
+
+
+def _session(connection: Connection, session_id: str) -> JsonObject:
+    check_session(connection, session_id)
+    query = select(sessions).where(sessions.c.session_id == session_id)
+    row = connection.execute(query).mappings().one()
+    return {"session_id": session_id, **_told(row)}
+
+
+def _calls(
+    connection: Connection, session: Session, *, limit: int, cursor: str | None
+) -> Page[JsonObject]:
+    """Traces with the frames of their sensors, found by the frames: those have an index."""
+    key = (frames.c.position,)
+    query = _rows_of(session, key, limit=limit, cursor=cursor)
+    found = connection.execute(query).mappings().all()
+    frame_of = {row["trace_ids"][0]: row for row in found if _is_of_call(row)}
+    trace_of = _traces(connection, session, frame_of) if frame_of else {}
+    items = tuple(
+        {**_call_told(trace_of[trace_id]), "frame": _call_told(frame)}
+        for trace_id, frame in frame_of.items()
+        if trace_id in trace_of
+    )
+    return Page(items, _next(found, key, limit))
+
+
+def _traces(
+    connection: Connection, session: Session, trace_ids: Iterable[str]
+) -> dict[str, RowMapping]:
+    query = (
+        select(traces)
+        .join(
+            rollouts,
+            (rollouts.c.session_id == traces.c.session_id)
+            & (rollouts.c.rollout_id == traces.c.rollout_id),
+        )
+        .where(
+            traces.c.trace_id.in_(trace_ids),
+            traces.c.session_id == session.session_id,
+            rollouts.c.position <= session.rollouts,
+        )
+    )
+    return {row["trace_id"]: row for row in connection.execute(query).mappings()}
+
+
+def _rows_of(
+    session: Session, key: tuple[Column[Any], ...], *, limit: int, cursor: str | None
+) -> Select[Any]:
+    table = key[0].table
+    conditions: list[ColumnElement[Any]] = [table.c.session_id == session.session_id]
+    if cursor is not None:
+        types = (int if isinstance(column.type, Integer) else str for column in key)
+        last = decode_cursor(cursor, *types)
+        conditions.append(tuple_(*key) > last)
+    return select(table).where(*conditions).order_by(*key).limit(limit)
+
+
+def _next(rows: Any, key: tuple[Column[Any], ...], limit: int) -> str | None:
+    """The cursor of the next page; none after one that is not full."""
+    if len(rows) < limit:
+        return None
+    return encode_cursor(*(rows[-1][column.name] for column in key))
+
+
+def _is_of_call(frame: RowMapping) -> bool:
+    """A reward's frame may name a trace too, which it is not the frame of."""
+    kinds = {sensor["kind"] for sensor in frame["sensors"]}
+    return bool(frame["trace_ids"]) and SensorKind.REWARD not in kinds
+
+
+def _call_told(row: RowMapping) -> JsonObject:
+    """Without the number of the row, which means nothing elsewhere."""
+    told = _told(row)
+    del told["position"]
+    return told
+
+
+def _told(row: RowMapping) -> JsonObject:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in row.items()
+        if name not in _OURS
+    }
 
 
 def restore(

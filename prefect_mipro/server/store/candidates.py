@@ -27,7 +27,6 @@ from prefect_mipro.server.store.changes import (
     changing,
     check_candidates,
 )
-from prefect_mipro.server.store.columns import UtcTime
 from prefect_mipro.server.store.records import Withdrawal
 from prefect_mipro.server.store.rows import (
     candidate_record,
@@ -35,7 +34,8 @@ from prefect_mipro.server.store.rows import (
     lever_record,
     lever_values,
 )
-from prefect_mipro.server.store.tables import (
+from prefect_mipro.server.store.schema import (
+    UtcTime,
     active,
     candidates,
     lever_versions,
