@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from prefect_mipro.models.leases import TraceRequest as TraceRequest
     from prefect_mipro.models.results import PolicyOptimizationResult as PolicyOptimizationResult
     from prefect_mipro.models.results import PromptLearningResult as PromptLearningResult
-    from prefect_mipro.tasks.opening import aopen_session as aopen_session
-    from prefect_mipro.tasks.opening import open_session as open_session
-    from prefect_mipro.tasks.rewards import areport_rewards as areport_rewards
-    from prefect_mipro.tasks.rewards import report_rewards as report_rewards
-    from prefect_mipro.tasks.steps import arollout_step as arollout_step
-    from prefect_mipro.tasks.steps import rollout_step as rollout_step
+    from prefect_mipro.tasks import aopen_session as aopen_session
+    from prefect_mipro.tasks import areport_rewards as areport_rewards
+    from prefect_mipro.tasks import arollout_step as arollout_step
+    from prefect_mipro.tasks import open_session as open_session
+    from prefect_mipro.tasks import report_rewards as report_rewards
+    from prefect_mipro.tasks import rollout_step as rollout_step
 
 _HOMES = {
     "AsyncClient": "client.clients",
@@ -49,17 +49,17 @@ _HOMES = {
     "PromptLearningResult": "models.results",
     "SessionWarning": "errors",
     "TraceRequest": "models.leases",
-    "aopen_session": "tasks.opening",
-    "areport_rewards": "tasks.rewards",
-    "arollout_step": "tasks.steps",
+    "aopen_session": "tasks",
+    "areport_rewards": "tasks",
+    "arollout_step": "tasks",
     "cancel_sessions": "flows",
-    "open_session": "tasks.opening",
+    "open_session": "tasks",
     "optimize_prompt": "flows",
     "pause_sessions": "flows",
     "promote_champion": "flows",
-    "report_rewards": "tasks.rewards",
+    "report_rewards": "tasks",
     "roll_back_champion": "flows",
-    "rollout_step": "tasks.steps",
+    "rollout_step": "tasks",
 }
 
 __all__ = ["__version__", *_HOMES]

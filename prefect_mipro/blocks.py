@@ -1,4 +1,4 @@
-"""The blocks: where the backend is and with which key, what a session optimizes, its champion."""
+"""Prefect blocks: a backend's address and key, a session's config, and a session's champion."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -27,10 +27,10 @@ _DOCUMENTATION = HttpUrl("https://pypi.org/project/prefect-mipro/")
 
 
 class MiproCredentials(CredentialsBlock):
-    """Where a MIPRO backend is reached, and the key it asks for.
+    """The address of a MIPRO backend, and the key it accepts.
 
     Example:
-        Load the credentials and ask how a session stands:
+        Load the credentials and read the state of a session:
         ```python
         from prefect_mipro import MiproCredentials
 
@@ -60,16 +60,30 @@ class MiproCredentials(CredentialsBlock):
 
     # Clients are made per call and never kept: a block with an open client cannot be pickled.
     def get_client(self) -> Client:
-        """A new client; close it, or use it in a `with` block."""
+        """Open a client for the backend.
+
+        Returns:
+            A new client. Close it, or use it in a `with` block.
+
+        Raises:
+            InputInvalid: The URL, the key or the timeout cannot be used.
+        """
         return Client(self.backend_url, self.api_key, timeout_seconds=self.timeout_seconds)
 
     def get_async_client(self) -> AsyncClient:
-        """A new asynchronous client; close it, or use it in an `async with` block."""
+        """Open an asynchronous client for the backend.
+
+        Returns:
+            A new client. Close it, or use it in an `async with` block.
+
+        Raises:
+            InputInvalid: The URL, the key or the timeout cannot be used.
+        """
         return AsyncClient(self.backend_url, self.api_key, timeout_seconds=self.timeout_seconds)
 
 
 class MiproSessionConfig(Block):
-    """What a session optimizes and how: a config, overrides of it, and the session's stable id.
+    """A session's config: what to optimize and how, and the session's stable id.
 
     Example:
         Run the optimization loop with a stored config:
@@ -107,7 +121,7 @@ class MiproSessionConfig(Block):
         description="Values that replace those of the config, by dotted path.",
     )
     metadata: JsonObject = Field(
-        default_factory=dict, description="Free facts that are stored with the session."
+        default_factory=dict, description="Facts to store with the session."
     )
     agent_id: str | None = Field(
         default=None, description="Name of the agent whose prompt is optimized."
@@ -128,7 +142,15 @@ class MiproSessionConfig(Block):
         return self
 
     def config_body(self) -> JsonObject:
-        """The config after its overrides, checked. Raises ConfigInvalid or ConfigNotFound."""
+        """Read and check the config.
+
+        Returns:
+            The config with the overrides applied.
+
+        Raises:
+            ConfigInvalid: The config or an override cannot be used.
+            ConfigNotFound: There is no file at `toml_path`.
+        """
         body = override(self._source(), self.overrides)
         MiproConfig.parse(body)
         return body
@@ -142,10 +164,10 @@ class MiproSessionConfig(Block):
 
 
 class PromptChampion(Block, ChampionVersion):
-    """The promoted prompt of a session, for any flow: one line loads it, no backend is needed.
+    """The promoted prompt of a session. Loading it needs no backend.
 
-    It holds the present version and those before it, so that a bad one can be taken back. The flow
-    `promote_champion` writes it.
+    The block holds the current version and the versions before it, so that a bad one can be rolled
+    back. The flow `promote_champion` writes it.
 
     Example:
         Load the champion and make the messages of a call:
@@ -169,29 +191,52 @@ class PromptChampion(Block, ChampionVersion):
         default=(), description="The versions before this one, the newest first."
     )
     declined: tuple[str, ...] = Field(
-        default=(), description="Candidates that a person did not want; they are not shown again."
+        default=(), description="Candidates that a person declined; they are not proposed again."
     )
 
     @classmethod
     def first(cls, version: ChampionVersion) -> Self:
-        """A block without history."""
+        """Make a block without history.
+
+        Args:
+            version: The prompt to put to use.
+
+        Returns:
+            The block, not yet saved.
+        """
         return cls.model_validate(dict(version))
 
     @property
     def version(self) -> ChampionVersion:
-        """The present version, as a record."""
+        """The current version, as a record."""
         return ChampionVersion.model_validate(
             {name: getattr(self, name) for name in ChampionVersion.model_fields}
         )
 
     def promote(self, version: ChampionVersion) -> Self:
-        """The block with that version in front of the present one. Save it to make it so."""
+        """Put a version in front of the current one.
+
+        Args:
+            version: The prompt to put to use.
+
+        Returns:
+            The changed block. Save it to put the prompt to use.
+        """
         return self._with(version, (self.version, *self.previous)[:VERSIONS_KEPT])
 
     def roll_back(self, candidate_id: str | None = None) -> Self:
-        """The block as it was: at the version before, or at that candidate's newest. Save it.
+        """Go back to an earlier version, and drop the later ones.
 
-        Later versions are dropped; their artifacts stay. Raises Conflict where there is no such.
+        Args:
+            candidate_id: The candidate to go back to, at its newest version; by default the version
+                before the current one.
+
+        Returns:
+            The changed block. Save it to put the earlier prompt to use. Artifacts of dropped
+            versions stay.
+
+        Raises:
+            Conflict: There is no such earlier version.
         """
         for age, version in enumerate(self.previous):
             if candidate_id in (None, version.candidate_id):
@@ -203,7 +248,14 @@ class PromptChampion(Block, ChampionVersion):
         )
 
     def decline(self, candidate_id: str) -> Self:
-        """The block with a candidate noted as unwanted. Save it."""
+        """Note that a candidate is not wanted.
+
+        Args:
+            candidate_id: The candidate, which is not proposed again.
+
+        Returns:
+            The changed block. Save it to keep the note.
+        """
         unwanted = dict.fromkeys((candidate_id, *self.declined))
         return self.model_copy(update={"declined": tuple(unwanted)[:DECLINED_KEPT]})
 
@@ -212,13 +264,13 @@ class PromptChampion(Block, ChampionVersion):
 
 
 def load(block: type[SavedBlock], name: str) -> SavedBlock:
-    """The saved block of that name. Raises ValueError when there is none."""
-    # Said aloud, because inside an event loop `load` would hand out a coroutine.
+    """The saved block of that name. Raises ValueError if there is none."""
+    # Explicitly synchronous: on an event loop `load` would return a coroutine.
     return cast(SavedBlock, block.load(name, _sync=True))  # type: ignore[call-arg]
 
 
 async def aload(block: type[SavedBlock], name: str) -> SavedBlock:
-    """The same, without blocking the event loop."""
+    """The saved block of that name, loaded without blocking the event loop."""
     return cast(SavedBlock, await block.aload(name))
 
 

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 
 # What the command imports as it starts.
 import prefect_mipro.server.app
-import prefect_mipro.server.telemetry.tracing  # noqa: F401
+import prefect_mipro.server.telemetry.exporters  # noqa: F401
 from prefect_mipro.server.__main__ import main
 
 _forks = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""Tidying up: sessions that nobody uses any more, and old versions of what runs have shown."""
+"""The clean-up flow: idle sessions, and old versions of their artifacts."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from prefect_mipro.models.sessions import SessionState, SessionStatus
 from prefect_mipro.tasks import SessionHandle
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.repeats import REPEATABLE
+from prefect_mipro.tasks.retries import REPEATABLE
 
 PAGE = 200
 
@@ -27,7 +27,7 @@ VIEWS = ("-progress", "-leaderboard", "-champion", "-sensors", "-held-out", "-qu
 
 
 class Idle(StrEnum):
-    """What becomes of a session that nobody uses."""
+    """What to do with an idle session."""
 
     LEAVE = "leave"
     PAUSE = "pause"
@@ -35,7 +35,7 @@ class Idle(StrEnum):
 
 
 class Cleanup(Record):
-    """What was done, or would be done by a run that is no trial."""
+    """What a run did, or what a trial would have done."""
 
     trial: bool
     paused: tuple[str, ...] = ()
@@ -56,17 +56,32 @@ def clean_up(
 ) -> Cleanup:
     """Pause or cancel idle sessions, and delete old versions of their artifacts.
 
-    Records of promotions are kept, and so is everything that is not this package's.
+    Records of promotions and everything that is not this package's are kept.
 
     Args:
         session: The name of a saved `MiproSessionConfig` block, or a handle. All sessions of its
-            backend are looked at.
-        idle: What becomes of sessions without a call for `idle_days`: `leave`, `pause`, `cancel`.
-        idle_days: How many.
-        artifact_days: How old a version must be to be deleted.
-        versions_kept: How many versions of each artifact stay, whatever their age.
-        trial: Say what would be done, and do nothing.
-        backend_url: The backend, where neither block nor environment names one.
+            backend are checked.
+        idle: What to do with idle sessions: `leave`, `pause` or `cancel` them.
+        idle_days: The number of days without a call after which a session is idle.
+        artifact_days: The age in days from which a version may be deleted.
+        versions_kept: The number of versions of each artifact to keep, whatever their age.
+        trial: Whether to report what would be done, and do nothing.
+        backend_url: The backend's URL, if neither block nor environment names one.
+
+    Returns:
+        The sessions paused or cancelled, and the number of versions deleted.
+
+    Raises:
+        ConfigNotFound: There is no block or file of that name.
+        InputInvalid: The block names no session.
+
+    Example:
+        ```python
+        from prefect_mipro.flows import clean_up
+
+        report = clean_up("support-bot", idle_days=60, trial=True)
+        print(report.paused, report.deleted_artifacts)
+        ```
     """
     now = datetime.now(UTC)
     ended: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect_mipro.errors import MiproError
 from prefect_mipro.events import SessionEvent, tell
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.tasks.connections import SessionHandle, connection_to
+from prefect_mipro.tasks import SessionHandle
+from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.ownership import note_pause, sessions_of
 

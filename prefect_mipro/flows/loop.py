@@ -24,6 +24,7 @@ from prefect.utilities.annotations import quote
 
 from prefect_mipro.artifacts.publishing import SessionArtifacts
 from prefect_mipro.artifacts.reports import headline
+from prefect_mipro.client import operations
 from prefect_mipro.errors import ProgramFailed
 from prefect_mipro.events import tell_changes
 from prefect_mipro.flows.budget import Budget
@@ -40,11 +41,13 @@ from prefect_mipro.tasks import (
     run_rollout,
     run_rollouts,
 )
+from prefect_mipro.tasks.connections import Connection
 from prefect_mipro.tasks.logs import quiet_rollouts, run_logger
 from prefect_mipro.tasks.ownership import first_rollout
 from prefect_mipro.tasks.pace import Pace
 from prefect_mipro.tasks.programs import Example, OnError
-from prefect_mipro.tasks.repeats import over_a_restart
+from prefect_mipro.tasks.retries import over_a_restart
+from prefect_mipro.tasks.steps import ask, run
 
 SHORTEST_PAUSE_SECONDS = 1.0
 PUBLICATIONS = 4
@@ -54,14 +57,13 @@ LONGEST_FAREWELL_SECONDS = 15.0
 
 
 class Loop:
-    """One run's rollouts for a session. `reach` raises while the backend is away."""
+    """One run's rollouts for a session."""
 
     def __init__(
         self,
         session: SessionHandle,
         *,
-        status: Callable[[], SessionStatus],
-        reach: Callable[[], object],
+        connection: Connection,
         program: Callable[..., Any],
         reward: Callable[..., Any],
         on_error: OnError,
@@ -70,8 +72,7 @@ class Loop:
         self.artifacts = SessionArtifacts(session.session_id)
         self.results: list[RolloutResult] = []
         self._session = session
-        self._status = partial(over_a_restart, status)
-        self._reach = partial(over_a_restart, reach)
+        self._connection = connection
         self._program = program
         self._reward = reward
         self._on_error = on_error
@@ -79,7 +80,7 @@ class Loop:
         self._pace = Pace(budget.rate_limit)
         self._asynchronous = is_coroutine_function(program)
         self._log = run_logger()
-        self._first = status()
+        self._first = connection.client.session_status(session.session_id)
         self._done: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
         self._running = 0
         self._shown_rollouts = 0
@@ -176,6 +177,10 @@ class Loop:
             self._log.info("The champion and its evidence: %s", self.artifacts.champion_url)
         return status
 
+    def _status(self) -> SessionStatus:
+        operation = operations.session_status(self._session.session_id)
+        return run(over_a_restart(partial(ask, operation)), self._connection)
+
     def _run(self, jobs: Iterator[RolloutJob]) -> None:
         """Keep the budget's number of tasks running until the jobs or the session end."""
         # Aside, because nothing new would start while Prefect and the backend are asked.
@@ -216,7 +221,7 @@ class Loop:
             self.results += ended if isinstance(ended, list) else [ended]
             if any(r.outcome is RolloutOutcome.FAILED for r in self.results[before:]):
                 # While the backend is away, all others would fail as well.
-                self._reach()
+                run(over_a_restart(partial(ask, operations.health())), self._connection)
             self._refuse_a_broken_program()
             if look and look.done():
                 goes_on, look = goes_on and look.result(), None

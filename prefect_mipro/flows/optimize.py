@@ -1,10 +1,9 @@
-"""The flow: a config, examples, a program and a reward in; a better prompt out."""
+"""The optimization flow: config, examples, program and reward in, a better prompt out."""
 
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,36 +59,61 @@ def optimize_prompt(
     seed: int = 0,
     stop: bool = False,
 ) -> OptimizationSummary:
-    """Optimize the prompt of `program` on `examples`, and tell what came of it.
+    """Optimize the prompt of a program on examples.
 
     Each rollout calls `program(rollout, example)` and is worth `reward(example, answer)`; see
     `run_rollout`. A program that is a coroutine function runs on event loops. Any task runner
-    does: `optimize_prompt.with_options(task_runner=...)`.
+    works: `optimize_prompt.with_options(task_runner=...)`.
 
     Args:
         config: The name of a saved `MiproSessionConfig` block, the block itself, a config as a
             dict, or the path of a TOML file.
-        examples: What the program is run on, pass after pass, each in another order.
+        examples: The inputs of the program, used pass after pass, each pass in another order.
         program: The program whose prompt is optimized.
-        reward: What its answer is worth.
-        rollouts: How many rollouts this run adds to the session.
+        reward: The reward function.
+        rollouts: The number of rollouts this run adds to the session.
         held_out: Examples on which baseline and champion are compared at the end. Nothing is
             learned from them.
-        held_out_reward: What an answer to them is worth; else `reward` says it.
-        session_id: The session to create or to go on with; else the block's id, else the config's
-            `system_id`, else a new one.
-        credentials: The name of a saved `MiproCredentials` block; else the one in the config
-            block. Without any the backend is `backend_url`, else `MIPRO_BACKEND_URL`, else an
-            embedded one for this run.
-        backend_url: A backend whose key, if it asks for one, is in `MIPRO_API_KEY`.
-        max_workers: How many rollouts run at a time.
-        rollouts_per_task: More than 1 puts that many rollouts into one Prefect task.
-        rate_limit: How many rollouts start in a second, at most.
-        concurrency_limit: The name of a global concurrency limit of Prefect: a slot of it for each
-            rollout that runs, held by each task for as long as it lasts. All flow runs share it.
-        on_error: What follows when a rollout raises: "raise", "no_reward", or the score to report.
-        seed: Of the order of the examples.
-        stop: Whether the session ends with this run.
+        held_out_reward: The reward function for `held_out`; by default `reward`.
+        session_id: The session to create or to continue. By default the block's id, else the
+            config's `system_id`, else a new id.
+        credentials: The name of a saved `MiproCredentials` block; by default the one in the config
+            block. Without any, the backend is `backend_url`, else `MIPRO_BACKEND_URL`, else an
+            embedded backend for this run.
+        backend_url: The URL of a backend; its key, if it needs one, is in `MIPRO_API_KEY`.
+        max_workers: The number of rollouts that run at a time.
+        rollouts_per_task: The number of rollouts in one Prefect task.
+        rate_limit: The number of rollouts that may start per second.
+        concurrency_limit: The name of one of Prefect's global concurrency limits, which all flow
+            runs share. Each running rollout holds a slot until its task ends.
+        on_error: If a rollout raises: `"raise"` to raise, `"no_reward"` to go on without a reward,
+            or the reward to report.
+        seed: The seed of the order of the examples.
+        stop: Whether to end the session with this run.
+
+    Returns:
+        The session's state and champion, the number of rollouts by outcome, the comparison on
+        `held_out`, and the keys of the artifacts.
+
+    Raises:
+        ConfigInvalid: The config cannot be used.
+        ConfigNotFound: There is no block or file of that name.
+        InputInvalid: There are no examples, or Prefect has no such concurrency limit.
+        ProgramFailed: Each of the first rollouts failed.
+
+    Example:
+        ```python
+        from prefect_mipro.flows import optimize_prompt
+
+        summary = optimize_prompt(
+            "support-bot",
+            rows,
+            lambda rollout, row: rollout.ask(row),
+            lambda row, answer: float(answer == row["label"]),
+            rollouts=200,
+        )
+        print(summary.champion_instruction)
+        ```
     """
     started = time.monotonic()
     if rollouts and not examples:
@@ -107,8 +131,7 @@ def optimize_prompt(
             connection = opened.enter_context(connection_to(session))
             loop = Loop(
                 session,
-                status=partial(connection.client.session_status, session.session_id),
-                reach=connection.client.health,
+                connection=connection,
                 program=program,
                 reward=reward,
                 on_error=on_error,

@@ -46,7 +46,7 @@ from prefect_mipro.tasks import SessionHandle, promote_candidate, session_status
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.opening import session_plan
-from prefect_mipro.tasks.repeats import REPEATABLE
+from prefect_mipro.tasks.retries import REPEATABLE
 
 EXAMPLES_READ = 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol, SupportsFloat
+from typing import Annotated, Any, Protocol, SupportsFloat, runtime_checkable
 
 from pydantic import BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
@@ -68,6 +68,7 @@ class Judgement(Record):
     metadata: JsonObject | None = None
 
 
+@runtime_checkable
 class Scored(Protocol):
     """A record with a score, such as a named tuple or a dataclass; it may have feedback."""
 

@@ -104,7 +104,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     # These take a second: first the settings must be right, and the port ours.
     from prefect_mipro.server.app import create_app
     from prefect_mipro.server.store.engine import open_store
-    from prefect_mipro.server.telemetry.tracing import tracing_of
+    from prefect_mipro.server.telemetry.exporters import tracing_of
 
     store = await open_store(settings.database_url)
     tracing = tracing_of(os.environ)

@@ -6,58 +6,62 @@ They take a `SessionHandle`, which names the key's block and never holds a key.
 from __future__ import annotations
 
 from prefect_mipro.models.judgements import Judgement
-from prefect_mipro.tasks.connections import SessionHandle
-from prefect_mipro.tasks.deletion import (
-    adelete_session,
-    aforget_data,
-    delete_session,
-    forget_data,
+from prefect_mipro.tasks.candidates import (
+    aget_candidate,
+    alist_candidates,
+    alist_seed_evals,
+    apromote_candidate,
+    aretire_candidate,
+    aretire_lever,
+    get_candidate,
+    list_candidates,
+    list_seed_evals,
+    promote_candidate,
+    retire_candidate,
+    retire_lever,
 )
 from prefect_mipro.tasks.leases import alease_prompt, apost_trace, lease_prompt, post_trace
-from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
 from prefect_mipro.tasks.opening import aopen_session, open_session
 from prefect_mipro.tasks.programs import RolloutJob
-from prefect_mipro.tasks.rewards import areport_rewards, report_rewards
+from prefect_mipro.tasks.rewards import (
+    areport_reward,
+    areport_rewards,
+    report_reward,
+    report_rewards,
+)
 from prefect_mipro.tasks.rollouts import (
     aevaluate_candidate,
+    arollout_step,
     arun_rollout,
     arun_rollouts,
     evaluate_candidate,
+    rollout_step,
     run_rollout,
     run_rollouts,
 )
+from prefect_mipro.tasks.session_handle import SessionHandle
 from prefect_mipro.tasks.sessions import (
     abegin_epoch,
     acancel_session,
     acreate_session,
-    aget_candidate,
-    alist_candidates,
-    alist_seed_evals,
+    adelete_session,
+    aforget_data,
     apause_session,
-    apromote_candidate,
-    areport_reward,
     aresume_session,
-    aretire_candidate,
-    aretire_lever,
     asession_status,
     asession_urls,
     begin_epoch,
     cancel_session,
     create_session,
-    get_candidate,
-    list_candidates,
-    list_seed_evals,
+    delete_session,
+    forget_data,
     pause_session,
-    promote_candidate,
-    report_reward,
     resume_session,
-    retire_candidate,
-    retire_lever,
     session_status,
     session_urls,
 )
-from prefect_mipro.tasks.steps import arollout_step, rollout_step
 
 __all__ = [
     "AsyncLiveRollout",

@@ -1,4 +1,4 @@
-"""From a session handle to open clients: where the key comes from, and who closes what."""
+"""Open clients for a session's backend: where the key comes from, and who closes what."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -23,92 +22,14 @@ from prefect_mipro.client import environment
 from prefect_mipro.client.clients import AsyncClient, Client, backend_root
 from prefect_mipro.embedded import running_backend
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.models.base import Record
-from prefect_mipro.models.chat import InitialPrompt
+from prefect_mipro.tasks.handles import SessionAddress
 from prefect_mipro.tasks.openai_clients import AsyncOpenAIClient, OpenAIClient
-
-if TYPE_CHECKING:
-    from prefect_mipro.tasks.open_rollouts import AsyncReward, RolloutBlock
-    from prefect_mipro.tasks.programs import OnError, Reward
 
 # A policy model may think for minutes where the backend itself answers at once.
 MODEL_TIMEOUT_SECONDS = 600.0
 
 # As many as the most rollouts that one process runs at a time.
 MOST_CONNECTIONS = 256
-
-
-class SessionHandle(Record):
-    """What travels between tasks, is shown in Prefect and may be stored: no key, no secret URL.
-
-    `credentials` is the name of a saved `MiproCredentials` block. Without one the key is that of
-    the embedded backend, else `MIPRO_API_KEY` or `SYNTH_API_KEY` where the task runs. `prompt` is
-    the one that the session began with, where it has one.
-    """
-
-    session_id: str
-    backend_url: str
-    correlation_id: str | None = None
-    credentials: str | None = None
-    prompt: InitialPrompt | None = None
-
-    def rollout(
-        self,
-        example: Any = None,
-        *,
-        rollout_id: str | None = None,
-        example_id: str | int | None = None,
-        metric: Reward | AsyncReward | None = None,
-        on_error: OnError = "no_reward",
-        shareable: bool = False,
-    ) -> RolloutBlock:
-        """A `with` or `async with` block that is one rollout.
-
-        The body calls the model through the rollout it gets (`rollout.openai()` is a client of
-        OpenAI's, `rollout.complete(messages)` needs none) and says what the answer is worth:
-        `rollout.reward(value)`, or `rollout.answer = ...` for `metric(example, answer)` to judge.
-        The reward is reported once, when the body ends. When body or metric raise, so does the
-        block; a reward that was given before is reported, else `on_error` where it is a number.
-
-        Without `rollout_id` it is a new rollout; in a task, with an example's id, a retry of the
-        task is the same one. `shareable` says that its texts may be shown to other users, as a
-        worked example.
-        """
-        # Imported here, because rollouts are made of handles.
-        from prefect_mipro.tasks.open_rollouts import RolloutBlock
-
-        return RolloutBlock(
-            self,
-            example,
-            rollout_id=rollout_id,
-            example_id=example_id,
-            metric=metric,
-            on_error=on_error,
-            shareable=shareable,
-        )
-
-    @contextmanager
-    def connected(self) -> Iterator[Self]:
-        """Keep one connection open for all rollouts and tasks of this process in the block.
-
-        They would find the key and connect anew whenever none of them is under way.
-        """
-        with connection_to(self):
-            yield self
-
-    @asynccontextmanager
-    async def aconnected(self) -> AsyncIterator[Self]:
-        """The same for all that runs on this event loop."""
-        async with async_connection_to(self):
-            yield self
-
-    def proxy_url(self, rollout_id: str) -> str:
-        """The base URL of one rollout for any OpenAI client; it asks for the key."""
-        return f"{_root(self.backend_url)}{self.proxy_path(rollout_id)}"
-
-    def proxy_path(self, rollout_id: str) -> str:
-        """The same, from the backend's root."""
-        return f"/api/mipro/v1/{self.session_id}/{rollout_id}"
 
 
 @dataclass(frozen=True)
@@ -156,7 +77,7 @@ class Connections:
         self._open: dict[tuple[int, str, str | None], tuple[Connection, int]] = {}
 
     @contextmanager
-    def to(self, session: SessionHandle) -> Iterator[Connection]:
+    def to(self, session: SessionAddress) -> Iterator[Connection]:
         """The connection to the session's backend, opened when nobody holds it yet."""
         # By process: a forked child must not share its parent's sockets.
         key = (os.getpid(), session.backend_url, session.credentials)
@@ -185,7 +106,7 @@ class AsyncConnections:
         self._open: dict[tuple[asyncio.AbstractEventLoop, str, str | None], _Opening] = {}
 
     @asynccontextmanager
-    async def to(self, session: SessionHandle) -> AsyncIterator[AsyncConnection]:
+    async def to(self, session: SessionAddress) -> AsyncIterator[AsyncConnection]:
         """The loop's connection to the session's backend, opened when nobody holds it yet."""
         key = (asyncio.get_running_loop(), session.backend_url, session.credentials)
         opening = self._open.get(key)
@@ -216,7 +137,7 @@ class _Opening:
             await self.connecting.result().aclose()
 
 
-def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
+def connection_to(session: SessionAddress) -> AbstractContextManager[Connection]:
     """The connection that this process shares.
 
     A function, because tasks are pickled with what they mention, and open connections cannot be.
@@ -224,7 +145,7 @@ def connection_to(session: SessionHandle) -> AbstractContextManager[Connection]:
     return _shared.to(_handle(session))
 
 
-def async_connection_to(session: SessionHandle) -> AbstractAsyncContextManager[AsyncConnection]:
+def async_connection_to(session: SessionAddress) -> AbstractAsyncContextManager[AsyncConnection]:
     """The connection that this event loop shares."""
     return _ashared.to(_handle(session))
 
@@ -233,22 +154,22 @@ _shared = Connections()
 _ashared = AsyncConnections()
 
 
-def credentials_of(session: SessionHandle) -> MiproCredentials:
+def credentials_of(session: SessionAddress) -> MiproCredentials:
     """The address and the key, found where the task runs."""
     if session.credentials is None:
         return _surroundings(session.backend_url)
     return _same_backend(load(MiproCredentials, session.credentials), session)
 
 
-async def acredentials_of(session: SessionHandle) -> MiproCredentials:
+async def acredentials_of(session: SessionAddress) -> MiproCredentials:
     """The same, without blocking the event loop."""
     if session.credentials is None:
         return _surroundings(session.backend_url)
     return _same_backend(await aload(MiproCredentials, session.credentials), session)
 
 
-def _handle(session: Any) -> SessionHandle:
-    if isinstance(session, SessionHandle):
+def _handle(session: Any) -> SessionAddress:
+    if isinstance(session, SessionAddress):
         return session
     raise InputInvalid(
         f"the session is of type {type(session).__name__}; give the handle that open_session "
@@ -265,7 +186,7 @@ def _surroundings(backend_url: str) -> MiproCredentials:
     return MiproCredentials(backend_url=backend_url, api_key=SecretStr(key) if key else None)
 
 
-def _same_backend(credentials: MiproCredentials, session: SessionHandle) -> MiproCredentials:
+def _same_backend(credentials: MiproCredentials, session: SessionAddress) -> MiproCredentials:
     """A key goes to the address it was saved with, and to no other."""
     if backend_root(credentials.backend_url) != backend_root(session.backend_url):
         raise InputInvalid(
@@ -286,7 +207,7 @@ def _connect(credentials: MiproCredentials) -> Connection:
     )
 
 
-async def _aconnect(session: SessionHandle) -> AsyncConnection:
+async def _aconnect(session: SessionAddress) -> AsyncConnection:
     credentials = await acredentials_of(session)
     url, key = credentials.backend_url, credentials.api_key
     wait = _waits(credentials)
@@ -310,8 +231,3 @@ class _Waits(NamedTuple):
 def _waits(credentials: MiproCredentials) -> _Waits:
     longest = max(credentials.timeout_seconds, MODEL_TIMEOUT_SECONDS)
     return _Waits(credentials.timeout_seconds, longest)
-
-
-@lru_cache
-def _root(backend_url: str) -> str:
-    return backend_root(backend_url)

@@ -25,12 +25,11 @@ from prefect_mipro.models.summaries import RolloutResult
 from prefect_mipro.tasks.connections import (
     AsyncConnection,
     Connection,
-    SessionHandle,
     async_connection_to,
     connection_to,
 )
-from prefect_mipro.tasks.course import Course, failure_reward
-from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.handles import SessionAddress
+from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.programs import (
     HOPELESS,
@@ -40,6 +39,8 @@ from prefect_mipro.tasks.programs import (
     Reward,
     RolloutJob,
 )
+from prefect_mipro.tasks.rollout_progress import RolloutProgress, failure_reward
+from prefect_mipro.tasks.steps import arun, run
 
 AsyncReward = Callable[[Example, Answer], Awaitable[RewardValue]]
 
@@ -52,7 +53,7 @@ class _Judged:
     answer: Answer = _NO_ANSWER
     """What the metric is to judge; the body sets it."""
 
-    _course: Course
+    _progress: RolloutProgress
     _final: RolloutResult | None = None
 
     def reward(self, value: RewardValue, feedback: str | None = None) -> None:
@@ -62,24 +63,24 @@ class _Judged:
             judged = judged.model_copy(update={"feedback": feedback})
         if self._final is not None:
             raise InputInvalid(
-                f"rollout {self._course.job.rollout_id} has ended, so {judged.score:g} is not "
+                f"rollout {self._progress.job.rollout_id} has ended, so {judged.score:g} is not "
                 "counted; reward it in its with block, or later by report_reward"
             )
-        given = self._course.judged
+        given = self._progress.judged
         if given is not None and given.score != judged.score:
             raise RewardConflict(
-                f"rollout {self._course.job.rollout_id} has the reward {given.score:g} already, "
+                f"rollout {self._progress.job.rollout_id} has the reward {given.score:g} already, "
                 f"so {judged.score:g} is not counted; a rollout is rewarded once"
             )
-        self._course.judged = judged
+        self._progress.judged = judged
 
     @property
     def result(self) -> RolloutResult:
         """How it stands, and after the block how it ended."""
         if self._final is not None:
             return self._final
-        self._course.answer = None if self.answer is _NO_ANSWER else self.answer
-        return self._course.result()
+        self._progress.answer = None if self.answer is _NO_ANSWER else self.answer
+        return self._progress.result()
 
     def _end(self) -> None:
         self._final = self.result
@@ -88,21 +89,25 @@ class _Judged:
 class OpenRollout(_Judged, LiveRollout):
     """The rollout of a `with session.rollout(...)` block."""
 
-    def __init__(self, session: SessionHandle, connection: Connection, course: Course) -> None:
-        job = course.job
+    def __init__(
+        self, session: SessionAddress, connection: Connection, progress: RolloutProgress
+    ) -> None:
+        job = progress.job
         super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
-        self._course = course
-        course.live = self
+        self._progress = progress
+        progress.live = self
 
 
 class AsyncOpenRollout(_Judged, AsyncLiveRollout):
     """The rollout of an `async with session.rollout(...)` block."""
 
-    def __init__(self, session: SessionHandle, connection: AsyncConnection, course: Course) -> None:
-        job = course.job
+    def __init__(
+        self, session: SessionAddress, connection: AsyncConnection, progress: RolloutProgress
+    ) -> None:
+        job = progress.job
         super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
-        self._course = course
-        course.live = self
+        self._progress = progress
+        progress.live = self
 
 
 class RolloutBlock:
@@ -110,7 +115,7 @@ class RolloutBlock:
 
     def __init__(
         self,
-        session: SessionHandle,
+        session: SessionAddress,
         example: Example,
         *,
         rollout_id: str | None,
@@ -164,40 +169,40 @@ class RolloutBlock:
 
     @contextmanager
     def _open(self) -> Iterator[OpenRollout]:
-        course = Course(self._job)
+        progress = RolloutProgress(self._job)
         with connection_to(self._session) as connection:
-            rollout = OpenRollout(self._session, connection, course)
+            rollout = OpenRollout(self._session, connection, progress)
             try:
                 yield rollout
                 if self._to_be_judged(rollout):
-                    course.judged = judgement(_at_once(self._judge(rollout)))
+                    progress.judged = judgement(_at_once(self._judge(rollout)))
             except Exception as error:
-                self._failed(course, error)
-                with _unless_unreachable(course):
-                    course.send(connection, self._session, "raise")
+                self._failed(progress, error)
+                with _unless_unreachable(progress):
+                    run(progress.report(self._session, "raise"), connection)
                 raise
             else:
-                course.send(connection, self._session, "raise")
+                run(progress.report(self._session, "raise"), connection)
             finally:
                 rollout._end()
 
     @asynccontextmanager
     async def _aopen(self) -> AsyncIterator[AsyncOpenRollout]:
-        course = Course(self._job)
+        progress = RolloutProgress(self._job)
         async with async_connection_to(self._session) as connection:
-            rollout = AsyncOpenRollout(self._session, connection, course)
+            rollout = AsyncOpenRollout(self._session, connection, progress)
             try:
                 yield rollout
                 if self._to_be_judged(rollout):
                     value = self._judge(rollout)
-                    course.judged = judgement(await value if isawaitable(value) else value)
+                    progress.judged = judgement(await value if isawaitable(value) else value)
             except Exception as error:
-                self._failed(course, error)
-                with _unless_unreachable(course):
-                    await course.asend(connection, self._session, "raise")
+                self._failed(progress, error)
+                with _unless_unreachable(progress):
+                    await arun(progress.report(self._session, "raise"), connection)
                 raise
             else:
-                await course.asend(connection, self._session, "raise")
+                await arun(progress.report(self._session, "raise"), connection)
             finally:
                 rollout._end()
 
@@ -209,7 +214,7 @@ class RolloutBlock:
         self._begun = True
 
     def _to_be_judged(self, rollout: _Judged) -> bool:
-        return self._metric is not None and rollout._course.judged is None
+        return self._metric is not None and rollout._progress.judged is None
 
     def _judge(self, rollout: _Judged) -> Any:
         if rollout.answer is _NO_ANSWER:
@@ -220,22 +225,22 @@ class RolloutBlock:
         assert self._metric is not None
         return self._metric(self._job.example, rollout.answer)
 
-    def _failed(self, course: Course, error: Exception) -> None:
-        course.failure = error
+    def _failed(self, progress: RolloutProgress, error: Exception) -> None:
+        progress.failure = error
         # A reward that is none says nothing of the prompt.
         hopeless = isinstance(error, (*HOPELESS, RewardInvalid))
-        if course.judged is None and not hopeless and not isinstance(self._on_error, str):
-            course.judged = failure_reward(error, self._on_error)
+        if progress.judged is None and not hopeless and not isinstance(self._on_error, str):
+            progress.judged = failure_reward(error, self._on_error)
 
 
 @contextmanager
-def _unless_unreachable(course: Course) -> Iterator[None]:
+def _unless_unreachable(progress: RolloutProgress) -> Iterator[None]:
     """The error of the body matters more than one of its report."""
     try:
         yield
     except MiproError as error:
         run_logger().warning(
-            "The reward of rollout %s was not reported: %s", course.job.rollout_id, error
+            "The reward of rollout %s was not reported: %s", progress.job.rollout_id, error
         )
 
 

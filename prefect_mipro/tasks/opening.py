@@ -1,9 +1,9 @@
-"""From a config, however it is named, to an open session."""
+"""Opening a session from a config block, a dict or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
-from prefect_mipro.blocks import MiproSessionConfig, aload, load
+from prefect_mipro.blocks import MiproSessionConfig, load
 from prefect_mipro.config import MiproConfig, override, read_toml
 from prefect_mipro.errors import ConfigInvalid, ConfigNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks.session_handle import SessionHandle
 from prefect_mipro.tasks.sessions import acreate_session, create_session
 
 ConfigSource = MiproSessionConfig | Mapping[str, Any] | str | Path
@@ -29,19 +29,36 @@ def open_session(
     backend_url: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> SessionHandle:
-    """Create the session, or go on with the one that has the id.
+    """Create a session, or continue the one with the given id.
 
-    In a flow or a task it is a run of the task `create_session`; elsewhere it needs no Prefect
+    In a flow or a task this is a run of the task `create_session`; elsewhere it needs no Prefect
     server.
 
     Args:
         config: The name of a saved `MiproSessionConfig` block, the block itself, a config as a
             dict, or the path of a TOML file.
-        session_id: Else the block's id, else the config's `system_id`, else a new one.
-        credentials: The name of a saved `MiproCredentials` block; else the one in the config
-            block. Without any the backend is `backend_url`, else `MIPRO_BACKEND_URL`.
-        backend_url: A backend whose key, if it asks for one, is in `MIPRO_API_KEY`.
+        session_id: The session's id. By default the block's id, else the config's `system_id`,
+            else a new id.
+        credentials: The name of a saved `MiproCredentials` block; by default the one in the config
+            block. Without any, the backend is `backend_url`, else `MIPRO_BACKEND_URL`.
+        backend_url: The URL of a backend; its key, if it needs one, is in `MIPRO_API_KEY`.
         overrides: Values that replace those of the config, by dotted path.
+
+    Returns:
+        The session's handle, which the tasks take. It holds no key.
+
+    Raises:
+        ConfigInvalid: The config cannot be used.
+        ConfigNotFound: There is no block or file of that name.
+        InputInvalid: No backend is named, or the block's credentials are not saved.
+        KeyMissing: The backend is on another machine, and no key for it is set.
+
+    Example:
+        ```python
+        from prefect_mipro import open_session
+
+        session = open_session("support-bot")
+        ```
     """
     plan = session_plan(config, session_id=session_id, credentials=credentials, overrides=overrides)
     return plan.open(backend_url)
@@ -56,10 +73,13 @@ async def aopen_session(
     overrides: Mapping[str, Any] | None = None,
 ) -> SessionHandle:
     """Create the session, or go on with the one that has the id; see `open_session`."""
-    if (name := _block_name(config)) is not None:
-        with _explained(name):
-            config = await aload(MiproSessionConfig, name)
-    plan = session_plan(config, session_id=session_id, credentials=credentials, overrides=overrides)
+    plan = await asyncio.to_thread(
+        session_plan,
+        config,
+        session_id=session_id,
+        credentials=credentials,
+        overrides=overrides,
+    )
     create = acreate_session if _in_run() else acreate_session.fn
     return await create(plan.config, **plan.arguments(backend_url))
 
@@ -99,9 +119,8 @@ def session_plan(
     overrides: Mapping[str, Any] | None = None,
 ) -> SessionPlan:
     """Read and check the config. Raises ConfigInvalid or ConfigNotFound."""
-    if (name := _block_name(config)) is not None:
-        with _explained(name):
-            config = load(MiproSessionConfig, name)
+    if isinstance(config, str) and not config.endswith(".toml"):
+        config = _saved_config(config)
     block = config if isinstance(config, MiproSessionConfig) else None
     body = override(_body(config), overrides or {})
     return SessionPlan(
@@ -114,14 +133,9 @@ def session_plan(
     )
 
 
-def _block_name(config: ConfigSource) -> str | None:
-    return config if isinstance(config, str) and not config.endswith(".toml") else None
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _saved_config(name: str) -> MiproSessionConfig:
     try:
-        yield
+        return load(MiproSessionConfig, name)
     except ValueError as error:
         if not isinstance(error.__cause__, ObjectNotFound):
             raise

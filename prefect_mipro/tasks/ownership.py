@@ -23,8 +23,9 @@ from prefect.transactions import Transaction, get_transaction
 from prefect_mipro.events import SessionEvent, tell
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.sessions import SessionState, SessionStatus
-from prefect_mipro.tasks.connections import SessionHandle, connection_to
+from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
+from prefect_mipro.tasks.session_handle import SessionHandle
 
 CREATOR = "prefect_flow_run_id"
 SESSION_LABEL = "prefect-mipro.session."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 import time
@@ -40,16 +39,6 @@ class Pace:
             turn = max(now, self._next)
             self._next = turn + self._gap_seconds
             return turn - now
-
-    def turn(self) -> None:
-        """Take the next turn, and return when it has come."""
-        if seconds := self.take():
-            time.sleep(seconds)
-
-    async def aturn(self) -> None:
-        """The same without blocking the event loop."""
-        if seconds := self.take():
-            await asyncio.sleep(seconds)
 
 
 def slots_of(concurrency_limit: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from prefect_mipro.errors import KeyRejected, ModelMissing, NotFound, PaymentRequired
 from prefect_mipro.models.judgements import RewardValue
 from prefect_mipro.models.rows import example_id_of, fields_of
-from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 
 # Errors that the next rollout would meet as well: going on would only hide them.
 HOPELESS = (KeyRejected, ModelMissing, NotFound, PaymentRequired)

@@ -16,7 +16,7 @@ from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.names import is_rollout_id
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionUrls
-from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks.handles import SessionAddress
 
 Urls = TypeVar("Urls", bound=SessionUrls)
 
@@ -30,7 +30,7 @@ def creation_request(
     correlation_id: str | None,
 ) -> CreateSession:
     """The body of a create call; it always names the session, so that it may be repeated."""
-    chosen = session_id or _system_id(config) or _new_session_id()
+    chosen = session_id or _system_id(config) or own_id()
     try:
         return CreateSession(
             session_id=chosen,
@@ -57,10 +57,15 @@ def usable_id(rollout_id: Any) -> str:
     )
 
 
+def own_id() -> str:
+    """An id of the present task run, the same for each of its retries; a new one outside a task."""
+    return str(task_run.get_id() or uuid4())
+
+
 def reward_request(
-    session: SessionHandle,
+    session: SessionAddress,
     judged: Judgement,
-    rollout_id: str,
+    rollout_id: str | None,
     example_id: str | None = None,
     stop: bool | None = None,
     *,
@@ -93,8 +98,3 @@ def _system_id(config: Mapping[str, Any]) -> str | None:
             return system_id
         case _:
             return None
-
-
-def _new_session_id() -> str:
-    """The task run's id: a repeat of the task then finds what its first attempt created."""
-    return str(task_run.get_id() or uuid4())

@@ -1,4 +1,4 @@
-"""Rewards that come later, many at once: each counts once, and a bad one spoils no other."""
+"""Rewards for rollouts that ran before, as tasks: one reward, or many at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from prefect import Task, task
+from prefect import Task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.utilities.collections import visit_collection
 
+from prefect_mipro.client import operations
 from prefect_mipro.errors import (
     InputInvalid,
     MiproError,
@@ -23,14 +24,13 @@ from prefect_mipro.errors import (
 from prefect_mipro.models.judgements import RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RewardOutcome, RewardReport, RolloutResult
-from prefect_mipro.tasks.connections import SessionHandle, async_connection_to, connection_to
-from prefect_mipro.tasks.course import OWN_IDS, is_retry
-from prefect_mipro.tasks.fanout import gathered, threaded
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.notices import Notice
-from prefect_mipro.tasks.repeats import REPEATABLE
 from prefect_mipro.tasks.requests import reward_request
-from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
+from prefect_mipro.tasks.rollout_progress import is_retry
+from prefect_mipro.tasks.rollout_warnings import OWN_IDS, Topic, warn_unapplied
+from prefect_mipro.tasks.session_handle import SessionHandle
+from prefect_mipro.tasks.steps import Steps, ask, concurrently
+from prefect_mipro.tasks.twins import async_twin, session_task
 
 Rewarded = RolloutResult | PrefectFuture[RolloutResult] | str
 Rewards = Mapping[str, RewardValue] | Sequence[tuple[Rewarded, RewardValue]]
@@ -39,6 +39,64 @@ SHOWN_PROBLEMS = 5
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@session_task(run_name="reward {rollout_id}")
+def report_reward(
+    session: SessionHandle,
+    score: RewardValue,
+    *,
+    rollout_id: str,
+    feedback: str | None = None,
+    expected: str | None = None,
+    example_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    stop: bool | None = None,
+    shareable: bool = False,
+) -> Steps[RewardReceipt]:
+    """Reward a rollout that ran elsewhere.
+
+    Args:
+        session: The session's handle.
+        score: The reward: a number, a pair of number and feedback, a mapping with a `score`, or a
+            `Judgement`. The arguments below replace what it holds.
+        rollout_id: The rollout's id.
+        feedback: What was good or bad about the answer, in words.
+        expected: The right answer, if it is known. It may become a worked example.
+        example_id: The id of the rollout's example.
+        metadata: Facts to store with the reward. `user` names the end user for `forget_data`.
+        stop: Whether to end the session with this reward.
+        shareable: Whether the rollout's texts may be shown to other users as a worked example.
+
+    Returns:
+        The receipt: the candidate rewarded, and whether the reward was reported before.
+
+    Raises:
+        RewardInvalid: The score is not a finite number, or outside the session's `reward_range`.
+        RewardConflict: The rollout already has another reward.
+        SessionEnded: The session is cancelled.
+
+    Example:
+        ```python
+        from prefect_mipro.tasks import report_reward
+
+        receipt = report_reward(session, 0.5, rollout_id="rollout-1", feedback="too long")
+        print(receipt.candidate_id)
+        ```
+    """
+    given = {"feedback": feedback, "expected": expected, "metadata": metadata}
+    judged = judgement(score).model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    request = reward_request(session, judged, rollout_id, example_id, stop, shareable=shareable)
+    receipt = yield from ask(operations.reward(session.session_id, request))
+    rollouts = int(receipt.prompt_applied is False)
+    yield from warn_unapplied(session, Topic.UNAPPLIED_REWARD, rollouts=rollouts)
+    return receipt
+
+
+areport_reward = async_twin(report_reward)
+
 
 # As Any: Prefect's methods are overloads that no subclass can repeat.
 _Task: Any = Task
@@ -91,78 +149,67 @@ def _run_name() -> str:
 
 
 @_takes_failures
-@task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
+@session_task(run_name=_run_name)
 def report_rewards(
     session: SessionHandle,
     rewards: Rewards,
     *,
     max_workers: int = 8,
     shareable: bool = False,
-) -> RewardReport:
-    """Reward rollouts that ran before, at most `max_workers` at a time.
+) -> Steps[RewardReport]:
+    """Reward many rollouts that ran before.
 
-    A reward is whatever a reward function may return: a number, a pair of number and feedback, a
-    `Judgement`. Reporting the same rewards again changes nothing; after a retry of the task, those
-    that had counted before it are told as repeated. What is wrong with one of them stands in the
-    report, and the others count all the same. A rollout may be named by the future of its task
-    run, which may have failed. `shareable` says that the texts of all of them may be shown to other
-    users, as worked examples: set it where the inputs are a data set of your own.
+    A reward that cannot be used is named in the report, and the others still count. Reporting the
+    same rewards again changes nothing; after a retry of the task, rewards that had counted before
+    it are reported as repeated.
+
+    Args:
+        session: The session's handle.
+        rewards: A mapping from rollout id to reward, or a list of pairs of a rollout and its
+            reward. A rollout is its result, its id, or the future of its task run, which may have
+            failed. A reward is what a reward function may return: a number, a pair of number and
+            feedback, a `Judgement`.
+        max_workers: The number of rewards sent at a time.
+        shareable: Whether the texts of all these rollouts may be shown to other users as worked
+            examples. Set it if the inputs are a data set of your own.
+
+    Returns:
+        The report: the rollouts by outcome, and why rewards did not count.
+
+    Raises:
+        InputInvalid: The rewards are neither a mapping nor a list of pairs.
+        SessionNotFound: The backend has no such session.
+
+    Example:
+        ```python
+        from prefect_mipro.tasks import report_rewards
+
+        report = report_rewards(session, {"rollout-1": 1.0, "rollout-2": (0.0, "wrong intent")})
+        print(report.counts, report.problems)
+        ```
     """
     cases, refused = _read(session, rewards, shareable=shareable)
-    with connection_to(session) as connection:
-
-        def report(case: _Case) -> list[_Said]:
-            said = []
-            for request in case.requests:
-                try:
-                    said.append(_counted(connection.client.reward(session.session_id, request)))
-                except (RewardConflict, SessionEnded, InputInvalid) as error:
-                    said.append(_refused(case.rollout_id, error))
-            return said
-
-        said = threaded(report, cases, max_workers=max_workers)
-        tell_unapplied(connection, session, Notice.UNAPPLIED_REWARD, rollouts=_unapplied(said))
-    return _reported(session, refused, said)
+    bodies = [_sent(session, case) for case in cases]
+    results = yield from concurrently(bodies, max_workers=max_workers)
+    unapplied = sum(any(r.prompt_applied is False for r in several) for several in results)
+    yield from warn_unapplied(session, Topic.UNAPPLIED_REWARD, rollouts=unapplied)
+    everything = [*refused, *(each for several in results for each in several)]
+    return _reported(session, everything, unapplied)
 
 
-@_takes_failures
-@task(name="report-rewards", task_run_name=_run_name, **REPEATABLE)
-async def areport_rewards(
-    session: SessionHandle,
-    rewards: Rewards,
-    *,
-    max_workers: int = 8,
-    shareable: bool = False,
-) -> RewardReport:
-    """Reward rollouts that ran before; see `report_rewards`."""
-    cases, refused = _read(session, rewards, shareable=shareable)
-    async with async_connection_to(session) as connection:
-
-        async def report(case: _Case) -> list[_Said]:
-            said = []
-            for request in case.requests:
-                try:
-                    receipt = await connection.client.reward(session.session_id, request)
-                    said.append(_counted(receipt))
-                except (RewardConflict, SessionEnded, InputInvalid) as error:
-                    said.append(_refused(case.rollout_id, error))
-            return said
-
-        said = await gathered(report, cases, max_workers=max_workers)
-        await atell_unapplied(
-            connection, session, Notice.UNAPPLIED_REWARD, rollouts=_unapplied(said)
-        )
-    return _reported(session, refused, said)
+areport_rewards = _takes_failures(async_twin(report_rewards))
 
 
 class _Case(NamedTuple):
-    """What is to be said of one rollout, in order: the first reward counts."""
+    """The rewards of one rollout, in order: the first one counts."""
 
     rollout_id: str
     requests: list[RewardRequest]
 
 
-class _Said(NamedTuple):
+class _Result(NamedTuple):
+    """What became of one reward."""
+
     rollout_id: str
     outcome: RewardOutcome
     problem: str = ""
@@ -171,23 +218,23 @@ class _Said(NamedTuple):
 
 def _read(
     session: SessionHandle, rewards: Rewards, *, shareable: bool
-) -> tuple[list[_Case], list[_Said]]:
+) -> tuple[list[_Case], list[_Result]]:
     cases: dict[str, list[RewardRequest]] = defaultdict(list)
     refused = []
     for number, (owner, value) in enumerate(_pairs(rewards)):
         if isinstance(owner, BaseException):
             problem = f"the rollout failed, so there is nothing to reward: {owner}"
-            refused.append(_Said(f"rewards[{number}]", RewardOutcome.FAILED, problem))
+            refused.append(_Result(f"rewards[{number}]", RewardOutcome.FAILED, problem))
             continue
         rollout_id = owner.rollout_id if isinstance(owner, RolloutResult) else owner
         example_id = owner.example_id if isinstance(owner, RolloutResult) else None
         if not isinstance(rollout_id, str) or not rollout_id.strip():
             problem = "a rollout id is a text that is not blank; leave out what was not a rollout"
-            refused.append(_Said(repr(rollout_id), RewardOutcome.INVALID, problem))
+            refused.append(_Result(repr(rollout_id), RewardOutcome.INVALID, problem))
             continue
         if isinstance(value, BaseException):
-            problem = f"there is no reward, for what was to make it failed: {value}"
-            refused.append(_Said(rollout_id, RewardOutcome.INVALID, problem))
+            problem = f"there is no reward, because the run that should make it failed: {value}"
+            refused.append(_Result(rollout_id, RewardOutcome.INVALID, problem))
             continue
         try:
             judged = judgement(value)
@@ -218,16 +265,27 @@ def _pairs(rewards: Any) -> Iterable[tuple[Any, Any]]:
     return rewards
 
 
-def _counted(receipt: RewardReceipt) -> _Said:
+def _sent(session: SessionHandle, case: _Case) -> Steps[list[_Result]]:
+    results = []
+    for request in case.requests:
+        try:
+            receipt = yield from ask(operations.reward(session.session_id, request))
+            results.append(_counted(receipt))
+        except (RewardConflict, SessionEnded, InputInvalid) as error:
+            results.append(_refused(case.rollout_id, error))
+    return results
+
+
+def _counted(receipt: RewardReceipt) -> _Result:
     rollout_id = str(receipt.rollout_id)
     if not receipt.attached:
         problem = "the backend knows no such rollout; it keeps the reward until one comes"
-        return _Said(rollout_id, RewardOutcome.UNKNOWN, problem)
+        return _Result(rollout_id, RewardOutcome.UNKNOWN, problem)
     outcome = RewardOutcome.REPEATED if receipt.duplicate else RewardOutcome.ACCEPTED
-    return _Said(rollout_id, outcome, prompt_applied=receipt.prompt_applied)
+    return _Result(rollout_id, outcome, prompt_applied=receipt.prompt_applied)
 
 
-def _refused(rollout_id: str, error: MiproError) -> _Said:
+def _refused(rollout_id: str, error: MiproError) -> _Result:
     match error:
         case RewardConflict():
             outcome = RewardOutcome.CONFLICTING
@@ -235,17 +293,14 @@ def _refused(rollout_id: str, error: MiproError) -> _Said:
             outcome = RewardOutcome.TOO_LATE
         case _:
             outcome = RewardOutcome.INVALID
-    return _Said(rollout_id, outcome, error.message)
+    return _Result(rollout_id, outcome, error.message)
 
 
-def _reported(
-    session: SessionHandle, refused: list[_Said], said: Iterable[list[_Said]]
-) -> RewardReport:
-    everything = [*refused, *(each for several in said for each in several)]
+def _reported(session: SessionHandle, results: Sequence[_Result], unapplied: int) -> RewardReport:
     ids: dict[RewardOutcome, list[str]] = {outcome: [] for outcome in RewardOutcome}
-    for each in everything:
+    for each in results:
         ids[each.outcome].append(each.rollout_id)
-    problems = {each.rollout_id: each.problem for each in everything if each.problem}
+    problems = {each.rollout_id: each.problem for each in results if each.problem}
     for rollout_id, problem in list(problems.items())[:SHOWN_PROBLEMS]:
         run_logger().warning("The reward of rollout %s did not count: %s", rollout_id, problem)
     if len(problems) > SHOWN_PROBLEMS:
@@ -262,10 +317,5 @@ def _reported(
         session_id=session.session_id,
         rollout_ids={outcome: tuple(found) for outcome, found in ids.items()},
         problems=problems,
-        unapplied_rollouts=_unapplied(said),
+        unapplied_rollouts=unapplied,
     )
-
-
-def _unapplied(said: Iterable[list[_Said]]) -> int:
-    """How many of the rollouts ran without their candidate's prompt."""
-    return sum(any(each.prompt_applied is False for each in several) for several in said)

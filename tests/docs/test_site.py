@@ -50,6 +50,14 @@ def test_the_site_has_the_http_api_and_the_methods_of_the_session(site: Path) ->
     assert 'id="update_reward"' in client
 
 
+def test_the_reference_shows_what_tasks_return_and_not_the_steps_of_their_bodies(
+    site: Path,
+) -> None:
+    tasks = (site / "reference/tasks.html").read_text("utf-8")
+    assert 'id="prefect_mipro.tasks.pause_session"' in tasks
+    assert "Steps" not in tasks
+
+
 def test_nothing_is_fetched_from_elsewhere_when_a_page_is_read(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")

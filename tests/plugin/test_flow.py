@@ -23,8 +23,7 @@ from prefect_mipro.embedded import EmbeddedBackend, running_backend
 from prefect_mipro.errors import InputInvalid, ProgramFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.models.summaries import OptimizationSummary
-from prefect_mipro.tasks import AsyncLiveRollout, LiveRollout, session_status
-from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks import AsyncLiveRollout, LiveRollout, SessionHandle, session_status
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import SYSTEM, artifacts, config, new_id
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mipro.tasks import LiveRollout, session_status
-from prefect_mipro.tasks.connections import SessionHandle
+from prefect_mipro.tasks import LiveRollout, SessionHandle, session_status
 from tests.embedded_backend import backend_in
 from tests.fake_upstream import Body, FakeUpstream
 from tests.plugin.test_flow import Row, classify, optimize

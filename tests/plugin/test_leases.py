@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -77,13 +76,6 @@ def exact(row: Row, answer: str) -> float:
 
 def status_of(session: SessionHandle) -> SessionStatus:
     return tasks.session_status.fn(session)
-
-
-@pytest.mark.parametrize("name", ["lease_prompt", "post_trace"])
-def test_each_task_has_an_async_twin_with_the_same_parameters(name: str) -> None:
-    one, twin = getattr(tasks, name), getattr(tasks, f"a{name}")
-    assert inspect.iscoroutinefunction(twin.fn)
-    assert list(inspect.signature(one.fn).parameters) == list(inspect.signature(twin.fn).parameters)
 
 
 @pytest.mark.parametrize("name", ["lease_prompt", "post_trace"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 import pytest
 
 from prefect_mipro.tasks.pace import Pace
@@ -53,12 +50,3 @@ def test_asking_how_far_a_turn_is_does_not_take_it(clock: Clock) -> None:
 def test_without_a_limit_every_turn_is_now(clock: Clock) -> None:
     pace = Pace(None, clock=clock)
     assert {pace.take() for _ in range(100)} == {0.0}
-
-
-def test_a_turn_has_come_when_the_wait_is_over() -> None:
-    began = time.monotonic()
-    pace = Pace(100.0)
-    pace.take()
-    pace.turn()
-    asyncio.run(pace.aturn())
-    assert time.monotonic() - began >= 0.0199

@@ -25,7 +25,7 @@ from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import AsyncLiveRollout, Judgement, LiveRollout, RolloutJob, SessionHandle
 from prefect_mipro.tasks.connections import connection_to
-from prefect_mipro.tasks.live import _text
+from prefect_mipro.tasks.live_rollouts import _text
 from prefect_mipro.tasks.requests import reward_request
 from tests.fake_upstream import FakeUpstream, Scripted
 from tests.plugin.conftest import SYSTEM, config, new_id

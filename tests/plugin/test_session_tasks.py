@@ -47,7 +47,6 @@ NAMES = (
     "list_candidates list_seed_evals pause_session promote_candidate report_reward resume_session "
     "retire_candidate retire_lever session_status session_urls"
 ).split()
-ROLLOUT_NAMES = "evaluate_candidate report_rewards rollout_step run_rollout run_rollouts".split()
 
 
 @pytest.fixture(params=["", "a"], ids=["sync", "async"])
@@ -60,14 +59,6 @@ def call(request: pytest.FixtureRequest) -> Call:
         return asyncio.run(result) if request.param else result
 
     return called
-
-
-@pytest.mark.parametrize("name", [*NAMES, *ROLLOUT_NAMES])
-def test_each_task_has_an_async_twin_with_the_same_parameters(name: str) -> None:
-    one, twin = getattr(tasks, name), getattr(tasks, f"a{name}")
-    assert not inspect.iscoroutinefunction(one.fn)
-    assert inspect.iscoroutinefunction(twin.fn)
-    assert list(inspect.signature(one.fn).parameters) == list(inspect.signature(twin.fn).parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)

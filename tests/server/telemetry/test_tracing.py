@@ -18,8 +18,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prefect_mipro.errors import RewardInvalid, UpstreamTimedOut
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.server.telemetry.calls import CallMeter, MeteredCall
+from prefect_mipro.server.telemetry.exporters import tracing_of
 from prefect_mipro.server.telemetry.spans import Spans
-from prefect_mipro.server.telemetry.tracing import Tracing, tracing_of
+from prefect_mipro.server.telemetry.tracing import Tracing
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = [(b"traceparent", f"00-{TRACE_ID}-b7ad6b7169203331-01".encode())]
@@ -180,7 +181,7 @@ def test_it_stays_off_unless_the_environment_says_where_to(environment: dict[str
 
 def test_nothing_of_opentelemetry_is_loaded_for_nothing() -> None:
     program = (
-        "import sys, prefect_mipro.server.telemetry.tracing as t; "
+        "import sys, prefect_mipro.server.telemetry.exporters as t; "
         "t.tracing_of({}).call; assert not [m for m in sys.modules if 'opentelemetry' in m]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -190,7 +191,8 @@ def test_a_provider_that_is_set_already_is_used() -> None:
     program = (
         "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider; "
         "trace.set_tracer_provider(TracerProvider()); "
-        "from prefect_mipro.server.telemetry.tracing import Tracing, tracing_of; "
+        "from prefect_mipro.server.telemetry.exporters import tracing_of; "
+        "from prefect_mipro.server.telemetry.tracing import Tracing; "
         "assert type(tracing_of({})) is not Tracing"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -198,7 +200,7 @@ def test_a_provider_that_is_set_already_is_used() -> None:
 
 def test_spans_go_where_the_environment_says() -> None:
     program = (
-        "import os; from prefect_mipro.server.telemetry.tracing import tracing_of; "
+        "import os; from prefect_mipro.server.telemetry.exporters import tracing_of; "
         "from prefect_mipro.server.telemetry.calls import CallMeter; "
         "tracing = tracing_of(os.environ)\n"
         "with tracing.call(CallMeter(), []) as call: call.finished()\n"

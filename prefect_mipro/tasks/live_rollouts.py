@@ -14,7 +14,8 @@ from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.placeholders import filled
-from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
+from prefect_mipro.tasks.connections import AsyncConnection, Connection
+from prefect_mipro.tasks.handles import SessionAddress
 from prefect_mipro.tasks.openai_clients import usable
 from prefect_mipro.tasks.requests import usable_id, without_secret
 
@@ -36,7 +37,7 @@ class _Live:
 
     def __init__(
         self,
-        session: SessionHandle,
+        session: SessionAddress,
         connection: Connection | AsyncConnection,
         rollout_id: str,
         *,
@@ -162,7 +163,7 @@ class LiveRollout(_Live):
 
     def __init__(
         self,
-        session: SessionHandle,
+        session: SessionAddress,
         connection: Connection,
         rollout_id: str,
         *,
@@ -216,7 +217,7 @@ class AsyncLiveRollout(_Live):
 
     def __init__(
         self,
-        session: SessionHandle,
+        session: SessionAddress,
         connection: AsyncConnection,
         rollout_id: str,
         *,

@@ -1,4 +1,4 @@
-"""What becomes of a rollout: its answer, what that is worth, and whether the reward counted."""
+"""The progress of a rollout: its answer, its reward, and whether the reward counted."""
 
 from __future__ import annotations
 
@@ -8,28 +8,24 @@ from functools import partial
 
 from prefect.context import FlowRunContext, TaskRunContext
 
+from prefect_mipro.client import operations
 from prefect_mipro.errors import InputInvalid, RewardConflict, SessionEnded
 from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RolloutOutcome, RolloutResult
-from prefect_mipro.tasks.connections import AsyncConnection, Connection, SessionHandle
-from prefect_mipro.tasks.live import AsyncLiveRollout, LiveRollout
+from prefect_mipro.tasks.handles import SessionAddress
+from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.notices import Notice, due
 from prefect_mipro.tasks.programs import HOPELESS, Answer, OnError, RolloutJob
-from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
 from prefect_mipro.tasks.requests import reward_request
-from prefect_mipro.tasks.unapplied import atell_unapplied, tell_unapplied
-
-OWN_IDS = (
-    "A rollout is rewarded once: give each run of your program a rollout id of its own, for "
-    "example one that ends in the date"
-)
+from prefect_mipro.tasks.retries import over_a_restart
+from prefect_mipro.tasks.rollout_warnings import OWN_IDS, warn_unapplied, warn_uncounted
+from prefect_mipro.tasks.steps import Steps, ask
 
 
 @dataclass
-class Course:
-    """What has happened to a rollout so far."""
+class RolloutProgress:
+    """A rollout under way: its answer and reward so far, and what became of the reward."""
 
     job: RolloutJob
     started: float = field(default_factory=time.perf_counter)
@@ -51,37 +47,23 @@ class Course:
         if on_error != "no_reward":
             self.judged = failure_reward(error, on_error)
 
-    def send(self, connection: Connection, session: SessionHandle, on_error: OnError) -> None:
-        """Report the reward, if there is one, and log why the rollout teaches nothing, if so."""
-        while self._is_to_be_sent and self.judged:
+    def report(self, session: SessionAddress, on_error: OnError) -> Steps[None]:
+        """Report the reward, if there is one; log why the rollout teaches nothing, if so."""
+        while self.judged and self.receipt is None and self.refusal is None:
             request = self._reward(session, self.judged)
-            report = partial(connection.client.reward, session.session_id, request)
             try:
-                self.receipt = over_a_restart(report)
+                sent = partial(ask, operations.reward(session.session_id, request))
+                self.receipt = yield from over_a_restart(sent)
             except InputInvalid as error:
-                self._not_taken(error, on_error)
+                # The reward fails the rollout; if it had failed before, the reward was `on_error`.
+                self.judged = None
+                self.failed(error, on_error if self.failure is None else "no_reward")
             except (RewardConflict, SessionEnded) as error:
                 self.refusal = error
-        self._tell_uncounted(session)
+        if reason := self._uncounted_reason():
+            warn_uncounted(session, reason)
         if self._prompt_applied is False:
-            tell_unapplied(connection, session)
-
-    async def asend(
-        self, connection: AsyncConnection, session: SessionHandle, on_error: OnError
-    ) -> None:
-        """Report the reward, if there is one, and log why the rollout teaches nothing, if so."""
-        while self._is_to_be_sent and self.judged:
-            request = self._reward(session, self.judged)
-            report = partial(connection.client.reward, session.session_id, request)
-            try:
-                self.receipt = await aover_a_restart(report)
-            except InputInvalid as error:
-                self._not_taken(error, on_error)
-            except (RewardConflict, SessionEnded) as error:
-                self.refusal = error
-        self._tell_uncounted(session)
-        if self._prompt_applied is False:
-            await atell_unapplied(connection, session)
+            yield from warn_unapplied(session)
 
     def result(self) -> RolloutResult:
         """How it ended."""
@@ -98,38 +80,22 @@ class Course:
             seconds=time.perf_counter() - self.started,
         )
 
-    @property
-    def _is_to_be_sent(self) -> bool:
-        return self.receipt is None and self.refusal is None
-
-    def _not_taken(self, error: InputInvalid, on_error: OnError) -> None:
-        """Fail the rollout for its reward; for one that failed before, the reward is `on_error`."""
-        self.judged = None
-        self.failed(error, on_error if self.failure is None else "no_reward")
-
-    def _reward(self, session: SessionHandle, judged: Judgement) -> RewardRequest:
+    def _reward(self, session: SessionAddress, judged: Judgement) -> RewardRequest:
         stop = True if self.job.stop else None
         job = self.job
         return reward_request(
             session, judged, job.rollout_id, job.example_id, stop, shareable=job.shareable
         )
 
-    def _tell_uncounted(self, session: SessionHandle) -> None:
-        """Log a warning, when it is due, of a reward that did not count."""
-        rollout_id = self.job.rollout_id
+    def _uncounted_reason(self) -> str:
+        """Why the reward did not count; empty if it did."""
         if isinstance(self.refusal, SessionEnded):
-            reason = self.refusal.message
-        elif self.refusal:
-            reason = f"{self.refusal.message}. {OWN_IDS}"
-        elif self.receipt and self.receipt.duplicate and not is_retry():
-            reason = f"rollout {rollout_id!r} had the same reward before. {OWN_IDS}"
-        else:
-            return
-        if number := due(session.session_id, Notice.UNCOUNTED_REWARD):
-            run_logger().warning(
-                "Rewards of session %s did not count (%d so far): %s",
-                *(session.session_id, number, reason),
-            )
+            return self.refusal.message
+        if self.refusal:
+            return f"{self.refusal.message}. {OWN_IDS}"
+        if self.receipt and self.receipt.duplicate and not is_retry():
+            return f"rollout {self.job.rollout_id!r} had the same reward before. {OWN_IDS}"
+        return ""
 
     @property
     def _prompt_applied(self) -> bool | None:

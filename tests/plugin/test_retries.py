@@ -14,21 +14,23 @@ from prefect_mipro.errors import (
     SessionNotFound,
     StoreFailed,
 )
-from prefect_mipro.tasks.repeats import aover_a_restart, over_a_restart
+from prefect_mipro.tasks.retries import over_a_restart
+from prefect_mipro.tasks.steps import Steps, arun, blocking, run
 
 AT_ONCE = (0.0, 0.0, 0.0)
 Outcomes = Iterator[MiproError | str]
 
 
 def sync(outcomes: Outcomes) -> str:
-    return over_a_restart(lambda: _next(outcomes), waits_seconds=AT_ONCE)
+    return run(_retried(outcomes))
 
 
 def asynchronous(outcomes: Outcomes) -> str:
-    async def ask() -> str:
-        return _next(outcomes)
+    return asyncio.run(arun(_retried(outcomes)))
 
-    return asyncio.run(aover_a_restart(ask, waits_seconds=AT_ONCE))
+
+def _retried(outcomes: Outcomes) -> Steps[str]:
+    return over_a_restart(lambda: blocking(_next, outcomes), waits_seconds=AT_ONCE)
 
 
 def _next(outcomes: Outcomes) -> str:

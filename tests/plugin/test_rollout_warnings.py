@@ -15,7 +15,7 @@ from prefect_mipro.tasks import (
     report_reward,
     session_status,
 )
-from prefect_mipro.tasks.notices import Notice, Notices
+from prefect_mipro.tasks.rollout_warnings import Topic, WarningCounts
 from tests.plugin.conftest import SYSTEM
 from tests.plugin.run_log import logged
 from tests.plugin.twins import both, call
@@ -144,10 +144,10 @@ def test_an_evaluation_says_that_it_means_nothing(twin: str, session: SessionHan
 
 
 def test_counts_are_told_whenever_they_have_a_digit_more() -> None:
-    notices = Notices()
-    told = [notices.due("s", Notice.UNAPPLIED) for _ in range(101)]
+    counts = WarningCounts()
+    told = [counts.due("s", Topic.UNAPPLIED) for _ in range(101)]
     assert [number for number in told if number] == [1, 10, 100]
-    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=7) == 7
-    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=5) == 12
-    assert notices.due("s", Notice.UNAPPLIED_REWARD, more=0) == 0
-    assert notices.due("another", Notice.UNAPPLIED) == 1
+    assert counts.due("s", Topic.UNAPPLIED_REWARD, more=7) == 7
+    assert counts.due("s", Topic.UNAPPLIED_REWARD, more=5) == 12
+    assert counts.due("s", Topic.UNAPPLIED_REWARD, more=0) == 0
+    assert counts.due("another", Topic.UNAPPLIED) == 1
