@@ -15,7 +15,6 @@ TITLES = {
     "mipro_v2": "dspy.MIPROv2",
     "ours": "ours",
     "their_pool": "its pool, our selector",
-    "our_pool_tpe": "our pool, TPE",
 }
 BAR = "our champion at half of the calls is at least as good as MIPROv2's program at all of them"
 WIDTH, PAIRED = 40, 29

@@ -54,7 +54,7 @@ AT_ONCE = 64
 TEXT_CHARACTERS = 1_000
 TEXT_WORDS = TEXT_CHARACTERS // 5
 VOCABULARY = 5_000
-CONTENTS = ("full", "hashes", "off")
+CONTENTS = ("full", "off")
 
 
 @dataclass(frozen=True)

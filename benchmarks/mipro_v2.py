@@ -14,10 +14,9 @@ MIPROv2 gets as training and validation set, may show as many demonstrations, an
 on the same held-out rows, outside of that count. Finished runs are kept in `--output` and not made
 again.
 
-`--controls` adds MIPROv2's pool of candidates searched by our selector, and our pool searched by
-TPE. With the two runs that are always made these are all four pairs of a pool and a selector, which
-tells what comes of proposals from what comes of selection. Tokens and seconds of the first are
-those of its search alone; its calls and its reward count the making of the pool too.
+`--controls` adds MIPROv2's pool of candidates searched by our selector, which tells what comes of
+proposals from what comes of selection. Its tokens and seconds are those of its search alone; its
+calls and its reward count the making of the pool too.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    sides = ["mipro_v2", "ours", *(["their_pool", "our_pool_tpe"] if options.controls else [])]
+    sides = ["mipro_v2", "ours", *(["their_pool"] if options.controls else [])]
     if not options.report:
         with CountingServer() as server, tempfile.TemporaryDirectory() as cache:
             # Read when dspy and litellm are imported: their cache, and no look-up of prices.
@@ -136,7 +135,6 @@ class _Bench:
             )
         peer = self._results.get(task.name, seed, "mipro_v2")
         assert peer is not None
-        tpe = {"prompt_learning.mipro.selection.strategy": "mipro_tpe"}
         return session_side.optimize(
             task,
             rows,
@@ -148,7 +146,6 @@ class _Bench:
             threads=self._budget.threads,
             server=self._server,
             label=label,
-            overrides=tpe if side == "our_pool_tpe" else None,
             pool=peer.pool if side == "their_pool" else None,
         )
 
@@ -220,7 +217,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", choices=TASKS, default=["everyday-intents", "banking-six"])
     add("--output", type=Path, default=Path("mipro_v2.json"), help="where runs are kept")
     add("--report", action="store_true", help="only report on the runs in --output")
-    add("--controls", action="store_true", help="add the two crossed pairs of pool and selector")
+    add(
+        "--controls",
+        action="store_true",
+        help="add MIPROv2's pool of candidates searched by our selector",
+    )
     add("--seeds", type=int, default=5)
     add("--held-out", type=int, default=150, help="rows that all prompts are tested on")
     add("--adapter", choices=MAX_TOKENS, default="plain", help="the format of MIPROv2's prompts")

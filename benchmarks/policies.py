@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import create_trial
 
 from benchmarks.simulation import CANDIDATES, IDS, LEVERS, arms
-from prefect_mipro.config import PromotionSettings, SelectionSettings
+from prefect_mipro.config import Exploration, PromotionSettings, SelectionSettings
 from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, Scales, posterior
 from prefect_mipro.optimizer.selection import Plan, choose, plan
@@ -353,10 +353,8 @@ class Ours:
 POLICIES: Mapping[str, Callable[[np.random.Generator, int], Policy]] = {
     "ours": Ours,
     "ours, cautious": partial(Ours, scales=Scales(caution=0.02)),
-    "ours, exploring more": partial(
-        Ours,
-        settings=SelectionSettings(leader_share=0.8, uniform_share=0.02, new_lever_share=0.25),
-    ),
+    "ours, careful": partial(Ours, settings=SelectionSettings(exploration=Exploration.CAREFUL)),
+    "ours, bold": partial(Ours, settings=SelectionSettings(exploration=Exploration.BOLD)),
     "uniform": Tally,
     "UCB1": Ucb1,
     "Beta Thompson": BetaThompson,

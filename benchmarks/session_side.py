@@ -55,7 +55,6 @@ def optimize(
     threads: int,
     server: CountingServer,
     label: str,
-    overrides: JsonObject | None = None,
     pool: Pool | None = None,
 ) -> Run:
     """Learn on a stream of the rows, then test the champions.
@@ -74,7 +73,7 @@ def optimize(
             _backend(Path(folder), server=server, label=label) as backend,
             httpx.Client(trust_env=False, timeout=600.0) as http,
         ):
-            session = _create(backend, config, overrides={**fixed_pool, **(overrides or {})})
+            session = _create(backend, config, overrides=fixed_pool)
             learning = _Learning(
                 task, rows, session, http, server=server, label=label, seed=seed, threads=threads
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect_mipro.config.sections import (
     DemonstrationSettings,
+    Exploration,
     FromTraffic,
     MiproSettings,
     MissingRewardSettings,
@@ -29,6 +30,7 @@ from prefect_mipro.config.session import (
 
 __all__ = [
     "DemonstrationSettings",
+    "Exploration",
     "FromTraffic",
     "MiproConfig",
     "MiproSettings",

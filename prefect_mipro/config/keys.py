@@ -11,7 +11,8 @@ from pydantic import AliasChoices, BaseModel
 from prefect_mipro.config.sections import PromptLearning
 from prefect_mipro.errors import ConfigInvalid
 
-# Words of the hosted service that this backend reads past; a warning names each that is set.
+# Words of the hosted service, and constants that were settings once, which this backend reads
+# past; a warning names each that is set.
 INERT: Mapping[str, frozenset[str]] = {
     "prompt_learning": frozenset(
         "task_app_api_key env_name env_config proxy_models ontology verifier results_folder".split()
@@ -20,6 +21,10 @@ INERT: Mapping[str, frozenset[str]] = {
     "prompt_learning.termination_config": frozenset(
         "max_trials max_category_costs_usd pessimism_enabled".split()
     ),
+    "prompt_learning.mipro.selection": frozenset(
+        "temperature leader_share uniform_share new_lever_share new_lever_rewards caution".split()
+    ),
+    "prompt_learning.mipro.promotion": frozenset({"trigger_probability", "cool_down_rollouts"}),
     "prompt_learning.mipro": frozenset(
         "online_recent_event_window online_recent_rollout_window online_event_shard_size "
         "online_rollout_shard_size online_snapshot_max_events online_snapshot_max_seconds "

@@ -45,25 +45,23 @@ class Strategy(StrEnum):
     """How a candidate is chosen for a rollout."""
 
     MIPRO = "mipro"
-    MIPRO_TPE = "mipro_tpe"
-    THOMPSON = "thompson"
     UNIFORM = "uniform"
     FIXED = "fixed"
 
 
+class Exploration(StrEnum):
+    """How much of the traffic goes to prompts that may or may not be better."""
+
+    CAREFUL = "careful"
+    BALANCED = "balanced"
+    BOLD = "bold"
+
+
 class TraceContent(StrEnum):
-    """What is kept of the texts of calls and rewards: all, digests, or nothing."""
+    """What is kept of the texts of calls and rewards: all, or nothing."""
 
     FULL = "full"
-    HASHES = "hashes"
     OFF = "off"
-
-    def strictness(self) -> int:
-        """Of two, the one with the larger number keeps less."""
-        return _STRICTNESS[self]
-
-
-_STRICTNESS = {content: number for number, content in enumerate(TraceContent)}
 
 
 def _seed_list(value: Any) -> Any:
@@ -166,41 +164,31 @@ class DemonstrationSettings(Section):
 
 
 class SelectionSettings(Section):
-    """Cold top-two Thompson sampling on the additive model, and its rivals.
+    """How candidates are chosen for rollouts.
 
-    `temperature` scales the posterior's standard deviation when drawing, `leader_share` is the
-    top-two parameter beta, `uniform_share` is spread evenly against lock-in, and at most
-    `explore_share` of the traffic leaves the champion before a candidate looks better. A proposed
-    lever with fewer than `new_lever_rewards` rewards gets at most `new_lever_share`. `caution` is
-    how much worse a proposed lever is expected to be than the caller's own, in units of the scaled
-    reward; unset, it is 0.02 where the policy model writes the proposals, else 0.
+    `exploration` is how much of the traffic goes to candidates that may or may not be better
+    (`optimizer.strategies`), and at most `explore_share` of it leaves the champion before one looks
+    better. `candidate_id` is the candidate that the strategy `fixed` serves.
     """
 
     strategy: Strategy = Strategy.MIPRO
-    temperature: float = Field(default=0.5, gt=0.0)
-    leader_share: float = Field(default=0.95, ge=0.0, le=1.0)
-    uniform_share: float = Field(default=0.01, ge=0.0, le=1.0)
+    exploration: Exploration = Exploration.BALANCED
     explore_share: float = Field(default=1.0, ge=0.0, le=1.0)
-    new_lever_share: float = Field(default=0.4, gt=0.0, le=1.0)
-    new_lever_rewards: int = Field(default=5, ge=0)
-    caution: float | None = Field(default=None, ge=0.0, le=1.0)
     candidate_id: str | None = None
 
 
 class PromotionSettings(Section):
-    """When a duel starts, what evidence it needs, and when it is given up.
+    """What evidence a duel needs, and when it is given up.
 
     A challenger must be better by more than `min_lift`, in units of the scaled reward.
     """
 
     enabled: bool = True
     alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
-    trigger_probability: float = Field(default=0.9, gt=0.5, lt=1.0)
     min_rewards: int = Field(default=60, ge=1)
     min_lift: float = Field(default=0.0, ge=0.0, lt=1.0)
     traffic_share: float = Field(default=0.75, gt=0.0, le=1.0)
     max_rollouts: int = Field(default=1_000, ge=1)
-    cool_down_rollouts: int = Field(default=60, ge=0)
 
 
 class MissingRewardSettings(Section):

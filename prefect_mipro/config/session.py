@@ -54,9 +54,6 @@ class MiproConfig(Section):
     @property
     def caution(self) -> float:
         """How much worse a proposed lever is expected to be, in units of the scaled reward."""
-        told = self.mipro.selection.caution
-        if told is not None:
-            return told
         return SMALL_PROPOSER_CAUTION if self.proposer_is_policy else 0.0
 
     @property

@@ -43,6 +43,10 @@ PSEUDO_REWARDS = 5
 # few rewards is often not the best. With 15 in place of 10, sessions of 366 rollouts with large
 # lifts earned 0.004 more each, and their champion was no worse (250 simulated).
 REWARDS_TO_CHALLENGE = 15
+# A duel begins for the candidate that is better than the champion with this probability.
+TRIGGER_PROBABILITY = 0.9
+# The session's rollouts for which a challenger rests after a duel without a winner.
+COOL_DOWN_ROLLOUTS = 60
 # A challenger is given up when it looks worse than the champion, or another one better than it.
 # Giving way to a better one raises the champion's lift after 500 rollouts by a tenth to a third
 # where large lifts are to be had, and promotes no oftener where none is (chosen by simulation).
@@ -121,7 +125,7 @@ def challenger(
     if best is None or (duel and _rests(best, duel, rollouts_now, settings)):
         return None
     chance = posterior.probability_better(best, than=champion_id, margin=settings.min_lift)
-    if chance <= settings.trigger_probability:
+    if chance <= TRIGGER_PROBABILITY:
         return None
     lift = posterior.mean[posterior.index(best)] - posterior.mean[posterior.index(champion_id)]
     return best, float(lift)
@@ -217,7 +221,7 @@ def _rests(candidate_id: str, duel: Duel, rollouts_now: int, settings: Promotion
     if candidate_id != duel.challenger_id:
         return False
     lasted = duel.rollouts / settings.traffic_share
-    return rollouts_now < duel.rollouts_before + lasted + settings.cool_down_rollouts
+    return rollouts_now < duel.rollouts_before + lasted + COOL_DOWN_ROLLOUTS
 
 
 def _hopeless(

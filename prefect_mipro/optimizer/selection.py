@@ -22,7 +22,7 @@ from prefect_mipro.models.candidates import Duel, DuelState
 from prefect_mipro.optimizer.evidence import Evidence, Vector
 from prefect_mipro.optimizer.failures import with_probation
 from prefect_mipro.optimizer.posterior import Posterior
-from prefect_mipro.optimizer.strategies import STRATEGIES, Situation
+from prefect_mipro.optimizer.strategies import BOLDNESS, STRATEGIES, Situation
 
 # A bet on a reward that is thought impossible could lose everything.
 SMALLEST_PREDICTION = 0.02
@@ -102,6 +102,7 @@ def plan(
         pending=evidence.pending[rows],
         champion=list(active).index(champion_id),
         settings=settings,
+        boldness=BOLDNESS[settings.exploration],
     )
     shares = STRATEGIES[settings.strategy](situation, rng)
     if probation:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_mipro.config import SelectionSettings, Strategy
+from prefect_mipro.config import Exploration, SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Arm
-from prefect_mipro.optimizer import tpe
 from prefect_mipro.optimizer.evidence import Matrix, Vector
 from prefect_mipro.optimizer.posterior import Posterior
 
@@ -22,6 +21,30 @@ COLD_ARMS = 4
 # Before a candidate looks this much better on rewards of its own, exploration is capped.
 PROMISING_PROBABILITY = 0.8
 PROMISING_REWARDS = 30
+
+
+@dataclass(frozen=True)
+class Boldness:
+    """The constants of exploration.
+
+    `temperature` scales the posterior's standard deviation when drawing, `leader_share` is the
+    top-two parameter beta, and `uniform_share` is spread evenly, against lock-in. A proposed lever
+    version with fewer than `new_lever_rewards` rewards gets at most `new_lever_share`.
+    """
+
+    temperature: float = 0.5
+    leader_share: float = 0.95
+    uniform_share: float = 0.01
+    new_lever_share: float = 0.4
+    new_lever_rewards: int = 5
+
+
+# Regret of each in `benchmarks.selection`: docs/benchmarks.md.
+BOLDNESS: Mapping[Exploration, Boldness] = {
+    Exploration.CAREFUL: Boldness(new_lever_share=0.1, new_lever_rewards=10),
+    Exploration.BALANCED: Boldness(),
+    Exploration.BOLD: Boldness(leader_share=0.8, uniform_share=0.02),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +64,7 @@ class Situation:
     pending: Vector
     champion: int
     settings: SelectionSettings
+    boldness: Boldness = BOLDNESS[Exploration.BALANCED]
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -61,45 +85,18 @@ def mipro(situation: Situation, rng: np.random.Generator) -> Vector:
     one draws again until another leads: beta p_k + (1 - beta) p_k sum_{j != k} p_j / (1 - p_j)
     (Russo, "Simple Bayesian algorithms for best-arm identification", Operations Research 2020).
     Its one half for beta finds the best candidate soonest; rollouts are somebody's traffic here, so
-    that the settings' default is near one: against 0.8 it saves some 10 of 98 mean rewards of
+    that ours is near one: against 0.8 it saves some 10 of 98 mean rewards of
     regret over 2,000 rollouts, and the candidate found is as good.
     """
     if situation.total_rewards < COLD_REWARDS:
         return _limited(_cold_start(situation), situation)
     belief = situation.belief.awaiting(situation.pending)
-    p = _win_shares(belief.draws(rng, DRAWS, temperature=situation.settings.temperature))
-    beta = situation.settings.leader_share
+    p = _win_shares(belief.draws(rng, DRAWS, temperature=situation.boldness.temperature))
+    beta = situation.boldness.leader_share
     if len(p) > 1:
         odds = p / (1.0 - p)
         p = beta * p + (1.0 - beta) * p * (odds.sum() - odds)
     return _limited(_with_uniform_share(p / p.sum(), situation), situation)
-
-
-def mipro_tpe(
-    situation: Situation,
-    rng: np.random.Generator,
-    *,
-    available: Callable[[], bool] = tpe.available,
-) -> Vector:
-    """MIPROv2's sampler with our cold start and limits; `mipro` where optuna is not installed."""
-    if situation.total_rewards < COLD_REWARDS or not available():
-        return mipro(situation, rng)
-    p = tpe.shares(
-        [arm.levers for arm in situation.arms],
-        rewards=situation.rewards,
-        reward_sums=situation.reward_sums,
-        pending=situation.pending,
-        rng=rng,
-    )
-    return _limited(_with_uniform_share(p, situation), situation)
-
-
-def thompson(situation: Situation, rng: np.random.Generator) -> Vector:
-    """Thompson sampling with a Beta(1, 1) prior per candidate (Thompson 1933)."""
-    wins = np.clip(situation.reward_sums, 0.0, situation.rewards)
-    losses = situation.rewards - wins
-    shape = (len(wins), DRAWS)
-    return _win_shares(rng.beta(1.0 + wins[:, None], 1.0 + losses[:, None], shape))
 
 
 def uniform(situation: Situation, rng: np.random.Generator) -> Vector:
@@ -116,8 +113,6 @@ def fixed(situation: Situation, rng: np.random.Generator) -> Vector:
 
 STRATEGIES: Mapping[Strategy, Sharing] = {
     Strategy.MIPRO: mipro,
-    Strategy.MIPRO_TPE: mipro_tpe,
-    Strategy.THOMPSON: thompson,
     Strategy.UNIFORM: uniform,
     Strategy.FIXED: fixed,
 }
@@ -143,7 +138,7 @@ def _win_shares(drawn: NDArray[np.float64]) -> Vector:
 
 
 def _with_uniform_share(p: Vector, situation: Situation) -> Vector:
-    share = situation.settings.uniform_share
+    share = situation.boldness.uniform_share
     return (1.0 - share) * p + share / len(p)
 
 
@@ -160,9 +155,9 @@ def _limit_new(p: Vector, situation: Situation) -> Vector:
     rollouts, a quarter costs some 4, and a tenth until 10 costs 18 +- 5, of some 85 mean rewards;
     where lifts are small none of them does.
     """
-    limit = situation.settings.new_lever_share
+    limit = situation.boldness.new_lever_share
     levers = np.array([arm.levers for arm in situation.arms])
-    new = (levers > 1) & (situation.lever_rewards < situation.settings.new_lever_rewards)
+    new = (levers > 1) & (situation.lever_rewards < situation.boldness.new_lever_rewards)
     new[situation.champion] = False
     held = new.any(axis=1)
     limited = p.copy()

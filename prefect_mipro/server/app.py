@@ -226,7 +226,6 @@ def _backend(
         beliefs,
         proposals,
         journal,
-        redaction,
         clock=clock,
         new_id=new_id,
     )

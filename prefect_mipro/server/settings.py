@@ -194,9 +194,8 @@ class ServerSettings(BaseSettings):
     )
     trace_content: TraceContent = Field(
         default=TraceContent.FULL,
-        description="What is kept of the texts of calls and rewards: full, hashes (digests with a "
-        "key of each session's own) or off. Sessions may ask for less, never for more. "
-        "Numbers are kept in any case.",
+        description="What is kept of the texts of calls and rewards: full or off. Sessions may ask "
+        "for less, never for more. Numbers are kept in any case.",
     )
     trace_retention_days: float | None = Field(
         default=None,

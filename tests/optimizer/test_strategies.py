@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_mipro.config import SelectionSettings, Strategy
+from prefect_mipro.config import Exploration, SelectionSettings, Strategy
 from prefect_mipro.models.candidates import Arm
 from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.posterior import posterior
-from prefect_mipro.optimizer.strategies import STRATEGIES, Situation, mipro_tpe
+from prefect_mipro.optimizer.strategies import BOLDNESS, STRATEGIES, Boldness, Situation
 from tests.optimizer.arms import arm, believed, grid
+
+CONSTANTS = {field.name for field in dataclasses.fields(Boldness)}
 
 
 def situation(arms: Sequence[Arm], *, champion_id: str = "1.1", **fields: Any) -> Situation:
@@ -29,7 +32,8 @@ def situation(arms: Sequence[Arm], *, champion_id: str = "1.1", **fields: Any) -
         reward_sums=evidence.sums[:, 0],
         pending=evidence.pending,
         champion=[a.candidate_id for a in arms].index(champion_id),
-        settings=SelectionSettings(**fields),
+        settings=SelectionSettings(**{k: v for k, v in fields.items() if k not in CONSTANTS}),
+        boldness=Boldness(**{k: v for k, v in fields.items() if k in CONSTANTS}),
     )
 
 
@@ -61,7 +65,7 @@ CASE = st.tuples(
 @settings(max_examples=100)
 @given(
     st.lists(CASE, min_size=1, max_size=12, unique_by=lambda case: case[:2]),
-    st.sampled_from([s for s in Strategy if s is not Strategy.MIPRO_TPE]),
+    st.sampled_from(Strategy),
     st.floats(0, 1),
     st.floats(0, 1),
 )
@@ -102,19 +106,6 @@ def test_fixed_serves_the_champion_where_none_is_named_or_it_is_gone(
     assert found["3.1"] == 1.0
 
 
-def test_thompson_prefers_what_was_rewarded_but_not_only_that() -> None:
-    arms = [arm(1, 1, rewards=20, mean=0.2), arm(1, 2, rewards=20, mean=0.7), arm(1, 3)]
-    found = shares(arms, Strategy.THOMPSON)
-    assert found["1.2"] > found["1.3"] > found["1.1"] > 0
-
-
-def test_thompson_shares_are_the_chances_that_a_beta_draw_is_the_highest() -> None:
-    """P(Beta(1, 2) > Beta(2, 1)) = 1/6."""
-    arms = [arm(1, 1, rewards=1, mean=0.0), arm(1, 2, rewards=1, mean=1.0)]
-    many = [shares(arms, Strategy.THOMPSON, seed=seed)["1.1"] for seed in range(200)]
-    assert np.mean(many) == pytest.approx(1 / 6, abs=0.01)
-
-
 # The default strategy
 
 
@@ -131,6 +122,21 @@ def test_cold_top_two_shares_follow_the_chance_to_be_best() -> None:
         for seed in range(300)
     ]
     assert np.mean(many, axis=0) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_bolder_the_more_of_the_traffic_leaves_what_is_best() -> None:
+    """Two prompts lead narrowly, and a new one has no rewards yet."""
+    arms = [arm(1, 1, rewards=60, mean=0.5), arm(2, 1, rewards=60, mean=0.52), arm(3, 1)]
+    new = {
+        exploration: np.mean(
+            [
+                shares(arms, seed=seed, **dataclasses.asdict(BOLDNESS[exploration]))["3.1"]
+                for seed in range(20)
+            ]
+        )
+        for exploration in Exploration
+    }
+    assert new[Exploration.CAREFUL] < new[Exploration.BALANCED] <= new[Exploration.BOLD]
 
 
 def test_most_of_the_traffic_goes_to_what_is_clearly_best() -> None:
@@ -235,28 +241,3 @@ def test_a_new_candidate_of_known_levers_is_not_held_back() -> None:
 def test_the_champion_is_never_held_back_as_new() -> None:
     arms = [arm(1, 1, rewards=30, mean=0.1), arm(2, 2, rewards=2, mean=1.0)]
     assert shares(arms, champion_id="2.2")["2.2"] > 0.5
-
-
-# optuna's sampler
-
-
-def test_tpe_prefers_the_best_levers_and_leaves_everyone_a_share() -> None:
-    arms = tried(4, 3, rewards=40)
-    found = shares(arms, Strategy.MIPRO_TPE, uniform_share=0.02)
-    assert max(found.values()) > 0.2
-    assert min(found.values()) >= 0.02 / 12 * 0.99
-
-
-def test_tpe_keeps_to_the_limits() -> None:
-    found = shares(grid(4, 3, rewards=20, mean=0.5), Strategy.MIPRO_TPE, explore_share=0.2)
-    assert found["1.1"] >= 0.8 - 1e-9
-
-
-def test_tpe_starts_as_cold_as_the_default() -> None:
-    assert shares(grid(3, 3), Strategy.MIPRO_TPE) == shares(grid(3, 3))
-
-
-def test_without_optuna_the_default_stands_in() -> None:
-    arms = tried(4, 3)
-    found = mipro_tpe(situation(arms), np.random.default_rng(0), available=lambda: False)
-    assert found.tolist() == list(shares(arms).values())

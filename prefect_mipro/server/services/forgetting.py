@@ -20,7 +20,7 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import OLDEST_SECONDS, Live
 from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.services.redaction import Redaction
+from prefect_mipro.server.services.redaction import digest
 from prefect_mipro.server.store.records import ForgetOrder, TraceableReward
 from prefect_mipro.server.store.store import Store
 
@@ -61,7 +61,6 @@ class Forgetting:
         beliefs: Beliefs,
         proposals: Proposals,
         journal: Journal,
-        redaction: Redaction,
         *,
         clock: Clock,
         new_id: NewId,
@@ -72,7 +71,6 @@ class Forgetting:
         self._beliefs = beliefs
         self._proposals = proposals
         self._journal = journal
-        self._redaction = redaction
         self._clock = clock
         self._new_id = new_id
         self._under_way: set[str] = set()
@@ -158,7 +156,7 @@ class Forgetting:
             await asyncio.sleep(OLDEST_SECONDS)
         await self._remove(session, order, found.rollout_ids)
         told = {
-            "subject_digest": self._redaction.digest(session, order.value),
+            "subject_digest": digest(session, order.value),
             "lever_versions": list(_named(found)),
             "candidates": list(withdrawal.candidate_ids),
         }
@@ -189,13 +187,13 @@ class Forgetting:
         self, session: Session, order: ForgetOrder, levers: Sequence[LeverVersion]
     ) -> _Found:
         found = _Found()
-        values = {order.value.strip(), self._redaction.digest(session, order.value)}
+        value = order.value.strip()
         texts: list[str] = []
         answers: list[str] = []
         said_of_others: set[str] = set()
         async for row in self._traceable(session.session_id):
             said = [text for text in (row.expected, row.feedback) if text]
-            if _is_of(row, order.subject, values):
+            if _is_of(row, order.subject, value):
                 found.rollout_ids.add(row.rollout_id)
                 found.pinned += row.is_pinned
                 texts += said
@@ -275,16 +273,16 @@ class Forgetting:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
-def _is_of(row: TraceableReward, subject: ForgetSubject, values: set[str]) -> bool:
+def _is_of(row: TraceableReward, subject: ForgetSubject, value: str) -> bool:
     match subject:
         case ForgetSubject.ROLLOUT_ID:
-            return row.rollout_id in values
+            return row.rollout_id == value
         case ForgetSubject.EXAMPLE_ID:
-            return not values.isdisjoint(row.example_ids)
+            return value in row.example_ids
         case ForgetSubject.CORRELATION_ID:
-            return not values.isdisjoint(row.correlation_ids)
+            return value in row.correlation_ids
         case ForgetSubject.USER:
-            return user_of(row.metadata) in values
+            return user_of(row.metadata) == value
 
 
 def _repeating(

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from prefect_mipro.config import MiproConfig, TraceContent
+from prefect_mipro.config import MiproConfig
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.exports import EXPORT_VERSION, FirstLine, ImportReceipt, LastLine, Part
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.server.services.creation import admit_models
 from prefect_mipro.server.services.identity import Clock
-from prefect_mipro.server.services.redaction import WITH_TEXTS, Redaction
+from prefect_mipro.server.services.redaction import Redaction
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.registry import Upstreams
 
@@ -63,20 +63,13 @@ class Imports:
             await self._store.restore(
                 session_id,
                 part,
-                await self._kept(session_id, part, told),
+                self._redaction.rows(part, told),
                 workspace=workspace,
                 secret=self._new_secret(),
                 digest_key=self._new_secret(),
                 at=self._clock(),
             )
         return ImportReceipt(session_id=session_id, lines=len(lines), complete=complete)
-
-    async def _kept(
-        self, session_id: str, part: Part, rows: Sequence[JsonObject]
-    ) -> Sequence[JsonObject]:
-        if self._redaction.content is TraceContent.FULL or part not in WITH_TEXTS:
-            return rows
-        return self._redaction.rows(part, rows, await self._store.session(session_id))
 
     async def _check_first(self, session_id: str, line: JsonObject) -> None:
         first = _parsed(FirstLine, line)

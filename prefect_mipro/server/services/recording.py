@@ -102,7 +102,7 @@ class Recorder:
             created_at=self._clock(),
         )
         size_bytes = served.size_bytes if served else 0
-        kept = self._redaction.trace(trace, live.session, live.config)
+        kept = self._redaction.trace(trace, live.config)
         if kept is not trace:
             size_bytes = 0
         size_bytes += sum(len(str(message.get("content"))) for message in kept.messages)
@@ -131,7 +131,7 @@ class Recorder:
 
         Raises Conflict where it stands for another trace.
         """
-        kept = self._redaction.trace(trace, live.session, live.config)
+        kept = self._redaction.trace(trace, live.config)
         # Only the program knows that it used the prompt; that it did not, it says.
         applied = False if trace.unapplied_reason else None
         call = self._call(kept, candidate, estimated=estimated, applied=applied, failure=failure)

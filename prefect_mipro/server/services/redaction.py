@@ -1,9 +1,6 @@
-"""What of the words of programs and their users is kept: all of them, digests, or nothing.
+"""What is kept of the words of programs and their users: all of them, or nothing.
 
-Numbers stay in any case: usage, latency, cost, scores, whether a call failed. So do ids, and the
-role of each message. A digest is an HMAC with a key of the session's own, which is told nowhere and
-ends with the session: equal texts of one session have equal digests, and to check a guess takes the
-key. It is not the secret of the proxy's URL, which may leak and be rotated.
+Numbers stay in any case: usage, latency, cost, scores, whether a call failed. So do ids.
 """
 
 from __future__ import annotations
@@ -14,34 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from prefect_mipro.config import MiproConfig, TraceContent
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Reward, Trace
 from prefect_mipro.models.sessions import Session
-from prefect_mipro.server.json_text import json_text
 
 # In the place of what went wrong with a call: that it did stays to be seen.
 NOT_KEPT = "not kept"
 DIGEST_PREFIX = "hmac-sha256:"
 DIGEST_CHARACTERS = 32
 EXAMPLE_KEYS = ("example_id", "seed")
-# The parts of an export that hold texts, or name those to learn from.
-WITH_TEXTS = frozenset({Part.TRACE, Part.REWARD, Part.ROLLOUT})
 
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _SAID = frozenset({"error", "reason"})
 _WARNING = (
-    "of traces and rewards {what} (trace_content is {content!r}), so nothing is learned from what "
-    "was said: no demonstrations from traffic, and proposals that know the prompts and the rewards "
-    "only"
+    "no texts of traces and rewards are kept (trace_content is 'off'), so nothing is learned from "
+    "what was said: no demonstrations from traffic, and proposals that know the prompts and the "
+    "rewards only"
 )
-_KEPT = {
-    TraceContent.HASHES: "only digests of their texts are kept",
-    TraceContent.OFF: "no texts are kept",
-}
 
 
 @dataclass(frozen=True)
@@ -50,126 +37,73 @@ class Redaction:
 
     content: TraceContent = TraceContent.FULL
 
-    def of(self, config: MiproConfig) -> TraceContent:
-        """What is kept of the session's texts."""
-        return max(self.content, config.mipro.trace_content, key=TraceContent.strictness)
+    def keeps_all(self, config: MiproConfig) -> bool:
+        """Whether the session's texts are kept."""
+        return TraceContent.OFF not in (self.content, config.mipro.trace_content)
 
     def warnings(self, config: MiproConfig) -> list[str]:
         """What the session loses by it."""
-        content = self.of(config)
-        if content is TraceContent.FULL:
-            return []
-        return [_WARNING.format(what=_KEPT[content], content=str(content))]
+        return [] if self.keeps_all(config) else [_WARNING]
 
-    def trace(self, trace: Trace, session: Session, config: MiproConfig) -> Trace:
+    def trace(self, trace: Trace, config: MiproConfig) -> Trace:
         """The trace as it may be kept. Nothing in it is an example to learn from."""
-        content = self.of(config)
-        if content is TraceContent.FULL:
+        if self.keeps_all(config):
             return trace
-        kept = _Kept(content, session).of_trace(dict(trace))
-        return trace.model_copy(update=kept)
+        return trace.model_copy(update=_emptied_trace(dict(trace)))
 
-    def reward(self, reward: Reward, session: Session, config: MiproConfig) -> Reward:
+    def reward(self, reward: Reward, config: MiproConfig) -> Reward:
         """The reward as it may be kept."""
-        content = self.of(config)
-        if content is TraceContent.FULL:
+        if self.keeps_all(config):
             return reward
-        return reward.model_copy(update=_Kept(content, session).of_reward(dict(reward)))
+        return reward.model_copy(update=_emptied_reward(dict(reward)))
 
-    def digest(self, session: Session, text: str) -> str:
-        """What stands in for the text in the session, where digests are kept."""
-        return _Kept(TraceContent.HASHES, session).digest(text)
-
-    def rows(
-        self, part: Part, rows: Sequence[JsonObject], session: Session
-    ) -> Sequence[JsonObject]:
+    def rows(self, part: Part, rows: Sequence[JsonObject]) -> Sequence[JsonObject]:
         """Rows of an export as they may be kept. What its config asks for was done where it ran."""
-        kept = _Kept(self.content, session)
+        if self.content is TraceContent.FULL:
+            return rows
         match part:
             case Part.TRACE:
                 return [
-                    {**row, **kept.of_trace(row), "frame": _without_words(row.get("frame"))}
+                    {**row, **_emptied_trace(row), "frame": _without_words(row.get("frame"))}
                     for row in rows
                 ]
             case Part.REWARD:
-                return [{**row, **kept.of_reward(row)} for row in rows]
+                return [{**row, **_emptied_reward(row)} for row in rows]
             case Part.ROLLOUT:
                 return [{**row, "example_trace_id": None} for row in rows]
             case _:
                 return rows
 
 
-class _Kept:
-    """What is kept of rows of one session, of which not all is."""
+def digest(session: Session, text: str) -> str:
+    """A keyed digest of the text, which stands in for it in the session's events.
 
-    def __init__(self, content: TraceContent, session: Session) -> None:
-        self._digests = content is TraceContent.HASHES
-        self._key = session.digest_key.encode()
-
-    def of_trace(self, values: Mapping[str, Any]) -> JsonObject:
-        """The fields of a trace that change."""
-        said = values.get("output") or values.get("response")
-        keeps_answer = self._digests and said is not None
-        return {
-            "messages": tuple(map(self._message, _objects(values.get("messages"))))
-            if self._digests
-            else (),
-            "response": {"digest": self.digest(said)} if keeps_answer else None,
-            # Of these examples are made.
-            "input": "",
-            "output": "",
-            "error": NOT_KEPT if values.get("error") else "",
-            "unapplied_reason": NOT_KEPT if values.get("unapplied_reason") else "",
-        }
-
-    def of_reward(self, values: Mapping[str, Any]) -> JsonObject:
-        """The fields of a reward that change. What it was is told by digests in its metadata."""
-        told = values.get("metadata")
-        metadata = dict(told) if isinstance(told, Mapping) else {}
-        artifact = values.get("artifact")
-        if self._digests and values.get("feedback"):
-            metadata.setdefault("feedback", values["feedback"])
-        return {
-            "feedback": None,
-            "expected": None,
-            "artifact": None
-            if artifact is None or not self._digests
-            else {"digest": self.digest(artifact)},
-            "metadata": self._metadata(metadata) or None,
-        }
-
-    def _metadata(self, metadata: JsonObject) -> JsonObject:
-        if not self._digests:
-            return {name: metadata[name] for name in EXAMPLE_KEYS if name in metadata}
-        return {
-            name: value if name in EXAMPLE_KEYS or _is_number(value) else self.digest(value)
-            for name, value in metadata.items()
-        }
-
-    def _message(self, message: JsonObject) -> JsonObject:
-        """Its role, and a digest of all the rest."""
-        rest = {name: value for name, value in message.items() if name != "role"}
-        text = rest["content"] if rest.keys() == {"content"} else rest
-        role = message.get("role")
-        return {"role": role if role in _ROLES else "other", "content": self.digest(text)}
-
-    def digest(self, said: Any) -> str:
-        """A keyed digest of what was said."""
-        text = said if isinstance(said, str) else _canonical(said)
-        digest = hmac.new(self._key, text.encode("utf-8", "replace"), hashlib.sha256)
-        return f"{DIGEST_PREFIX}{digest.hexdigest()[:DIGEST_CHARACTERS]}"
+    The HMAC's key is the session's own, is in no answer and no export, and is deleted with the
+    session.
+    """
+    made = hmac.new(session.digest_key.encode(), text.encode("utf-8", "replace"), hashlib.sha256)
+    return f"{DIGEST_PREFIX}{made.hexdigest()[:DIGEST_CHARACTERS]}"
 
 
-def _canonical(value: Any) -> str:
-    """JSON with its keys in order, where it can be."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-    except TypeError:
-        return json_text(value)
+def _emptied_trace(values: Mapping[str, Any]) -> JsonObject:
+    """The fields of a trace that change."""
+    return {
+        "messages": (),
+        "response": None,
+        # Of these examples are made.
+        "input": "",
+        "output": "",
+        "error": NOT_KEPT if values.get("error") else "",
+        "unapplied_reason": NOT_KEPT if values.get("unapplied_reason") else "",
+    }
 
 
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float)
+def _emptied_reward(values: Mapping[str, Any]) -> JsonObject:
+    """The fields of a reward that change."""
+    told = values.get("metadata")
+    metadata = told if isinstance(told, Mapping) else {}
+    kept = {name: metadata[name] for name in EXAMPLE_KEYS if name in metadata}
+    return {"feedback": None, "expected": None, "artifact": None, "metadata": kept or None}
 
 
 def _objects(value: object) -> list[JsonObject]:

@@ -79,7 +79,7 @@ class Rollouts:
                 f"session {session_id} is cancelled and takes no rewards; create another session"
             )
         told = self._reward_of(session, live.config, request)
-        reward = self._redaction.reward(told, session, live.config)
+        reward = self._redaction.reward(told, live.config)
         attached = await self._store.add_reward(reward, request_key=request_key)
         if request.stop:
             await self._store.set_state(

@@ -201,7 +201,7 @@ async def test_a_champion_that_begins_to_fail_gives_way_to_the_baseline(backend:
 async def test_a_refused_call_is_answered_with_the_champions_prompt(
     backend: Backend, failure: Answer
 ) -> None:
-    long_id = await with_long_candidate(backend, selection={"new_lever_share": 1.0})
+    long_id = await with_long_candidate(backend, selection={"exploration": "bold"})
     fail_when_long(backend, failure)
     answered = await run(backend, 0, 40, score=lambda _: 1.0)
     status = await backend.sessions.status("s")
