@@ -395,13 +395,24 @@ def job_candidate(job_id: str, candidate_id: str) -> Operation[JsonObject]:
     return _get(f"/api/v1/offline/jobs/{job}/candidates/{wanted}", as_it_is)
 
 
-def add_candidate(session_id: str, body: JsonObject) -> Operation[JsonObject]:
-    """Add a candidate of one's own; the body's `deltas` hold its text. Not safe to repeat."""
-    system = _segment(session_id, name="session_id")
+def add_candidate(
+    session_id: str,
+    instruction: str,
+    *,
+    demonstrations: Sequence[Mapping[str, str]] | None = None,
+    label: str | None = None,
+) -> Operation[JsonObject]:
+    """Add a candidate with a prompt of your own. Not safe to repeat.
+
+    Each demonstration has an `input` and an `output`. Without any, the candidate has the
+    champion's.
+    """
+    shown = None if demonstrations is None else [dict(each) for each in demonstrations]
+    body = {"instruction": instruction, "demonstrations": shown, "label": label}
     return Operation(
         method="POST",
-        path=f"/api/prompt-learning/online/mipro/systems/{system}/candidates",
-        body=body,
+        path=f"{_system_path(session_id)}/candidates",
+        body={name: value for name, value in body.items() if value is not None},
         repeatable=False,
         answer=as_it_is,
     )

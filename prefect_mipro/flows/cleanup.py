@@ -18,7 +18,7 @@ from prefect_mipro.models.sessions import SessionState, SessionStatus
 from prefect_mipro.tasks import SessionHandle
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.retries import REPEATABLE
+from prefect_mipro.tasks.retries import RETRIED
 
 PAGE = 200
 
@@ -99,7 +99,7 @@ def clean_up(
     )
 
 
-@task(name="settle-idle-sessions", **REPEATABLE)
+@task(name="settle-idle-sessions", **RETRIED)
 def settle_idle_sessions(
     one: SessionHandle, idle: Idle, before: datetime, *, trial: bool
 ) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def settle_idle_sessions(
     return tuple(settled)
 
 
-@task(name="delete-old-artifacts", **REPEATABLE)
+@task(name="delete-old-artifacts", **RETRIED)
 def delete_old_artifacts(before: datetime, versions_kept: int, *, trial: bool) -> int:
     """Delete versions of this package's views that are older and not among the newest."""
     old = list(old_versions(_artifacts(), before, versions_kept))

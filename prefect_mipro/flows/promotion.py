@@ -46,7 +46,7 @@ from prefect_mipro.tasks import SessionHandle, promote_candidate, session_status
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
 from prefect_mipro.tasks.opening import session_plan
-from prefect_mipro.tasks.retries import REPEATABLE
+from prefect_mipro.tasks.retries import RETRIED
 
 EXAMPLES_READ = 100
 
@@ -206,7 +206,7 @@ def reached(session: str | SessionHandle, *, backend_url: str | None) -> Iterato
         )
 
 
-@task(name="session-status", task_run_name="status of {session.session_id}", **REPEATABLE)
+@task(name="session-status", task_run_name="status of {session.session_id}", **RETRIED)
 def status_if_any(session: SessionHandle) -> SessionStatus | None:
     """How the session stands; `None` before anybody has opened it."""
     try:
@@ -215,7 +215,7 @@ def status_if_any(session: SessionHandle) -> SessionStatus | None:
         return None
 
 
-@task(name="champion-in-use", task_run_name="champion {name}", **REPEATABLE)
+@task(name="champion-in-use", task_run_name="champion {name}", **RETRIED)
 def champion_in_use(session: SessionHandle, status: SessionStatus, name: str) -> PromptChampion:
     """What programs load; at first the prompt that the session began with."""
     saved = saved_champion(name)
@@ -229,7 +229,7 @@ def champion_in_use(session: SessionHandle, status: SessionStatus, name: str) ->
     return block
 
 
-@task(name="candidate-version", task_run_name="prompt of {candidate_id}", **REPEATABLE)
+@task(name="candidate-version", task_run_name="prompt of {candidate_id}", **RETRIED)
 def candidate_version(
     session: SessionHandle, status: SessionStatus, candidate_id: str
 ) -> ChampionVersion:
@@ -249,7 +249,7 @@ def candidate_version(
     by="prefect-mipro",
     name="put-champion-to-use",
     task_run_name="use candidate {version.number} as {name}",
-    **REPEATABLE,
+    **RETRIED,
 )
 def put_champion_to_use(name: str, version: ChampionVersion, outcome: PromotionOutcome) -> str:
     """Write artifact and block; a repeat changes nothing but the artifact's newest version."""
@@ -269,7 +269,7 @@ def put_champion_to_use(name: str, version: ChampionVersion, outcome: PromotionO
 @task(
     name="prepare-question",
     task_run_name="question about candidate {version.number}",
-    **REPEATABLE,
+    **RETRIED,
 )
 def prepare_question(
     session: SessionHandle,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from prefect_mipro.models.judgements import Judgement
 from prefect_mipro.tasks.candidates import (
+    aadd_candidate,
+    add_candidate,
     aget_candidate,
     alist_candidates,
     alist_seed_evals,
@@ -50,6 +52,7 @@ from prefect_mipro.tasks.sessions import (
     aforget_data,
     apause_session,
     aresume_session,
+    arotate_url,
     asession_status,
     asession_urls,
     begin_epoch,
@@ -59,6 +62,7 @@ from prefect_mipro.tasks.sessions import (
     forget_data,
     pause_session,
     resume_session,
+    rotate_url,
     session_status,
     session_urls,
 )
@@ -71,9 +75,11 @@ __all__ = [
     "OpenRollout",
     "RolloutJob",
     "SessionHandle",
+    "aadd_candidate",
     "abegin_epoch",
     "acancel_session",
     "acreate_session",
+    "add_candidate",
     "adelete_session",
     "aevaluate_candidate",
     "aforget_data",
@@ -91,6 +97,7 @@ __all__ = [
     "aretire_candidate",
     "aretire_lever",
     "arollout_step",
+    "arotate_url",
     "arun_rollout",
     "arun_rollouts",
     "asession_status",
@@ -115,6 +122,7 @@ __all__ = [
     "retire_candidate",
     "retire_lever",
     "rollout_step",
+    "rotate_url",
     "run_rollout",
     "run_rollouts",
     "session_status",

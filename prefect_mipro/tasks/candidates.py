@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from prefect_mipro.client import operations
 from prefect_mipro.errors import CandidateNotFound
 from prefect_mipro.models.base import JsonObject
@@ -82,6 +84,50 @@ def get_candidate(session: SessionHandle, candidate_id: str) -> Steps[JsonObject
 
 
 aget_candidate = async_twin(get_candidate)
+
+
+@session_task(run_name="add candidate to {session.session_id}", repeatable=False)
+def add_candidate(
+    session: SessionHandle,
+    instruction: str,
+    *,
+    demonstrations: Sequence[Mapping[str, str]] | None = None,
+    label: str | None = None,
+) -> Steps[JsonObject]:
+    """Add a candidate with a prompt of your own, which then competes with the others.
+
+    The task does not retry by itself: a second run adds a second candidate.
+
+    Args:
+        session: The session's handle.
+        instruction: The text of its system message, with the same placeholders as the prompt the
+            session began with.
+        demonstrations: Its worked examples, each with an `input` and an `output`; by default those
+            of the champion.
+        label: A name for it, shown in the session's status.
+
+    Returns:
+        The candidate, with its `candidate_id`.
+
+    Raises:
+        InputInvalid: The prompt could not be served: it is empty, or its placeholders differ.
+        SessionNotFound: The backend has no such session.
+
+    Example:
+        ```python
+        from prefect_mipro.tasks import add_candidate
+
+        candidate = add_candidate(session, "Answer with the intent only.", label="short")
+        print(candidate["candidate_id"])
+        ```
+    """
+    operation = operations.add_candidate(
+        session.session_id, instruction, demonstrations=demonstrations, label=label
+    )
+    return (yield from ask(operation))
+
+
+aadd_candidate = async_twin(add_candidate)
 
 
 @session_task(run_name="promote {candidate_id}")

@@ -10,6 +10,7 @@ from uuid import uuid4
 from prefect.runtime import task_run
 from pydantic import ValidationError
 
+from prefect_mipro.client.arguments import record_of
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.judgements import Judgement
@@ -70,16 +71,24 @@ def reward_request(
     stop: bool | None = None,
     *,
     shareable: bool = False,
+    artifact: Mapping[str, Any] | None = None,
+    correlation_id: str | None = None,
+    candidate_id: str | None = None,
+    trace_ref: str | None = None,
 ) -> RewardRequest:
     """The body of a reward call; the expected answer and the example travel as metadata."""
     known = {"expected": judged.expected, "example_id": example_id}
     facts = {**(judged.metadata or {}), **{key: value for key, value in known.items() if value}}
     reward_info = {"score": judged.score}
-    return RewardRequest(
+    return record_of(
+        RewardRequest,
         reward_info=reward_info | ({"feedback": judged.feedback} if judged.feedback else {}),
+        artifact=artifact,
         metadata=facts or None,
-        correlation_id=session.correlation_id,
+        correlation_id=correlation_id or session.correlation_id,
         rollout_id=rollout_id,
+        candidate_id=candidate_id,
+        trace_ref=trace_ref,
         shareable=shareable or None,
         stop=stop,
     )

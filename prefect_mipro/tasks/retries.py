@@ -43,9 +43,10 @@ def _is_passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool
     return isinstance(state.data, PASSING)
 
 
-REPEATABLE: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
+# Options of tasks. A stored result could be read by anyone with access to the storage.
+ONCE: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+RETRIED: dict[str, Any] = {
+    **ONCE,
     "retries": len(WAITS_SECONDS),
     "retry_delay_seconds": [*WAITS_SECONDS],
     "retry_condition_fn": _is_passing,

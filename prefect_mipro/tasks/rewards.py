@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, ParamSpec, TypeVar
+from uuid import UUID, uuid5
 
 from prefect import Task
 from prefect.client.schemas.objects import State
@@ -25,7 +26,7 @@ from prefect_mipro.models.judgements import RewardValue, judgement
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.summaries import RewardOutcome, RewardReport, RolloutResult
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.requests import reward_request
+from prefect_mipro.tasks.requests import own_id, reward_request
 from prefect_mipro.tasks.rollout_progress import is_retry
 from prefect_mipro.tasks.rollout_warnings import OWN_IDS, Topic, warn_unapplied
 from prefect_mipro.tasks.session_handle import SessionHandle
@@ -41,16 +42,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@session_task(run_name="reward {rollout_id}")
+def _reward_name() -> str:
+    given = task_run.get_parameters()
+    named = (given.get(name) for name in ("rollout_id", "correlation_id", "candidate_id"))
+    return f"reward {next(filter(None, named), 'the newest rollout')}"
+
+
+@session_task(run_name=_reward_name)
 def report_reward(
     session: SessionHandle,
     score: RewardValue,
     *,
-    rollout_id: str,
+    rollout_id: str | None = None,
     feedback: str | None = None,
     expected: str | None = None,
     example_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    artifact: Mapping[str, Any] | None = None,
+    correlation_id: str | None = None,
+    candidate_id: str | None = None,
+    trace_ref: str | None = None,
     stop: bool | None = None,
     shareable: bool = False,
 ) -> Steps[RewardReceipt]:
@@ -60,11 +71,17 @@ def report_reward(
         session: The session's handle.
         score: The reward: a number, a pair of number and feedback, a mapping with a `score`, or a
             `Judgement`. The arguments below replace what it holds.
-        rollout_id: The rollout's id.
+        rollout_id: The rollout's id. By default the newest rollout without a reward, among those of
+            `correlation_id` and `candidate_id` if they are given.
         feedback: What was good or bad about the answer, in words.
         expected: The right answer, if it is known. It may become a worked example.
         example_id: The id of the rollout's example.
         metadata: Facts to store with the reward. `user` names the end user for `forget_data`.
+        artifact: What the rollout produced, to store with the reward.
+        correlation_id: An id that the rollout's calls carried; by default the session's.
+        candidate_id: The candidate that the rollout ran with, for a rollout the backend has not
+            seen.
+        trace_ref: A reference to the rollout's trace in another system.
         stop: Whether to end the session with this reward.
         shareable: Whether the rollout's texts may be shown to other users as a worked example.
 
@@ -73,7 +90,8 @@ def report_reward(
 
     Raises:
         RewardInvalid: The score is not a finite number, or outside the session's `reward_range`.
-        RewardConflict: The rollout already has another reward.
+        RewardConflict: The rollout already has another reward, or ran with another candidate.
+        RolloutNotFound: No rollout id is given, and no such rollout lacks a reward.
         SessionEnded: The session is cancelled.
 
     Example:
@@ -88,8 +106,21 @@ def report_reward(
     judged = judgement(score).model_copy(
         update={name: value for name, value in given.items() if value is not None}
     )
-    request = reward_request(session, judged, rollout_id, example_id, stop, shareable=shareable)
-    receipt = yield from ask(operations.reward(session.session_id, request))
+    request = reward_request(
+        session,
+        judged,
+        rollout_id,
+        example_id,
+        stop,
+        shareable=shareable,
+        artifact=artifact,
+        correlation_id=correlation_id,
+        candidate_id=candidate_id,
+        trace_ref=trace_ref,
+    )
+    # A retry must not reward the next rollout that has none.
+    key = str(uuid5(UUID(own_id()), request.model_dump_json()))
+    receipt = yield from ask(operations.reward(session.session_id, request, request_key=key))
     rollouts = int(receipt.prompt_applied is False)
     yield from warn_unapplied(session, Topic.UNAPPLIED_REWARD, rollouts=rollouts)
     return receipt

@@ -151,6 +151,37 @@ def session_urls(session: SessionHandle) -> Steps[SessionUrls]:
 asession_urls = async_twin(session_urls)
 
 
+@session_task(run_name="new URL of {session.session_id}")
+def rotate_url(session: SessionHandle) -> Steps[SessionUrls]:
+    """Give a session's URLs a new secret, because the current one has leaked.
+
+    The earlier URLs are refused at once. Handles stay valid: they call with the key, by the
+    session's id.
+
+    Args:
+        session: The session's handle.
+
+    Returns:
+        The URLs without the secret, as Prefect may show them. Programs that call without a key get
+        the new ones from `MiproCredentials.get_client().session_urls(session_id)`.
+
+    Raises:
+        SessionNotFound: The backend has no such session.
+
+    Example:
+        ```python
+        from prefect_mipro.tasks import rotate_url
+
+        urls = rotate_url(session)
+        ```
+    """
+    urls = yield from ask(operations.rotate_url(session.session_id))
+    return without_secret(urls, session.session_id)
+
+
+arotate_url = async_twin(rotate_url)
+
+
 @session_task(run_name="pause {session.session_id}")
 def pause_session(session: SessionHandle) -> Steps[SessionStatus]:
     """Pause a session: it makes no more proposals, while rollouts and rewards go on.

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from prefect import Task, task
 
-from prefect_mipro.tasks.retries import REPEATABLE
+from prefect_mipro.tasks.retries import ONCE, RETRIED
 from prefect_mipro.tasks.steps import Connect, Steps, arun, run
 
 P = ParamSpec("P")
@@ -27,13 +27,14 @@ T = TypeVar("T")
 
 
 def session_task(
-    *, run_name: str | Callable[[], str]
+    *, run_name: str | Callable[[], str], repeatable: bool = True
 ) -> Callable[[Callable[P, Steps[T]]], Task[P, T]]:
-    """A decorator that makes a task of a body whose repetition does no harm.
+    """A decorator that makes a task of a body.
 
     The body's operations go to the backend of its parameter `session`. The task is named after the
-    function, retries while the backend is away, and does not store its result, which could be read
-    by anyone with access to the storage.
+    function, and does not store its result, which could be read by anyone with access to the
+    storage. It retries while the backend is away if it is `repeatable`, that is, if another run
+    after a lost answer does no harm.
     """
 
     def decorated(body: Callable[P, Steps[T]]) -> Task[P, T]:
@@ -45,7 +46,8 @@ def session_task(
 
         _describe(function, signature)
         name = body.__name__.replace("_", "-")
-        return task(name=name, task_run_name=run_name, **REPEATABLE)(function)
+        options = RETRIED if repeatable else ONCE
+        return task(name=name, task_run_name=run_name, **options)(function)
 
     return decorated
 

@@ -88,9 +88,7 @@ class Command:
 
     def candidate(self, status: SessionStatus, instruction: str) -> str:
         """A further candidate's id."""
-        added = self.client.add_candidate(
-            status.session_id, {"deltas": {"instruction_text": instruction}}
-        )
+        added = self.client.add_candidate(status.session_id, instruction)
         return str(added["candidate_id"])
 
 

@@ -247,7 +247,7 @@ def test_the_same_operation_sent_twice_is_one_request_for_the_backend(
 def test_a_candidate_of_ones_own_is_sent_once(backend: Backend, client: Client) -> None:
     backend.answers(LOST)
     with pytest.raises(BackendUnreachable):
-        client.add_candidate("s", {"deltas": {}})
+        client.add_candidate("s", "Classify.")
     assert len(backend.received) == 1
 
 
@@ -265,7 +265,7 @@ async def test_a_slow_answer_ends_in_an_error_for_the_async_client(backend: Back
     backend.answers(Answer(held=True))
     async with AsyncClient(backend.url, KEY, timeout_seconds=0.05) as client:
         with pytest.raises(BackendUnreachable):
-            await client.add_candidate("s", {})
+            await client.add_candidate("s", "Classify.")
 
 
 def test_no_server_at_all_ends_in_an_error_that_names_the_address(waits: list[float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -30,7 +31,7 @@ REQUEST = httpx.Request("GET", "http://h/api/x")
 KEY = "sk-0123456789"
 
 health = operations.health
-never_repeated = operations.add_candidate("s", {})
+never_repeated = operations.add_candidate("s", "Classify.")
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> httpx.Response:
@@ -72,7 +73,7 @@ def failure(*replies: Reply, operation: Operation[Any] | None = None) -> MiproEr
 
 
 def sent(body: dict[str, Any]) -> Any:
-    step = next(start(operations.add_candidate("s", body)))
+    step = next(start(replace(never_repeated, body=body)))
     assert isinstance(step, Send)
     assert step.content is not None
     return json.loads(step.content)

@@ -63,9 +63,9 @@ SESSION = "/api/v1/online/sessions/s"
             {"split": "train", "seed": "0", "success": "False", "limit": "100"},
         ),
         (
-            operations.add_candidate("s", {"deltas": {}}),
+            operations.add_candidate("s", "Classify."),
             "POST",
-            "/api/prompt-learning/online/mipro/systems/s/candidates",
+            "/api/systems/s/candidates",
             {},
         ),
         (operations.rotate_url("s"), "POST", "/api/v1/online/sessions/s/proxy-token", {}),
@@ -160,7 +160,7 @@ def test_only_a_candidate_of_ones_own_is_not_repeatable() -> None:
     assert operations.reward("s", request).repeatable
     assert operations.change_state("s", SessionState.PAUSED).repeatable
     assert operations.session_status("s").repeatable
-    assert not operations.add_candidate("s", {}).repeatable
+    assert not operations.add_candidate("s", "Classify.").repeatable
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ async def pair(urls: tuple[str, str]) -> AsyncIterator[Pair]:
 async def create(server: Server, session_id: str) -> str:
     """A session with a second candidate, whose id is returned."""
     await server.api.create_session(CreateSession(session_id=session_id, config_body=CONFIG))
-    added = await server.api.add_candidate(session_id, {"deltas": {"instruction_text": TEXT}})
+    added = await server.api.add_candidate(session_id, TEXT)
     return str(added["candidate_id"])
 
 

@@ -167,7 +167,7 @@ def session_with_other_prompts(mipro: Client) -> list[str]:
         CreateSession(session_id=SESSION, config_body=block.config_body()), request_key="first"
     )
     texts = ("Name the intent.", "Answer with the intent.")
-    added = [mipro.add_candidate(SESSION, {"deltas": {"instruction_text": t}}) for t in texts]
+    added = [mipro.add_candidate(SESSION, text) for text in texts]
     return [str(candidate["candidate_id"]) for candidate in added]
 
 

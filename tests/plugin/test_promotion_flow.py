@@ -42,7 +42,13 @@ from prefect_mipro.models.champions import PromotionOutcome, PromotionSummary
 from prefect_mipro.models.leases import TraceRequest
 from prefect_mipro.models.rollouts import RewardRequest
 from prefect_mipro.models.summaries import Evaluation
-from prefect_mipro.tasks import SessionHandle, create_session, promote_candidate, session_status
+from prefect_mipro.tasks import (
+    SessionHandle,
+    add_candidate,
+    create_session,
+    promote_candidate,
+    session_status,
+)
 from prefect_mipro.tasks.connections import connection_to
 from tests.plugin.conftest import SYSTEM, artifacts, config, new_id
 from tests.plugin.examples import candidate, candidate_id, status
@@ -99,11 +105,8 @@ def test_a_block_gets_a_name_that_prefect_allows() -> None:
 def rivals(backend: EmbeddedBackend) -> tuple[SessionHandle, str, str]:
     """A session with its baseline and a prompt that somebody added."""
     session = create_session.fn(config(), session_id=new_id("promo"), backend_url=backend.url)
-    with connection_to(session) as connection:
-        added = connection.client.add_candidate(
-            session.session_id, {"deltas": {"instruction_text": "Name the label, nothing else."}}
-        )
-        told = connection.client.session_status(session.session_id)
+    added = add_candidate.fn(session, "Name the label, nothing else.")
+    told = session_status.fn(session)
     return session, told.baseline_candidate_id, added["candidate_id"]
 
 
@@ -229,10 +232,7 @@ def test_an_approval_that_the_facts_have_overtaken_changes_nothing_and_says_so(
     rivals: Rivals,
 ) -> None:
     session, baseline, better = rivals
-    with connection_to(session) as connection:
-        third = connection.client.add_candidate(
-            session.session_id, {"deltas": {"instruction_text": "Answer with a label."}}
-        )["candidate_id"]
+    third = add_candidate.fn(session, "Answer with a label.")["candidate_id"]
 
     def promote_the_third() -> None:
         promote_candidate.fn(session, third, reason="won a duel")

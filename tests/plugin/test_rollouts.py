@@ -24,7 +24,6 @@ from prefect_mipro.errors import (
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import Evaluation, RolloutOutcome, RolloutResult
 from prefect_mipro.tasks import AsyncLiveRollout, Judgement, LiveRollout, RolloutJob, SessionHandle
-from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.live_rollouts import _text
 from prefect_mipro.tasks.requests import reward_request
 from tests.fake_upstream import FakeUpstream, Scripted
@@ -464,23 +463,7 @@ def test_an_async_evaluation_gives_the_same(session: SessionHandle) -> None:
 def test_an_evaluation_uses_the_prompt_of_its_candidate(
     session: SessionHandle, model: FakeUpstream
 ) -> None:
-    with connection_to(session) as connection:
-        added = connection.client.add_candidate(
-            session.session_id,
-            {
-                "deltas": {
-                    "transformation": {
-                        "text_replacements": [
-                            {
-                                "old_text": SYSTEM,
-                                "new_text": "Answer with one label.",
-                                "apply_to_role": "system",
-                            }
-                        ]
-                    }
-                }
-            },
-        )
+    added = tasks.add_candidate.fn(session, "Answer with one label.")
     tasks.evaluate_candidate.fn(
         [ROW],
         session=session,

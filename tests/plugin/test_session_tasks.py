@@ -8,14 +8,17 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
-from prefect import Task, flow
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
+from prefect.runtime import task_run
 from prefect.states import Failed
 
-from prefect_mipro import tasks
+from prefect_mipro import MiproOnlineSession, tasks
+from prefect_mipro.client import operations
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import (
     AnswerInvalid,
@@ -43,9 +46,9 @@ from tests.plugin.test_run_logs import lines_of
 Call = Callable[..., Any]
 
 NAMES = (
-    "begin_epoch cancel_session create_session delete_session forget_data get_candidate "
-    "list_candidates list_seed_evals pause_session promote_candidate report_reward resume_session "
-    "retire_candidate retire_lever session_status session_urls"
+    "add_candidate begin_epoch cancel_session create_session delete_session forget_data "
+    "get_candidate list_candidates list_seed_evals pause_session promote_candidate report_reward "
+    "resume_session retire_candidate retire_lever rotate_url session_status session_urls"
 ).split()
 
 
@@ -54,8 +57,8 @@ def call(request: pytest.FixtureRequest) -> Call:
     """Call the task of that name, or its twin, without Prefect around it."""
 
     def called(name: str, *args: Any, **kwargs: Any) -> Any:
-        task: Task[..., Any] = getattr(tasks, f"{request.param}{name}")
-        result = task.fn(*args, **kwargs)
+        called_task: Task[..., Any] = getattr(tasks, f"{request.param}{name}")
+        result = called_task.fn(*args, **kwargs)
         return asyncio.run(result) if request.param else result
 
     return called
@@ -63,9 +66,9 @@ def call(request: pytest.FixtureRequest) -> Call:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_session_tasks_are_neither_cached_nor_stored(name: str) -> None:
-    task = getattr(tasks, name)
-    assert task.cache_policy == NO_CACHE
-    assert task.persist_result is False
+    found = getattr(tasks, name)
+    assert found.cache_policy == NO_CACHE
+    assert found.persist_result is False
 
 
 @pytest.mark.parametrize(
@@ -83,10 +86,10 @@ def test_session_tasks_are_neither_cached_nor_stored(name: str) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_only_what_goes_away_by_itself_is_repeated(error: Exception, repeats: bool) -> None:
-    task = tasks.session_status
-    assert callable(task.retry_condition_fn)
+    status_task = tasks.session_status
+    assert callable(status_task.retry_condition_fn)
     run = TaskRun(task_key="x", dynamic_key="0")
-    assert task.retry_condition_fn(task, run, Failed(data=error)) is repeats
+    assert status_task.retry_condition_fn(status_task, run, Failed(data=error)) is repeats
 
 
 def test_creating_with_the_same_id_resumes(call: Call, backend: EmbeddedBackend) -> None:
@@ -248,13 +251,10 @@ def test_data_of_a_user_is_forgotten_and_prefect_does_not_learn_the_name(
 
 
 def test_candidates_and_lever_versions_are_retired(call: Call, session: SessionHandle) -> None:
-    with connection_to(session) as connection:
-        added = [
-            connection.client.add_candidate(
-                session.session_id, {"deltas": {"instruction_text": f"Classify. Rule {number}."}}
-            )["candidate_id"]
-            for number in (1, 2)
-        ]
+    added = [
+        call("add_candidate", session, f"Classify. Rule {number}.")["candidate_id"]
+        for number in (1, 2)
+    ]
     baseline_id = call("session_status", session).baseline_candidate_id
     call("promote_candidate", session, added[0])
     report = call("retire_candidate", session, added[0], reason="it is rude")
@@ -298,6 +298,95 @@ def test_a_reward_reaches_its_rollout_and_counts_once(
     ]
     assert [receipt.duplicate for receipt in receipts] == [True, True]
     assert call("session_status", session).reward_count == 1
+
+
+def test_report_reward_takes_all_that_update_reward_takes(
+    call: Call, session: SessionHandle
+) -> None:
+    baseline_id = call("session_status", session).baseline_candidate_id
+    receipt = call(
+        "report_reward",
+        session,
+        {"score": 0.5, "feedback": "too long"},
+        rollout_id="elsewhere",
+        candidate_id=baseline_id,
+        correlation_id="conversation",
+        trace_ref="trace-in-our-own-system",
+        artifact={"report": "a report"},
+        metadata={"user": "u1"},
+        stop=True,
+    )
+    assert (receipt.attached, receipt.candidate_id) == (True, baseline_id)
+    assert call("session_status", session).status is SessionState.SUCCEEDED
+    with (
+        connection_to(session) as connection,
+        connection.client.stream(operations.export_session(session.session_id)) as lines,
+    ):
+        exported = b"".join(lines).decode()
+    for text in ("too long", "conversation", "trace-in-our-own-system", "a report", "u1"):
+        assert f'"{text}"' in exported
+    given = inspect.signature(MiproOnlineSession.update_reward).parameters.keys()
+    taken = inspect.signature(tasks.report_reward.fn).parameters.keys()
+    assert given - taken == {"self", "reward_info"}
+
+
+def test_a_reward_of_the_wrong_kind_is_refused_before_it_is_sent(
+    call: Call, session: SessionHandle
+) -> None:
+    with pytest.raises(InputInvalid, match="stop"):
+        call("report_reward", session, 1.0, rollout_id="r1", stop="yes")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_retry_without_a_rollout_id_does_not_reward_the_next_rollout(
+    session: SessionHandle,
+) -> None:
+    for rollout_id in ("first", "second"):
+        tasks.lease_prompt.fn(session, rollout_id, inputs={"request": "play jazz"})
+
+    @task(retries=1)
+    def interrupted() -> str | None:
+        receipt = tasks.report_reward.fn(session, 1.0)
+        if task_run.get_run_count() == 1:
+            raise ConnectionError("after the reward was taken")
+        return receipt.rollout_id
+
+    @flow
+    def rewarded() -> str | None:
+        return interrupted()
+
+    assert rewarded() == "second"
+    assert tasks.session_status.fn(session).reward_count == 1
+
+
+def test_a_prompt_of_ones_own_competes_with_examples_of_its_own(
+    call: Call, session: SessionHandle
+) -> None:
+    shown = {"input": "rain?", "output": "weather"}
+    added = call("add_candidate", session, "Name the intent.", demonstrations=[shown], label="mine")
+    report = call("session_status", session).candidates[added["candidate_id"]]
+    assert (report.instruction, report.label) == ("Name the intent.", "mine")
+    assert [shown | each for each in report.demonstrations] == report.demonstrations
+    with pytest.raises(InputInvalid, match="empty"):
+        call("add_candidate", session, " ")
+
+
+def test_adding_a_candidate_is_not_retried_because_another_run_adds_another() -> None:
+    assert tasks.add_candidate.retries == tasks.aadd_candidate.retries == 0
+
+
+def test_a_rotated_url_is_refused_and_the_handle_goes_on(
+    call: Call, session: SessionHandle
+) -> None:
+    with connection_to(session) as connection:
+        leaked = connection.client.session_urls(session.session_id).online_url
+    urls = call("rotate_url", session)
+    assert urls == call("session_urls", session)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "play jazz"}]}
+    answer = httpx.post(f"{leaked}/r1/chat/completions", json=asked, trust_env=False)
+    assert answer.status_code == 401
+    with session.rollout() as rollout:
+        assert rollout.ask({"request": "play jazz"})
 
 
 def test_candidates_are_listed_and_found(call: Call, session: SessionHandle) -> None:
