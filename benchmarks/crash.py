@@ -9,10 +9,11 @@ candidates. After a random number of answers the process gets a SIGKILL. Then th
 with what the programs were told, and each counter in it with the facts that it counts. The harness
 is the test suite's, `tests/end_to_end/crashes.py`. Exit code 1 at the first violation.
 
-With `--removals` each server is killed while it deletes a session of 300 rollouts, and removes old
-rollouts of the other one (`--rollout-retention-days`). `db check` must find no fault in what is
-left, what was acknowledged must be there or be known as removed, and the last server must end all
-deletions.
+With `--removals` each server is killed while it deletes a session of 300 rollouts, forgets one user
+of another session, and removes old rollouts of the first one (`--rollout-retention-days`).
+`db check` must find no fault in what is left, and what was acknowledged must be there or be known
+as removed. The last server must end all deletions and requests to forget: no table may hold
+anything of the forgotten users, and all rows of the other users must be unchanged.
 
 With `--flow` so many flow processes are killed instead, in the middle of `optimize_prompt` on a
 real Prefect server; then one runs to its end on the same session, and it is the backend that is
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--removals",
         type=int,
         metavar="KILLS",
-        help="kill this many servers amid deletions instead",
+        help="kill this many servers amid deletions and requests to forget instead",
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -94,9 +95,9 @@ def run_removals(folder: Path, *, kills: int, seed: int) -> int:
 
     def told() -> str:
         ledger = crashes.ledger
-        found = ", ".join(f"{times} {state}" for state, times in crashes.found.items())
+        found = ", ".join(f"{times} {state}" for state, times in sorted(crashes.found.items()))
         return (
-            f"sessions {found}; {len(ledger.pins):,} answers and {len(ledger.rewards):,} rewards "
+            f"{found}; {len(ledger.pins):,} answers and {len(ledger.rewards):,} rewards "
             f"acknowledged, {crashes.removed:,} rollouts removed"
         )
 
@@ -104,12 +105,12 @@ def run_removals(folder: Path, *, kills: int, seed: int) -> int:
         if not survived(crashes, kills, told):
             return 1
         if left := crashes.left_by_the_next_server():
-            print("FAIL deletions that have not ended:", *left, sep="\n  ")
+            print("FAIL sessions with work that has not ended:", *left, sep="\n  ")
             return 1
         if violations := crashes.violations():
             print("FAIL after the last server:", *violations, sep="\n  ")
             return 1
-    print("PASS nothing is lost or damaged, and all deletions have ended")
+    print("PASS nothing is lost, damaged or remembered, and all that was begun has ended")
     return 0
 
 

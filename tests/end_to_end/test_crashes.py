@@ -28,7 +28,7 @@ def test_nothing_is_lost_or_counted_twice_by_fifteen_kills(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(300)
-def test_deletions_and_removals_that_are_killed_damage_nothing_and_are_ended(
+def test_deletions_removals_and_requests_to_forget_survive_kills_and_are_ended(
     tmp_path: Path,
 ) -> None:
     crashes = RemovalCrashes(tmp_path, seed=0)
