@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated
 
-from prefect_mipro.cli.backend import backend_of
-from prefect_mipro.cli.exits import PROGRAM, ExitCode
+from cyclopts import Parameter
+
+from prefect_mipro.cli.exits import PROGRAM
+from prefect_mipro.cli.options import BackendOptions, Candidate, Count, Session, Text
 from prefect_mipro.cli.output import Column, Output, moment, number
-from prefect_mipro.client.clients import Client
 from prefect_mipro.errors import CandidateNotFound
-from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import CandidateReport, RetiredCandidates, SessionStatus
+
+if TYPE_CHECKING:
+    from prefect_mipro.client.clients import Client
+    from prefect_mipro.models.base import JsonObject
+    from prefect_mipro.models.sessions import CandidateReport, RetiredCandidates, SessionStatus
 
 _COLUMNS = (
     Column("#", right=True),
@@ -29,24 +33,109 @@ _COLUMNS = (
 _SHOWN_CHARACTERS = 60
 
 
-def run(options: argparse.Namespace) -> ExitCode:
-    """`candidates`, `promote`, `retire` and `retire-lever`. Raises what the backend refuses."""
-    output = Output(as_json=options.json)
-    with backend_of(options) as client:
-        if options.command == "retire-lever":
-            report = client.retire_lever(
-                options.session, options.lever, options.version, reason=options.reason
-            )
-            return _retired(output, report)
-        status = client.session_status(options.session)
-        if options.command == "promote":
-            return _promote(client, output, status, options.candidate, reason=options.reason)
-        if options.command == "retire":
-            candidate_id = _found(status, options.candidate).candidate_id
-            return _retired(output, client.retire(candidate_id, reason=options.reason))
-        if options.candidate is None:
-            return _leaderboard(output, status)
-        return _one(client, output, status, options.candidate)
+def candidates(
+    session: Session,
+    candidate: Candidate | None = None,
+    /,
+    *,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """Show the candidates of a session, or one of them.
+
+    With a candidate: its whole prompt, and where it came from.
+
+    Examples
+      prefect-mipro candidates support-bot
+      prefect-mipro candidates support-bot 7
+      prefect-mipro candidates support-bot --json | jq '.items[0].instruction'
+    """
+    with backend.client() as client:
+        status = client.session_status(session)
+        if candidate is None:
+            _leaderboard(backend.output, status)
+        else:
+            _one(client, backend.output, status, candidate)
+
+
+def promote(
+    session: Session,
+    candidate: Candidate,
+    /,
+    *,
+    reason: Annotated[Text | None, Parameter(help="Kept with the promotion.")] = None,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """Make a candidate the champion.
+
+    The backend promotes by itself when a duel has proved a candidate better.
+    This is for everything else: a decision of your own, and the way back to an
+    earlier champion.
+
+    Examples
+      prefect-mipro promote support-bot 7
+      prefect-mipro promote support-bot cand_3f9a0c12 --reason "reviewed by Ada"
+    """
+    output = backend.output
+    with backend.client() as client:
+        before = client.session_status(session)
+        # Not every retired candidate is listed, and the backend knows them all by their ids.
+        is_number = candidate.removeprefix("#").isdecimal()
+        candidate_id = _found(before, candidate).candidate_id if is_number else candidate
+        status = client.promote(before.session_id, candidate_id, reason=reason)
+    if output.as_json:
+        output.document(status.model_dump(mode="json"))
+    elif before.champion_candidate_id == candidate_id:
+        output.line(f"{_named(status, candidate_id)} is the champion already")
+    else:
+        output.line(f"{_named(status, candidate_id)} is the champion of {status.session_id}")
+        output.line(f"the way back: {PROGRAM} promote {status.session_id} {_way_back(before)}")
+
+
+def retire(
+    session: Session,
+    candidate: Candidate,
+    /,
+    *,
+    reason: Annotated[Text | None, Parameter(help="Kept with the candidate.")] = None,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """Take a candidate out of play.
+
+    The champion's prompt takes its place at once, also in rollouts that have
+    begun. A champion is replaced by the candidate that won a duel last, else by
+    the baseline, which cannot be retired. `promote` brings a retired candidate
+    back.
+
+    Examples
+      prefect-mipro retire support-bot 7
+      prefect-mipro retire support-bot cand_3f9a0c12 --reason "it is rude"
+    """
+    with backend.client() as client:
+        candidate_id = _found(client.session_status(session), candidate).candidate_id
+        _retired(backend.output, client.retire(candidate_id, reason=reason))
+
+
+def retire_lever(
+    session: Session,
+    lever: Annotated[str, Parameter(help="instruction or demonstrations")],
+    version: Annotated[Count, Parameter(help="The version's number.")],
+    /,
+    *,
+    reason: Annotated[Text | None, Parameter(help="Kept with the candidates.")] = None,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """Retire all candidates that hold a lever version.
+
+    For a text that must not be shown any more: no new candidate is made with it.
+    `candidates SESSION CANDIDATE` says which versions a candidate holds.
+
+    Examples
+      prefect-mipro retire-lever support-bot demonstrations 3 --reason "a real address"
+      prefect-mipro retire-lever support-bot instruction 5 --json
+    """
+    with backend.client() as client:
+        report = client.retire_lever(session, lever, version, reason=reason)
+    _retired(backend.output, report)
 
 
 def ranked(status: SessionStatus) -> list[CandidateReport]:
@@ -54,17 +143,16 @@ def ranked(status: SessionStatus) -> list[CandidateReport]:
     return sorted(status.candidates.values(), key=lambda report: (-report.mean, report.number))
 
 
-def _leaderboard(output: Output, status: SessionStatus) -> ExitCode:
+def _leaderboard(output: Output, status: SessionStatus) -> None:
     reports = ranked(status)
     if output.as_json:
         items = [{**each.model_dump(mode="json"), "role": _role(each, status)} for each in reports]
         output.document({"session_id": status.session_id, "items": items})
     else:
         output.table(_COLUMNS, [_row(report, status) for report in reports])
-    return ExitCode.OK
 
 
-def _one(client: Client, output: Output, status: SessionStatus, told: str) -> ExitCode:
+def _one(client: Client, output: Output, status: SessionStatus, told: str) -> None:
     report = _found(status, told)
     lineage: JsonObject = client.candidate(report.candidate_id).get("lineage") or {}
     if output.as_json:
@@ -75,7 +163,7 @@ def _one(client: Client, output: Output, status: SessionStatus, told: str) -> Ex
                 "lineage": lineage,
             }
         )
-        return ExitCode.OK
+        return
     low, high = report.interval
     output.facts(
         {
@@ -93,36 +181,18 @@ def _one(client: Client, output: Output, status: SessionStatus, told: str) -> Ex
     output.passage("the whole instruction", report.instruction or "(empty)")
     for shown in report.demonstrations:
         output.passage("demonstration", f"user: {shown['input']}\nassistant: {shown['output']}")
-    return ExitCode.OK
 
 
-def _promote(
-    client: Client, output: Output, before: SessionStatus, told: str, *, reason: str | None
-) -> ExitCode:
-    # Not every candidate that was retired is listed, and the backend knows them all by their ids.
-    candidate_id = _found(before, told).candidate_id if _is_number(told) else told
-    status = client.promote(before.session_id, candidate_id, reason=reason)
-    if output.as_json:
-        output.document(status.model_dump(mode="json"))
-    elif before.champion_candidate_id == candidate_id:
-        output.line(f"{_named(status, candidate_id)} is the champion already")
-    else:
-        output.line(f"{_named(status, candidate_id)} is the champion of {status.session_id}")
-        output.line(f"the way back: {PROGRAM} promote {status.session_id} {_way_back(before)}")
-    return ExitCode.OK
-
-
-def _retired(output: Output, report: RetiredCandidates) -> ExitCode:
+def _retired(output: Output, report: RetiredCandidates) -> None:
     if output.as_json:
         output.document(report.model_dump(mode="json"))
-        return ExitCode.OK
+        return
     for candidate_id in report.retired_candidates:
         output.line(f"{candidate_id} is retired")
     if not report.retired_candidates:
         output.line("nothing to retire: it is out of play already")
     change = "is the champion now" if report.champion_replaced else "is still the champion"
     output.line(f"{report.champion_candidate_id} {change}")
-    return ExitCode.OK
 
 
 def _failures(report: CandidateReport) -> dict[str, str]:
@@ -134,10 +204,6 @@ def _failures(report: CandidateReport) -> dict[str, str]:
     if report.retired_reason:
         facts["retired because"] = report.retired_reason
     return facts
-
-
-def _is_number(told: str) -> bool:
-    return told.removeprefix("#").isdecimal()
 
 
 def _named(status: SessionStatus, candidate_id: str) -> str:

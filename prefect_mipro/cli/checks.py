@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from uuid import uuid4
 import httpx
 
 from prefect_mipro import __version__
-from prefect_mipro.cli.backend import named_url
+from prefect_mipro.cli.options import DatabaseOptions
 from prefect_mipro.client import environment
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.environment import URL_VARIABLE
@@ -67,16 +66,16 @@ class Check:
     way_out: str = ""
 
 
-def every_check(options: argparse.Namespace) -> Iterator[Check]:
+def every_check(backend_url: str | None, api_key: str | None) -> Iterator[Check]:
     """All of them, in the order in which one thing needs another."""
     yield of_python(sys.version_info[:3])
     yield from of_prefect()
     yield from of_databases()
-    url = named_url(options)
+    url = backend_url or environment.named_backend_url()
     if url is None:
         yield from of_embedded(is_needed=True)
     else:
-        yield from of_backend(url, options.api_key)
+        yield from of_backend(url, api_key)
         yield from of_embedded(is_needed=False)
 
 
@@ -206,10 +205,10 @@ def _is_registered(client: SyncPrefectClient, slug: str) -> bool:
 def of_databases() -> Iterator[Check]:
     """Whether others may read the databases that a server, or the embedded one, has here."""
     try:
-        from prefect_mipro.cli.database_url import database_url
+        server_url = DatabaseOptions().url
     except ModuleNotFoundError:  # the server is not installed, which another check says
         return
-    named = map(sqlite_file, (database_url(), default_database_url()))
+    named = map(sqlite_file, (server_url, default_database_url()))
     for file in dict.fromkeys(file for file in named if file is not None and file.is_file()):
         found = list(exposed(file))
         if not found:

@@ -2,113 +2,124 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from prefect_mipro.cli.database_url import database_url
+from cyclopts import App, Parameter
+
 from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
+from prefect_mipro.cli.options import DatabaseOptions
 from prefect_mipro.cli.output import Output
-from prefect_mipro.server.store.audit import Check, audit
-from prefect_mipro.server.store.engine import (
-    Schema,
-    compact,
-    compact_command,
-    dump_command,
-    existing_file,
-    inspected,
-    open_store,
-    postgres_url,
-    schema_of,
+
+if TYPE_CHECKING:
+    from prefect_mipro.server.store.audit import Check
+    from prefect_mipro.server.store.engine import Schema
+
+app = App(
+    name="db",
+    help="""\
+Look after the server's database.
+
+Examples
+  prefect-mipro db check --database-url sqlite:///mipro.db
+  prefect-mipro db backup mipro-2026-11-23.db
+  prefect-mipro db compact
+  prefect-mipro db upgrade
+""",
 )
-from prefect_mipro.server.store.files import copy_file
 
 
-def run(options: argparse.Namespace) -> ExitCode:
-    """One of the actions on the database. Raises what the database refuses."""
-    output = Output(as_json=options.json)
-    url = database_url(options.database_url)
-    match options.action:
-        case "upgrade":
-            return _upgrade(url, output)
-        case "compact":
-            return _compact(url, output)
-        case "backup":
-            return _back_up(url, Path(options.target), output)
-        case _:
-            return _check(url, output)
+@app.command
+def upgrade(*, database: DatabaseOptions = DatabaseOptions()) -> None:
+    """Upgrade the schema to this release.
 
+    A server that starts does so by itself.
+    """
+    from prefect_mipro.server.store.engine import inspected, open_store, schema_of
 
-def _upgrade(url: str, output: Output) -> ExitCode:
     async def upgraded() -> Schema:
-        await (await open_store(url)).close()
-        async with inspected(url) as database:
-            return await database.read(schema_of)
+        await (await open_store(database.url)).close()
+        async with inspected(database.url) as opened:
+            return await opened.read(schema_of)
 
     schema = asyncio.run(upgraded())
-    output.outcome(
+    database.output.outcome(
         {"schema": schema.present},
         f"the database has the schema {schema.present}, which is the newest",
     )
-    return ExitCode.OK
 
 
-def _back_up(url: str, target: Path, output: Output) -> ExitCode:
-    postgres = postgres_url(url)
+@app.command
+def compact(*, database: DatabaseOptions = DatabaseOptions()) -> ExitCode:
+    """Give free space back to the disk; no server may run."""
+    from prefect_mipro.server.store import engine
+
+    postgres = engine.postgres_url(database.url)
     if postgres is not None:
         _hand_over(
-            dump_command(postgres, target),
-            output,
-            "PostgreSQL is copied by its own tool, which asks for the password or takes it",
-            "from PGPASSWORD or ~/.pgpass; pg_restore reads the copy:",
-        )
-        return ExitCode.FAILED
-    size_bytes = copy_file(existing_file(url), target)
-    if output.as_json:
-        output.document({"file": str(target), "size_bytes": size_bytes})
-    else:
-        say(f"wrote {target} ({size_bytes:,} bytes); it holds secrets of sessions")
-    return ExitCode.OK
-
-
-def _compact(url: str, output: Output) -> ExitCode:
-    postgres = postgres_url(url)
-    if postgres is not None:
-        _hand_over(
-            compact_command(postgres),
-            output,
+            engine.compact_command(postgres),
+            database.output,
             "PostgreSQL compacts its tables by itself, and lets new rows have the room; to give it",
             "back to the disk, which stops servers for as long as it takes:",
         )
         return ExitCode.FAILED
-    before, after = compact(url)
-    output.outcome(
+    before, after = engine.compact(database.url)
+    database.output.outcome(
         {"bytes_before": before, "bytes_after": after},
         f"the database takes {after:,} bytes, and took {before:,}",
     )
     return ExitCode.OK
 
 
-def _hand_over(command: str, output: Output, *words: str) -> None:
-    """Show a command of PostgreSQL's own tools, and what to know of it."""
-    if output.as_json:
-        output.document({"command": command})
-        return
-    for line in words:
-        say(line)
-    output.line(command)
+@app.command
+def backup(
+    target: Annotated[Path, Parameter(help="The file to write; it must not be there.")],
+    /,
+    *,
+    database: DatabaseOptions = DatabaseOptions(),
+) -> ExitCode:
+    """Copy the database into a file; a server may run."""
+    from prefect_mipro.server.store.engine import dump_command, existing_file, postgres_url
+    from prefect_mipro.server.store.files import copy_file
+
+    postgres = postgres_url(database.url)
+    if postgres is not None:
+        _hand_over(
+            dump_command(postgres, target),
+            database.output,
+            "PostgreSQL is copied by its own tool, which asks for the password or takes it",
+            "from PGPASSWORD or ~/.pgpass; pg_restore reads the copy:",
+        )
+        return ExitCode.FAILED
+    size_bytes = copy_file(existing_file(database.url), target)
+    if database.as_json:
+        database.output.document({"file": str(target), "size_bytes": size_bytes})
+    else:
+        say(f"wrote {target} ({size_bytes:,} bytes); it holds secrets of sessions")
+    return ExitCode.OK
 
 
-def _check(url: str, output: Output) -> ExitCode:
+@app.command
+def check(*, database: DatabaseOptions = DatabaseOptions()) -> ExitCode:
+    """Check that the database is whole.
+
+    Looks at the schema, the pages and the references, and compares each counter
+    with what it counts; a server may run meanwhile. Exit code 1 when something
+    is wrong.
+    """
+    from prefect_mipro.server.store.audit import audit
+    from prefect_mipro.server.store.engine import inspected, schema_of
+
     async def checked() -> tuple[Schema, tuple[Check, ...]]:
-        async with inspected(url) as database:
-            schema = await database.read(schema_of)
-            return schema, await database.read(audit) if schema.is_current else ()
+        async with inspected(database.url) as opened:
+            schema = await opened.read(schema_of)
+            return schema, await opened.read(audit) if schema.is_current else ()
 
     schema, checks = asyncio.run(checked())
     is_whole = schema.is_current and not any(check.problems for check in checks)
-    if output.as_json:
-        output.document(
+    if database.as_json:
+        database.output.document(
             {
                 "ok": is_whole,
                 "schema": schema.present or None,
@@ -119,8 +130,18 @@ def _check(url: str, output: Output) -> ExitCode:
             }
         )
     else:
-        _show(schema, checks, output)
+        _show(schema, checks, database.output)
     return ExitCode.OK if is_whole else ExitCode.FAILED
+
+
+def _hand_over(command: str, output: Output, *words: str) -> None:
+    """Show a command of PostgreSQL's own tools, and what to know of it."""
+    if output.as_json:
+        output.document({"command": command})
+        return
+    for line in words:
+        say(line)
+    output.line(command)
 
 
 def _show(schema: Schema, checks: tuple[Check, ...], output: Output) -> None:

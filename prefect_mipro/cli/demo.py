@@ -7,14 +7,14 @@ A wheel carries both as `prefect_mipro/demo`; a checkout has them at its root.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from prefect_mipro.cli.exits import PROGRAM, ExitCode, say
+from cyclopts import App, Parameter
+
+from prefect_mipro.cli.exits import PROGRAM, say
 from prefect_mipro.errors import ConfigNotFound
-from prefect_mipro.server.upstream import model_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HOMES = (_PACKAGE / "demo", _PACKAGE.parent / "flows")
@@ -22,8 +22,15 @@ _FLOW = "optimize_prompt.py"
 _HELP = frozenset({"-h", "--help"})
 
 
-def run(arguments: Sequence[str]) -> ExitCode:
-    """Run it with its own options, after its model has been fetched. Raises ModelMissing."""
+# The flow writes the help of its own options.
+demo = App(name="demo", help_flags=(), version_flags=())
+
+
+@demo.default
+def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+    """Optimize a prompt with the embedded model; no key."""
+    from prefect_mipro.server.upstream import model_file
+
     flow = flow_path()
     if not _HELP & set(arguments):
         if find_spec("xllamacpp") is None:
@@ -32,7 +39,6 @@ def run(arguments: Sequence[str]) -> ExitCode:
     # Its help begins with the first word.
     sys.argv = [f"{PROGRAM} demo", *arguments]
     _loaded(flow).main(arguments)
-    return ExitCode.OK
 
 
 def _loaded(flow: Path) -> Any:

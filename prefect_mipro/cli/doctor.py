@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 
-from prefect_mipro.cli.checks import Check, Verdict, every_check
 from prefect_mipro.cli.exits import ExitCode
-from prefect_mipro.cli.output import Output
+from prefect_mipro.cli.options import AddressOptions
 
 
-def run(options: argparse.Namespace) -> ExitCode:
-    """Check everything; FAILED when something is broken."""
-    output = Output(as_json=options.json)
+def doctor(*, address: AddressOptions = AddressOptions()) -> ExitCode:
+    """Find out what is wrong, and what to do.
+
+    Checks Python, Prefect, its API and blocks, the backend, the key, the model
+    behind it and the embedded model, and says what to do about each. Where no
+    backend is named, it starts the embedded one for a moment. Exit code 1 when
+    something is broken.
+
+    Examples
+      prefect-mipro doctor
+      MIPRO_BACKEND_URL=https://mipro.example.com prefect-mipro doctor --json
+    """
+    from prefect_mipro.cli.checks import Check, Verdict, every_check
+
+    output = address.output
     made: list[Check] = []
-    for check in every_check(options):
+    for check in every_check(address.backend_url, address.api_key):
         made.append(check)
         if not output.as_json:
             output.mark(check.verdict, f"{check.name}: {check.found}", check.way_out)

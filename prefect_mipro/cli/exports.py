@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -12,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from prefect_mipro.cli.exits import ExitCode, say
+from prefect_mipro.cli.exits import say
 from prefect_mipro.cli.output import Output
 from prefect_mipro.client import operations
 from prefect_mipro.client.clients import Client
@@ -20,24 +19,23 @@ from prefect_mipro.errors import BackendUnreachable, InputInvalid
 from prefect_mipro.models.exports import Part
 
 
-def run(client: Client, output: Output, options: argparse.Namespace) -> ExitCode:
+def run(client: Client, output: Output, session: str, file: str | None, *, traces: bool) -> None:
     """Export one session. A file is there whole, or not at all."""
-    operation = operations.export_session(options.session, traces=not options.no_traces)
-    if options.output is None:
+    operation = operations.export_session(session, traces=traces)
+    if file is None:
         if output.as_json:
             raise InputInvalid("an export is many documents; give --output FILE with --json")
         with client.stream(operation) as lines:
             _write(lines, sys.stdout.buffer)
-        return ExitCode.OK
-    path = Path(options.output)
-    with client.stream(operation) as lines, _new_file(path) as file:
-        counts = _write(lines, file)
+        return
+    path = Path(file)
+    with client.stream(operation) as lines, _new_file(path) as opened:
+        counts = _write(lines, opened)
     if output.as_json:
         output.document({"path": str(path), "size_bytes": path.stat().st_size, "lines": counts})
     else:
         told = ", ".join(f"{count} {part}" for part, count in counts.items() if count)
         say(f"wrote {path} ({path.stat().st_size:,} bytes): {told}")
-    return ExitCode.OK
 
 
 def _write(lines: Iterable[bytes], file: BinaryIO) -> dict[str, int]:

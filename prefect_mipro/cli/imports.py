@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, cast
 
-from prefect_mipro.cli.exits import PROGRAM, ExitCode
+from prefect_mipro.cli.exits import PROGRAM
 from prefect_mipro.cli.output import Output
 from prefect_mipro.client.clients import Client
 from prefect_mipro.errors import InputInvalid
@@ -24,7 +24,7 @@ BYTES_AT_ONCE = 1_000_000
 STANDARD_INPUT = "-"
 
 
-def run(client: Client, output: Output, file: str) -> ExitCode:
+def run(client: Client, output: Output, file: str) -> None:
     """Import one session. Raises InputInvalid for a file that is no export, or not a whole one."""
     session_id = ""
     receipt: ImportReceipt | None = None
@@ -40,7 +40,6 @@ def run(client: Client, output: Output, file: str) -> ExitCode:
         {"session_id": session_id, "state": state},
         f"{session_id} is here, and {state}{way_on}",
     )
-    return ExitCode.OK
 
 
 def _pieces(lines: Iterable[tuple[JsonObject, int]]) -> Iterator[list[JsonObject]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
-from prefect_mipro.cli import exports, imports
-from prefect_mipro.cli.backend import backend_of
+from cyclopts import App, ArgumentCollection, Group, Parameter
+
 from prefect_mipro.cli.exits import ExitCode, say
+from prefect_mipro.cli.options import BackendOptions, Count, Flag, Session, Sure, Text
 from prefect_mipro.cli.output import NOTHING, Column, Output, moment, number
-from prefect_mipro.client.clients import Client
-from prefect_mipro.client.operations import LARGEST_PAGE
-from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.sessions import SessionState, SessionStatus
+
+if TYPE_CHECKING:
+    from prefect_mipro.models.base import JsonObject
+    from prefect_mipro.models.sessions import SessionStatus
+
+app = App(name="sessions", help="Look after the sessions of a backend.")
 
 _COLUMNS = (
     Column("session"),
@@ -23,67 +26,185 @@ _COLUMNS = (
     Column("updated (UTC)"),
     Column("champion", gives=True),
 )
-# What cannot be undone, and what to say of it.
-_FINAL = {
-    "cancel": ("Cancel", "It cannot be resumed."),
-    "delete": ("Delete", "Its prompts, rewards and traces go with it."),
-    "forget": ("Forget this data of", "Candidates that show it are retired; --dry-run says which."),
-}
-_STATE_AFTER = {
-    "pause": SessionState.PAUSED,
-    "resume": SessionState.RUNNING,
-    "cancel": SessionState.CANCELLED,
-}
 
 
-def run(options: argparse.Namespace) -> ExitCode:
-    """One of the actions on sessions. Raises what the backend refuses."""
-    output = Output(as_json=options.json)
-    if options.action in _FINAL and not _is_sure(options):
-        return ExitCode.USAGE
-    with backend_of(options) as client:
-        if options.action == "list":
-            return _list(client, output, state=options.state, limit=options.limit)
-        if options.action == "export":
-            return exports.run(client, output, options)
-        if options.action == "import":
-            return imports.run(client, output, options.file)
-        if options.action == "delete":
-            deleted = client.delete_session(options.session)
-            output.outcome(deleted.model_dump(mode="json"), f"{deleted.session_id} is deleted")
-            return ExitCode.OK
-        if options.action == "forget":
-            return _forget(client, output, options)
-        if options.action == "rotate-url":
-            urls = client.rotate_url(options.session)
-            output.outcome(urls.model_dump(mode="json"), urls.online_url)
-            return ExitCode.OK
-        if options.action == "show":
-            status = client.session_status(options.session)
-        else:
-            status = client.change_state(options.session, _STATE_AFTER[options.action])
-    if output.as_json:
-        output.document(status.model_dump(mode="json"))
-    elif options.action == "show":
-        show(status, output)
+def _exactly_one(arguments: ArgumentCollection) -> None:
+    if sum(argument.has_tokens for argument in arguments) != 1:
+        names = ", ".join(argument.name for argument in arguments)
+        raise ValueError(f"Give exactly one of {names}.")
+
+
+_SUBJECT = Group("Whose data", sort_key=1, validator=_exactly_one)
+
+
+@app.command(name="list")
+def list_sessions(
+    *,
+    state: Literal["running", "paused", "cancelled", "succeeded"] | None = None,
+    limit: Count = 50,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """List the sessions, newest first.
+
+    Examples
+      prefect-mipro sessions list
+      prefect-mipro sessions list --state running --limit 10
+      prefect-mipro sessions list --json | jq -r '.items[].session_id'
+
+    Args:
+        state: Only sessions in this state.
+        limit: At most this many.
+    """
+    from prefect_mipro.client.operations import LARGEST_PAGE
+
+    found: list[JsonObject] = []
+    cursor: str | None = None
+    with backend.client() as client:
+        while len(found) < limit:
+            page = client.sessions(
+                state=state, limit=min(limit - len(found), LARGEST_PAGE), cursor=cursor
+            )
+            found += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+    if backend.as_json:
+        backend.output.document({"items": found, "next_cursor": cursor})
+    elif found:
+        backend.output.table(_COLUMNS, [_row(session) for session in found])
+        if cursor is not None:
+            say(f"there are more than these {len(found)}; a larger --limit shows them")
     else:
-        output.line(f"{status.session_id} is {status.status}")
+        say(f"there is no {f'{state} ' if state else ''}session at {client.backend_url}")
+
+
+@app.command
+def show(session: Session, /, *, backend: BackendOptions = BackendOptions()) -> None:
+    """Show the state of a session and the prompt that it serves.
+
+    Examples
+      prefect-mipro sessions show support-bot
+      prefect-mipro sessions show support-bot --json | jq .champion_candidate_id
+    """
+    with backend.client() as client:
+        status = client.session_status(session)
+    if backend.as_json:
+        backend.output.document(status.model_dump(mode="json"))
+    else:
+        _show(status, backend.output)
+
+
+@app.command
+def pause(session: Session, /, *, backend: BackendOptions = BackendOptions()) -> None:
+    """Stop exploring for now.
+
+    A paused session serves its champion and explores no more; rewards still
+    count.
+
+    Examples
+      prefect-mipro sessions pause support-bot
+    """
+    _change_state(session, "paused", backend)
+
+
+@app.command
+def resume(session: Session, /, *, backend: BackendOptions = BackendOptions()) -> None:
+    """Explore again.
+
+    Examples
+      prefect-mipro sessions resume support-bot
+    """
+    _change_state(session, "running", backend)
+
+
+@app.command
+def cancel(
+    session: Session, /, *, yes: Sure = False, backend: BackendOptions = BackendOptions()
+) -> ExitCode:
+    """Stop for good.
+
+    A cancelled session serves its champion for good; it takes no more rewards
+    and cannot be resumed.
+
+    Examples
+      prefect-mipro sessions cancel support-bot
+      prefect-mipro sessions cancel support-bot --yes
+    """
+    if not (yes or _is_sure("Cancel", session, "It cannot be resumed.")):
+        return ExitCode.USAGE
+    _change_state(session, "cancelled", backend)
     return ExitCode.OK
 
 
-def _forget(client: Client, output: Output, options: argparse.Namespace) -> ExitCode:
-    report = client.forget(
-        options.session,
-        rollout_id=options.rollout_id,
-        example_id=options.example_id,
-        correlation_id=options.correlation_id,
-        user=options.user,
-        dry_run=options.dry_run,
-    )
-    if output.as_json:
-        output.document(report.model_dump(mode="json"))
+@app.command
+def delete(
+    session: Session, /, *, yes: Sure = False, backend: BackendOptions = BackendOptions()
+) -> ExitCode:
+    """Remove a session and all that is known of it.
+
+    Its prompts, candidates, rollouts, rewards, traces and events are removed,
+    whatever its state. Its id is free again. Export it first if you may want it
+    back.
+
+    Examples
+      prefect-mipro sessions delete support-bot
+      prefect-mipro sessions delete support-bot --yes
+    """
+    if not (yes or _is_sure("Delete", session, "Its prompts, rewards and traces go with it.")):
+        return ExitCode.USAGE
+    with backend.client() as client:
+        deleted = client.delete_session(session)
+    backend.output.outcome(deleted.model_dump(mode="json"), f"{deleted.session_id} is deleted")
+    return ExitCode.OK
+
+
+@app.command
+def forget(
+    session: Session,
+    /,
+    *,
+    user: Annotated[Text | None, Parameter(group=_SUBJECT)] = None,
+    rollout: Annotated[Text | None, Parameter(group=_SUBJECT)] = None,
+    example: Annotated[Text | None, Parameter(group=_SUBJECT)] = None,
+    correlation_id: Annotated[Text | None, Parameter(group=_SUBJECT)] = None,
+    dry_run: Flag = False,
+    yes: Sure = False,
+    backend: BackendOptions = BackendOptions(),
+) -> ExitCode:
+    """Remove the data of one user, rollout, example or conversation.
+
+    The rollouts, calls, rewards and events are removed. Prompts that show one of
+    these texts are emptied, and their candidates retired; counters stay. Exports
+    and backups are not reached.
+
+    Examples
+      prefect-mipro sessions forget support-bot --user u-203 --dry-run
+      prefect-mipro sessions forget support-bot --user u-203
+      prefect-mipro sessions forget support-bot --rollout r-17 --yes
+
+    Args:
+        user: The "user" of the rewards' metadata.
+        rollout: The id of a rollout.
+        example: The id of an example of a data set.
+        correlation_id: The id of a conversation.
+        dry_run: Only say what would be removed.
+    """
+    consequence = "Candidates that show it are retired; --dry-run says which."
+    if not (yes or dry_run or _is_sure("Forget this data of", session, consequence)):
+        return ExitCode.USAGE
+    with backend.client() as client:
+        report = client.forget(
+            session,
+            user=user,
+            rollout_id=rollout,
+            example_id=example,
+            correlation_id=correlation_id,
+            dry_run=dry_run,
+        )
+    if backend.as_json:
+        backend.output.document(report.model_dump(mode="json"))
         return ExitCode.OK
-    output.facts(
+    backend.output.facts(
         {
             "session": report.session_id,
             "rollouts": str(report.rollouts),
@@ -100,27 +221,83 @@ def _forget(client: Client, output: Output, options: argparse.Namespace) -> Exit
     return ExitCode.OK
 
 
-def _list(client: Client, output: Output, *, state: str | None, limit: int) -> ExitCode:
-    found: list[JsonObject] = []
-    cursor: str | None = None
-    while len(found) < limit:
-        page = client.sessions(
-            state=state, limit=min(limit - len(found), LARGEST_PAGE), cursor=cursor
-        )
-        found += page["items"]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            break
-    if output.as_json:
-        output.document({"items": found, "next_cursor": cursor})
-        return ExitCode.OK
-    if not found:
-        say(f"there is no {f'{state} ' if state else ''}session at {client.backend_url}")
-        return ExitCode.OK
-    output.table(_COLUMNS, [_row(session) for session in found])
-    if cursor is not None:
-        say(f"there are more than these {len(found)}; a larger --limit shows them")
-    return ExitCode.OK
+@app.command
+def rotate_url(session: Session, /, *, backend: BackendOptions = BackendOptions()) -> None:
+    """Give the proxy URL of a session a new secret.
+
+    For a URL that has leaked. Programs that call through it are refused from now
+    on: give them the new one, which is printed. Programs that call by the
+    session's id and a key are not affected.
+
+    Examples
+      prefect-mipro sessions rotate-url support-bot
+    """
+    with backend.client() as client:
+        urls = client.rotate_url(session)
+    backend.output.outcome(urls.model_dump(mode="json"), urls.online_url)
+
+
+@app.command
+def export(
+    session: Session,
+    /,
+    *,
+    output: Annotated[Text | None, Parameter(name=("--output", "-o"))] = None,
+    no_traces: Flag = False,
+    backend: BackendOptions = BackendOptions(),
+) -> None:
+    """Export all that is known of a session, as JSON lines.
+
+    The session, its lever versions, candidates, duels, rollouts, rewards, traces
+    and events, and last the counts of them all. The key "part" says what a line
+    is. It holds no secret.
+
+    Examples
+      prefect-mipro sessions export support-bot -o support-bot.jsonl.gz
+      prefect-mipro sessions export support-bot | grep '"part":"reward"'
+      prefect-mipro sessions export support-bot --no-traces -o numbers.jsonl
+
+    Args:
+        output: The file to write; compressed when it ends in .gz (default: stdout).
+        no_traces: Leave out what was asked and answered.
+    """
+    from prefect_mipro.cli import exports
+
+    with backend.client() as client:
+        exports.run(client, backend.output, session, output, traces=not no_traces)
+
+
+@app.command(name="import")
+def import_session(file: Text, /, *, backend: BackendOptions = BackendOptions()) -> None:
+    """Import an export into this backend.
+
+    The session keeps its id, its candidates and all that it has learned. It is
+    paused until you resume it; a session that is there already is left alone. An
+    import that was broken off begins again from the start.
+
+    Examples
+      prefect-mipro sessions import bot.jsonl.gz --backend-url https://new.example.com
+      prefect-mipro sessions export bot | prefect-mipro sessions import - --embedded
+
+    Args:
+        file: An export, or - for standard input.
+    """
+    from prefect_mipro.cli import imports
+
+    with backend.client() as client:
+        imports.run(client, backend.output, file)
+
+
+def _change_state(
+    session: str, state: Literal["paused", "running", "cancelled"], backend: BackendOptions
+) -> None:
+    from prefect_mipro.models.sessions import SessionState
+
+    with backend.client() as client:
+        status = client.change_state(session, SessionState(state))
+    backend.output.outcome(
+        status.model_dump(mode="json"), f"{status.session_id} is {status.status}"
+    )
 
 
 def _row(session: JsonObject) -> tuple[str, ...]:
@@ -135,8 +312,7 @@ def _row(session: JsonObject) -> tuple[str, ...]:
     )
 
 
-def show(status: SessionStatus, output: Output) -> None:
-    """How it stands, then the prompt that it serves."""
+def _show(status: SessionStatus, output: Output) -> None:
     champion = status.candidates.get(status.champion_candidate_id)
     flow, spent = status.reward_flow, status.spending
     reason = f" ({status.stop_reason})" if status.stop_reason else ""
@@ -204,13 +380,10 @@ def _without_secret(url: str) -> str:
     return url.replace(path, f"{shown}.***") if dot and len(secret) >= 32 else url
 
 
-def _is_sure(options: argparse.Namespace) -> bool:
-    if options.yes or getattr(options, "dry_run", False):
-        return True
-    word, consequence = _FINAL[options.action]
+def _is_sure(action: str, session: str, consequence: str) -> bool:
     if not sys.stdin.isatty():
-        say(f"{options.action} cannot be undone; add --yes where nobody can be asked")
+        say("this cannot be undone; add --yes where nobody can be asked")
         return False
-    sys.stderr.write(f"{word} {options.session} for good? {consequence} [y/N] ")
+    sys.stderr.write(f"{action} {session} for good? {consequence} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
