@@ -32,14 +32,23 @@ class Assigned:
     """The candidate to go ahead with, and the pin of its rollout, which may be under way.
 
     `shares` are the candidates' shares of the traffic when it was pinned, as far as they are known.
+    `if_removed` is the rollout to pin where another server has removed the one of a remembered pin;
+    `None` if the pin was made or read for this call.
     """
 
-    __slots__ = ("_find", "_pin", "candidate", "shares")
+    __slots__ = ("_find", "_pin", "candidate", "if_removed", "shares")
     _find: FindCandidate
 
-    def __init__(self, candidate: Candidate, shares: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        shares: Mapping[str, float],
+        *,
+        if_removed: Rollout | None = None,
+    ) -> None:
         self.candidate = candidate
         self.shares = shares
+        self.if_removed = if_removed
         self._pin: asyncio.Future[Rollout] | None = None
 
     @classmethod
@@ -112,16 +121,27 @@ class Assignments:
         example_id: str | None,
         applied: bool | None,
         own: Reserved = NOTHING,
+        trust_memory: bool = True,
     ) -> Assigned:
         """The pinned candidate, else one that is chosen. `own` is what the call has reserved.
 
         `applied` says whether a candidate's prompt has a place in the call's messages, and is kept
-        with the pin: a reward that comes before the call's trace is in the store knows it.
+        with the pin: a reward that comes before the call's trace is in the store knows it. Without
+        `trust_memory` the pin is looked up where other servers may have removed it.
         """
         while True:
             pinned_id = self._live.pinned(live.session, rollout_id)
-            if pinned_id is not None:
-                return Assigned(await self._in_place_of(live, pinned_id), live.shares)
+            if pinned_id is not None and (trust_memory or not self._store.shared):
+                candidate = await self._in_place_of(live, pinned_id)
+                rollout = self._rollout(
+                    live,
+                    rollout_id,
+                    _certain(candidate.candidate_id),
+                    correlation_id=correlation_id,
+                    example_id=example_id,
+                    applied=applied,
+                )
+                return Assigned(candidate, live.shares, if_removed=rollout)
             pinning = live.pinning.get(rollout_id)
             if pinning is None:
                 # Of the calls of one rollout that come at once, one chooses.
@@ -171,16 +191,12 @@ class Assignments:
         chosen = live.choosing[rollout_id] = asyncio.Event()
         try:
             choice = await self._choose(live, rollout_id, example_id, own)
-            rollout = Rollout(
-                session_id=live.session_id,
-                rollout_id=rollout_id,
-                candidate_id=choice.candidate_id,
-                correlation_id=correlation_id or live.session.correlation_id,
+            rollout = self._rollout(
+                live,
+                rollout_id,
+                choice,
+                correlation_id=correlation_id,
                 example_id=example_id,
-                propensity=choice.propensity,
-                duel_number=choice.duel_number,
-                predicted_reward=choice.predicted_reward,
-                pinned_at=self._clock(),
                 applied=applied,
             )
             live.serve(choice.candidate_id)
@@ -192,6 +208,29 @@ class Assignments:
         finally:
             del live.choosing[rollout_id]
             chosen.set()
+
+    def _rollout(
+        self,
+        live: LiveSession,
+        rollout_id: str,
+        choice: Choice,
+        *,
+        correlation_id: str | None,
+        example_id: str | None,
+        applied: bool | None,
+    ) -> Rollout:
+        return Rollout(
+            session_id=live.session_id,
+            rollout_id=rollout_id,
+            candidate_id=choice.candidate_id,
+            correlation_id=correlation_id or live.session.correlation_id,
+            example_id=example_id,
+            propensity=choice.propensity,
+            duel_number=choice.duel_number,
+            predicted_reward=choice.predicted_reward,
+            pinned_at=self._clock(),
+            applied=applied,
+        )
 
     def _pinned(self, live: LiveSession, rollout_id: str, pin: asyncio.Future[Rollout]) -> None:
         del live.pinning[rollout_id]
@@ -231,5 +270,5 @@ class Assignments:
 
 
 def _certain(candidate_id: str) -> Choice:
-    """No chance in it: the session has ended, or the candidate's block of rollouts goes on."""
+    """No chance in it: the session has ended, or the candidate was chosen before."""
     return Choice(candidate_id, propensity=1.0, propensities={candidate_id: 1.0})

@@ -161,6 +161,9 @@ class Forgetting:
             "candidates": list(withdrawal.candidate_ids),
         }
         ended = await self._store.end_forgetting(order, data=told, at=self._clock()) or order
+        if self._store.shared and ended.rollouts:
+            # By then the other servers know that a call of a removed rollout begins another one.
+            await asyncio.sleep(OLDEST_SECONDS)
         report = ForgetReport(
             session_id=session.session_id,
             subject=order.subject,

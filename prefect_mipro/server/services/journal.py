@@ -367,7 +367,7 @@ class Journal:
             log.info("recordings_of_deleted_session", extra={"recordings": len(calls)})
             return
         if isinstance(error, RolloutNotFound):
-            # It was removed meanwhile, at a request or because of its age.
+            # It was forgotten at a request while they were under way.
             log.info("recordings_of_removed_rollout", extra={"recordings": len(calls)})
             return
         self.counts.lost += len(calls)

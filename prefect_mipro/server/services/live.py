@@ -63,6 +63,13 @@ class Pinning(NamedTuple):
     shares: Mapping[str, float]
 
 
+class _RememberedPin(NamedTuple):
+    """The candidate of a rollout, and how many rollouts its session had lost by then."""
+
+    candidate_id: str
+    removed_rollouts: int
+
+
 @dataclass(eq=False)
 class LiveSession:
     """A session as it is held. Its counters only grow: of two figures the larger is the newer.
@@ -218,7 +225,7 @@ class Live:
         self._checking: asyncio.Task[None] | None = None
         self._checked_at = LONG_AGO
         self._others_version: int | None = None
-        self._pins: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._pins: OrderedDict[tuple[str, str], _RememberedPin] = OrderedDict()
         store.watch(self.forget)
 
     async def of(self, session_id: str) -> LiveSession:
@@ -251,12 +258,22 @@ class Live:
             held.read_at = LONG_AGO
 
     def pinned(self, session: Session, rollout_id: str) -> str | None:
-        """The candidate of a rollout that was pinned not long ago."""
-        return self._pins.get((session.baseline_id, rollout_id))
+        """The candidate of a rollout that was pinned not long ago.
+
+        Servers that share the database remove rollouts without telling each other: once the session
+        has lost any, a pin from before is not trusted.
+        """
+        pin = self._pins.get((session.baseline_id, rollout_id))
+        if pin is None:
+            return None
+        if self._store.shared and pin.removed_rollouts != session.removed_rollouts:
+            return None
+        return pin.candidate_id
 
     def remember_pin(self, session: Session, rollout_id: str, candidate_id: str) -> None:
         """Keep a rollout's candidate for its next calls."""
-        self._pins[(session.baseline_id, rollout_id)] = candidate_id
+        pin = _RememberedPin(candidate_id, session.removed_rollouts)
+        self._pins[(session.baseline_id, rollout_id)] = pin
         if len(self._pins) > REMEMBERED_PINS:
             self._pins.popitem(last=False)
 

@@ -9,7 +9,7 @@ from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
-from prefect_mipro.models.rollouts import CallFailure, Trace
+from prefect_mipro.models.rollouts import CallFailure, Rollout, Trace
 from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.optimizer.demonstrations import room_for_demonstrations
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
@@ -67,8 +67,12 @@ class Recorder:
         latency_seconds: float,
         asked_model: str | None,
         failure: CallFailure | None,
+        if_removed: Rollout | None,
     ) -> Trace:
-        """Keep what the call was and what it cost, also when its caller has gone away by now."""
+        """Keep what the call was and what it cost, also when its caller has gone away by now.
+
+        `if_removed` is pinned where the call's rollout turns out to be removed before it began.
+        """
         completion = served.completion if served else Completion(error="the caller went away")
         output = answer_text(completion.response)
         usage = completion.usage
@@ -112,6 +116,7 @@ class Recorder:
             estimated=estimated,
             applied=applied.mismatch is None,
             failure=failure,
+            if_removed=if_removed,
         )
         self._journal.record(call, size_bytes=size_bytes)
         if applied.mismatch:
@@ -153,6 +158,7 @@ class Recorder:
         estimated: bool,
         applied: bool | None,
         failure: CallFailure | None,
+        if_removed: Rollout | None = None,
     ) -> CallRecord:
         return CallRecord(
             trace,
@@ -162,6 +168,7 @@ class Recorder:
             trace_ids=(trace.trace_id, trace.rollout_id),
             applied=applied,
             failure=failure,
+            if_removed=if_removed,
         )
 
 

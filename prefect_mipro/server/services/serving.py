@@ -98,6 +98,7 @@ class Serving:
             correlation_id=correlation_id,
             example_id=example_id,
             applied=applied,
+            trust_memory=False,
         )
         return await assigned.settled()
 
@@ -396,6 +397,7 @@ class _Service:
             latency_seconds=serving.timer() - asked.started,
             asked_model=asked.model,
             failure=failure,
+            if_removed=self._assigned.if_removed,
         )
         self._call.metered.read(
             trace.usage, model=trace.model, cost_usd=trace.cost_usd, broken=trace.error != ""

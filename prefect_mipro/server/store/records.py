@@ -14,7 +14,7 @@ from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Duel, Statistics
 from prefect_mipro.models.levers import LeverVersions
-from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Trace
+from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Rollout, Trace
 from prefect_mipro.models.sessions import ForgetSubject, Session, SessionState
 
 T = TypeVar("T")
@@ -94,6 +94,7 @@ class CallRecord:
 
     `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata. `applied`
     is whether the candidate's prompt was in the call, `None` where only the program knows.
+    `if_removed` is the rollout as the call began it, if its rollout was removed before.
     """
 
     trace: Trace
@@ -103,6 +104,7 @@ class CallRecord:
     trace_ids: Sequence[str]
     applied: bool | None = None
     failure: CallFailure | None = None
+    if_removed: Rollout | None = None
 
     @property
     def session_id(self) -> str:

@@ -186,6 +186,19 @@ def begun_forgettings(connection: Connection) -> tuple[ForgetOrder, ...]:
     return tuple(_order(row) for row in connection.execute(query))
 
 
+def forgotten_since(connection: Connection, session_id: str, since: datetime) -> bool:
+    """Whether a request to forget is under way in the session, or has ended since."""
+    under_way = select(forget_requests.c.request_id).where(
+        forget_requests.c.session_id == session_id
+    )
+    ended = select(events.c.seq).where(
+        events.c.session_id == session_id,
+        events.c.event_type == FORGOTTEN_EVENT,
+        events.c.created_at >= since,
+    )
+    return any(connection.execute(query.limit(1)).first() for query in (under_way, ended))
+
+
 def traceable(
     connection: Connection, session_id: str, *, limit: int, cursor: str | None = None
 ) -> Page[TraceableReward]:

@@ -25,6 +25,7 @@ from prefect_mipro.server.store.changes import (
 )
 from prefect_mipro.server.store.database import ask_given, change_given, insert_rows, lock_given
 from prefect_mipro.server.store.records import CallRecord
+from prefect_mipro.server.store.removal import forgotten_since
 from prefect_mipro.server.store.rewards import (
     attach,
     insert_rollout,
@@ -419,9 +420,11 @@ def _count_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
 
 
 def post_trace(connection: Connection, call: CallRecord) -> Trace:
-    """Record one call that a program made itself, unless a trace has its id already.
+    """Record one call by itself, unless a trace has its id already.
 
-    Returns the trace that has the id: this one, or the earlier one as it stands.
+    Returns the trace that has the id: this one, or the earlier one as it stands. A call whose
+    rollout was removed before the call began is the first of another rollout, which is pinned here;
+    one that began before a request to forget ended is not recorded. Raises RolloutNotFound.
     """
     trace = call.trace
     # Of two that come at once, the one that locks the session later finds the other's trace.
@@ -429,6 +432,9 @@ def post_trace(connection: Connection, call: CallRecord) -> Trace:
         row = connection.execute(_TRACE, {"of_trace": trace.trace_id}).mappings().first()
         if row is not None:
             return _trace_record(row)
+        wanted = call.if_removed
+        if wanted and not forgotten_since(connection, wanted.session_id, wanted.pinned_at):
+            _pin(connection, wanted)
         record_calls(connection, [call])
         return trace
 

@@ -21,6 +21,7 @@ from prefect_mipro.models.sessions import CreateSession, SessionStatus
 from prefect_mipro.server.services.assignment import Assignments
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.calls import Call
+from prefect_mipro.server.services.forgetting import Forgetting
 from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.live import Live
@@ -109,6 +110,7 @@ class Backend:
     looks: Looks
     now: list[datetime]
     reviews: Reviews
+    forgetting: Forgetting
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
         status, _ = await self.sessions.create(
@@ -164,7 +166,14 @@ def config_of(**mipro: Any) -> dict[str, Any]:
 @pytest.fixture
 async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]:
     file = shutil.copyfile(template_file, tmp_path / "mipro.db")
-    store = await open_store(f"sqlite+aiosqlite:///{file}")
+    async with running(f"sqlite+aiosqlite:///{file}") as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def running(database_url: str, *, name: str = "") -> AsyncIterator[Backend]:
+    """The services of one server. Each of those that share a database has a name in its ids."""
+    store = await open_store(database_url)
     model = Model()
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     counter = itertools.count(1)
@@ -174,7 +183,7 @@ async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]
         return now[0]
 
     def new_id(kind: str) -> str:
-        return f"{kind}_{next(counter):06x}"
+        return f"{kind}_{name}{next(counter):06x}"
 
     upstreams = Upstreams({"default": model})
     knowledge = Knowledge(store)
@@ -244,8 +253,19 @@ async def backend(template_file: Path, tmp_path: Path) -> AsyncIterator[Backend]
         looks,
         now,
         Reviews(store, beliefs, proposals, clock=clock, new_id=new_id),
+        Forgetting(
+            store,
+            knowledge,
+            live,
+            beliefs,
+            proposals,
+            journal,
+            clock=clock,
+            new_id=new_id,
+        ),
     )
     await looks.close()
     await proposals.close()
     await journal.close()
+    await live.close()
     await store.close()
