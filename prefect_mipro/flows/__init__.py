@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from prefect_mipro.flows.approval import Wait
-from prefect_mipro.flows.backend import some_backend
+from prefect_mipro.flows.approvals import Wait
 from prefect_mipro.flows.cleanup import Idle, clean_up
 from prefect_mipro.flows.lifecycle import cancel_sessions, pause_sessions
 from prefect_mipro.flows.optimize import optimize_prompt
 from prefect_mipro.flows.promotion import Policy, promote_champion, roll_back_champion
-from prefect_mipro.flows.sessions import some_session
+from prefect_mipro.flows.sessions import some_backend, some_session
 from prefect_mipro.flows.temporary_server import temporary_server_settings
 
 __all__ = [

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from prefect_mipro.client.clients import Client
 from prefect_mipro.events import SessionEvent, tell
-from prefect_mipro.flows.promotion import reached
+from prefect_mipro.flows.sessions import reached
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.sessions import SessionState, SessionStatus
 from prefect_mipro.tasks import SessionHandle

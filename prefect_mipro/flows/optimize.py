@@ -15,10 +15,10 @@ from pydantic import Field
 from prefect_mipro.blocks import MiproSessionConfig
 from prefect_mipro.embedded import running_backend
 from prefect_mipro.errors import InputInvalid
-from prefect_mipro.flows.backend import some_backend
 from prefect_mipro.flows.budget import Budget
 from prefect_mipro.flows.loop import Loop
 from prefect_mipro.flows.recording import loop_flow
+from prefect_mipro.flows.sessions import some_backend
 from prefect_mipro.models.levers import Demonstration
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.models.summaries import (

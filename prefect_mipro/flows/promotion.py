@@ -1,33 +1,34 @@
-"""From a session's evidence to the prompt that programs use: by policy, or with a person's consent.
+"""The promotion flows: the session's best prompt to use, by policy or with a person's consent.
 
-What programs load is a `PromptChampion` block. These flows write it, put each version on record
-in an artifact, and tell Prefect's automations.
+Programs load a `PromptChampion` block. These flows write it, put each version on record in an
+artifact, and emit an event for Prefect's automations.
 """
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.assets import Asset, AssetProperties, materialize
-from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
+from prefect.assets import Asset, AssetProperties
+from prefect.exceptions import FlowPauseTimeout
 from pydantic import Field
 
 from prefect_mipro.artifacts.answers import Answers
 from prefect_mipro.artifacts.publishing import held_out_evaluations, run_url
 from prefect_mipro.artifacts.reports import artifact_key
-from prefect_mipro.blocks import MiproCredentials, PromptChampion, load
-from prefect_mipro.errors import CandidateNotFound, InputInvalid, MiproError, SessionNotFound
+from prefect_mipro.blocks import PromptChampion, load
+from prefect_mipro.errors import InputInvalid, MiproError, SessionNotFound
 from prefect_mipro.events import Cause, SessionEvent, tell
 from prefect_mipro.flows import promotion_page as page
-from prefect_mipro.flows.approval import Approval, Decision, Wait, answer_to, ask
-from prefect_mipro.flows.backend import some_backend
-from prefect_mipro.flows.questions import (
+from prefect_mipro.flows.approvals import (
+    Approval,
+    Decision,
     Question,
+    Wait,
+    answer_to,
+    ask,
     hold,
     is_held,
     let_go,
@@ -35,34 +36,23 @@ from prefect_mipro.flows.questions import (
     remembered,
     this_run,
 )
-from prefect_mipro.models.champions import (
-    ChampionVersion,
-    Evidence,
-    PromotionOutcome,
-    PromotionSummary,
+from prefect_mipro.flows.champions import (
+    candidate_version,
+    champion_in_use,
+    champion_name,
+    put_champion_to_use,
+    refreshed,
+    saved_champion,
 )
+from prefect_mipro.flows.sessions import reached
+from prefect_mipro.models.champions import ChampionVersion, PromotionOutcome, PromotionSummary
 from prefect_mipro.models.sessions import SessionStatus
 from prefect_mipro.tasks import SessionHandle, promote_candidate, session_status
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.logs import run_logger
-from prefect_mipro.tasks.opening import session_plan
 from prefect_mipro.tasks.retries import RETRIED
 
 EXAMPLES_READ = 100
-
-
-class Inquiry(NamedTuple):
-    """A question that the present run asks, and the text above the form."""
-
-    question: Question
-    form_text: str
-
-
-class Answered(NamedTuple):
-    """A question, and a person's answer that the present run acts on."""
-
-    question: Question
-    answer: Approval
 
 
 class Policy(StrEnum):
@@ -86,31 +76,47 @@ def promote_champion(
     show_answers: bool = True,
     backend_url: str | None = None,
 ) -> PromotionSummary:
-    """Put the session's best prompt to use, if there is a better one than that in use.
+    """Put the session's best prompt to use, if it is better than the one in use.
 
     The first run stores the prompt that the session began with, so that programs have one to load.
     A run that comes before the session's first one changes nothing and says so.
 
     Args:
         session: The name of a saved `MiproSessionConfig` block, or the session's handle.
-        policy: `automatic` takes the champion that the session's duels made. `approval` asks a
-            person about it, and about a candidate in the lead whose evidence is good enough. While
+        policy: `automatic` takes the champion that won the session's duels. `approval` asks a
+            person about it, and about a leading candidate whose evidence is good enough. While
             another run's question about the candidate is open, the run asks nothing and says so.
-        champion: The name of the `PromptChampion` block; else that of the config block, else made
-            from the session's id.
+        champion: The name of the `PromptChampion` block; by default that of the config block, else
+            one made from the session's id.
         candidate_id: The candidate to promote, whatever its evidence.
-        min_probability: How likely a candidate that has not won a duel must be better than the
-            session's champion before a person is asked.
-        min_rewards: How many rewards it must have.
-        wait: `pause` or `suspend`; else the one that fits the run.
-        timeout_seconds: How long a person may take. The run fails then, and nothing changes.
+        min_probability: The probability of being better than the session's champion from which a
+            person is asked about a candidate that has not won a duel.
+        min_rewards: The number of rewards such a candidate must have.
+        wait: How to wait for the person, `pause` or `suspend`; by default what suits the run.
+        timeout_seconds: How long the person may take. Then the run fails, and nothing changes.
         show_answers: Whether the question shows inputs and answers from the session's traffic,
             which all users of the Prefect server can read.
-        backend_url: The backend, where neither block nor environment names one.
+        backend_url: The backend's URL, if neither block nor environment names one.
+
+    Returns:
+        The prompt now in use, its evidence, and what the run did.
+
+    Raises:
+        CandidateNotFound: The session has no candidate `candidate_id`.
+        FlowPauseTimeout: The person did not answer in time.
+        InputInvalid: The block `champion` belongs to another session.
+
+    Example:
+        ```python
+        from prefect_mipro.flows import Policy, promote_champion
+
+        summary = promote_champion("support-bot", policy=Policy.AUTOMATIC)
+        print(summary.outcome, summary.number)
+        ```
     """
     name = champion or champion_name(session)
-    found: Inquiry | Answered | PromotionSummary | None
-    found = _given_before() if policy is Policy.APPROVAL else None
+    found: _Inquiry | _Answered | PromotionSummary | None
+    found = _answer_before_suspension() if policy is Policy.APPROVAL else None
     if found is None:
         with reached(session, backend_url=backend_url) as handle:
             status = status_if_any(handle) if candidate_id is None else session_status(handle)
@@ -130,10 +136,10 @@ def promote_champion(
             if policy is Policy.AUTOMATIC:
                 return _promoted(handle, status, name, version, Cause.AUTOMATIC)
             found = _inquiry(handle, status, name, present, version, show_answers=show_answers)
-    if isinstance(found, Inquiry):
-        found = Answered(found.question, _asked(found, wait=wait, timeout_seconds=timeout_seconds))
     if isinstance(found, PromotionSummary):
         return found
+    if isinstance(found, _Inquiry):
+        found = _asked(found, wait=wait, timeout_seconds=timeout_seconds)
     with reached(session, backend_url=backend_url) as handle:
         summary = _settled(handle, *found)
     let_go(found.question)
@@ -148,16 +154,31 @@ def roll_back_champion(
     candidate_id: str | None = None,
     backend_url: str | None = None,
 ) -> PromotionSummary:
-    """Put an earlier prompt to use again, here and in the session.
+    """Put an earlier prompt to use again, in the block and in the session.
 
-    The one in use is not promoted again unless a person asks for it by its id. The block goes
-    first: a backend that is out of reach does not keep a bad prompt in use.
+    The prompt in use is not promoted again unless a person names it by its id. The block changes
+    first: an unreachable backend does not keep a bad prompt in use.
 
     Args:
         session: The name of a saved `MiproSessionConfig` block, or the session's handle.
-        champion: The name of the `PromptChampion` block; else as in `promote_champion`.
-        candidate_id: The candidate to go back to; else the one before.
-        backend_url: The backend, where neither block nor environment names one.
+        champion: The name of the `PromptChampion` block, as in `promote_champion`.
+        candidate_id: The candidate to go back to; by default the one before.
+        backend_url: The backend's URL, if neither block nor environment names one.
+
+    Returns:
+        The prompt now in use, and its evidence.
+
+    Raises:
+        Conflict: The block holds no such earlier prompt.
+        InputInvalid: There is no such block.
+
+    Example:
+        ```python
+        from prefect_mipro.flows import roll_back_champion
+
+        summary = roll_back_champion("support-bot")
+        print(summary.candidate_id)
+        ```
     """
     name = champion or champion_name(session)
     present = saved_champion(name)
@@ -173,97 +194,38 @@ def roll_back_champion(
             promote_candidate(handle, target.candidate_id, reason="rolled back")
     except MiproError as error:
         run_logger().warning(
-            "The session goes on with its own champion; promote %s there yourself: %s",
+            "The session keeps its own champion; promote %s there yourself: %s",
             *(target.candidate_id, error),
         )
     return summary
 
 
-def champion_name(session: str | SessionHandle) -> str:
-    """The name of the block for the session: as Prefect allows it, letters, digits and dashes."""
-    text = session if isinstance(session, str) else session.session_id
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-@contextmanager
-def reached(session: str | SessionHandle, *, backend_url: str | None) -> Iterator[SessionHandle]:
-    """A handle of a session that exists, and its backend for the length of the context."""
-    if isinstance(session, SessionHandle):
-        yield session
-        return
-    plan = session_plan(session)
-    session_id = plan.session_id or plan.settings.mipro.system_id
-    if session_id is None:
-        raise InputInvalid(
-            f"{session!r} names no session; give the name of a saved MiproSessionConfig block, or "
-            "say system_id in the config"
-        )
-    with some_backend(backend_url=backend_url, credentials=plan.credentials) as url:
-        yield SessionHandle(
-            session_id=session_id,
-            backend_url=url or load(MiproCredentials, plan.credentials or "").backend_url,
-            credentials=plan.credentials,
-        )
-
-
 @task(name="session-status", task_run_name="status of {session.session_id}", **RETRIED)
 def status_if_any(session: SessionHandle) -> SessionStatus | None:
-    """How the session stands; `None` before anybody has opened it."""
+    """The session's status; `None` before the session exists."""
     try:
         return session_status.fn(session)
     except SessionNotFound:
         return None
 
 
-@task(name="champion-in-use", task_run_name="champion {name}", **RETRIED)
-def champion_in_use(session: SessionHandle, status: SessionStatus, name: str) -> PromptChampion:
-    """What programs load; at first the prompt that the session began with."""
-    saved = saved_champion(name)
-    if saved is not None:
-        _same_session(saved, session, name)
-        return saved
-    version = _version(session, status, status.baseline_candidate_id, "the session began with it")
-    block = PromptChampion.first(version)
-    block.save(name)
-    _publish(version, None)
-    return block
-
-
-@task(name="candidate-version", task_run_name="prompt of {candidate_id}", **RETRIED)
-def candidate_version(
-    session: SessionHandle, status: SessionStatus, candidate_id: str
-) -> ChampionVersion:
-    """The candidate's prompt with its evidence. Raises CandidateNotFound."""
-    if candidate_id not in status.candidates:
-        raise CandidateNotFound(
-            f"session {session.session_id} has no candidate {candidate_id!r}; it has "
-            f"{', '.join(status.candidates)}"
-        )
-    won = candidate_id == status.champion_candidate_id
-    reason = "champion of the session" if won else "promoted by hand"
-    return _version(session, status, candidate_id, reason)
-
-
-@materialize(
-    "mipro://session/champion",
-    by="prefect-mipro",
-    name="put-champion-to-use",
-    task_run_name="use candidate {version.number} as {name}",
-    **RETRIED,
-)
-def put_champion_to_use(name: str, version: ChampionVersion, outcome: PromotionOutcome) -> str:
-    """Write artifact and block; a repeat changes nothing but the artifact's newest version."""
-    block = load(PromptChampion, name)
-    key = _publish(version, block.version)
-    if block.candidate_id != version.candidate_id:
-        unwanted = block.candidate_id
-        block = (
-            block.roll_back(version.candidate_id).decline(unwanted)
-            if outcome is PromotionOutcome.ROLLED_BACK
-            else block.promote(version)
-        )
-        block.save(name, overwrite=True)
-    return key
+def choice(
+    status: SessionStatus,
+    present: PromptChampion,
+    policy: Policy,
+    *,
+    min_probability: float,
+    min_rewards: int,
+) -> str | None:
+    """The candidate that should take the place of the one in use, if there is one."""
+    settled = {present.candidate_id, *present.declined}
+    if status.champion_candidate_id not in settled:
+        return status.champion_candidate_id
+    leader = status.candidates[status.best_candidate_id]
+    proven = leader.reward_count >= min_rewards and leader.probability_better >= min_probability
+    if policy is Policy.APPROVAL and leader.candidate_id not in settled and proven:
+        return leader.candidate_id
+    return None
 
 
 @task(
@@ -289,7 +251,7 @@ def prepare_question(
         )
     proposal = page.Proposal(
         version=version,
-        present=_refreshed(present, status),
+        present=refreshed(present, status),
         status=status,
         evaluations=held_out_evaluations(session.session_id),
         answers=Answers.of(before, after),
@@ -321,40 +283,25 @@ def overtaken(question: Question, present: PromptChampion, status: SessionStatus
     return None
 
 
-def saved_champion(name: str) -> PromptChampion | None:
-    """The saved block of that name, if there is one."""
-    try:
-        return load(PromptChampion, name)
-    except ValueError as error:
-        if isinstance(error.__cause__, ObjectNotFound):
-            return None
-        raise
+class _Inquiry(NamedTuple):
+    """A question that the present run asks, and the text above the form."""
+
+    question: Question
+    form_text: str
 
 
-def choice(
-    status: SessionStatus,
-    present: PromptChampion,
-    policy: Policy,
-    *,
-    min_probability: float,
-    min_rewards: int,
-) -> str | None:
-    """The candidate that should take the place of the one in use, if there is one."""
-    settled = {present.candidate_id, *present.declined}
-    if status.champion_candidate_id not in settled:
-        return status.champion_candidate_id
-    leader = status.candidates[status.best_candidate_id]
-    proven = leader.reward_count >= min_rewards and leader.probability_better >= min_probability
-    if policy is Policy.APPROVAL and leader.candidate_id not in settled and proven:
-        return leader.candidate_id
-    return None
+class _Answered(NamedTuple):
+    """A question, and a person's answer that the present run acts on."""
+
+    question: Question
+    answer: Approval
 
 
-def _given_before() -> Answered | None:
+def _answer_before_suspension() -> _Answered | None:
     """The answer for which the present run was suspended, when it has begun anew."""
     question = remembered()
     answer = answer_to(question) if question else None
-    return Answered(question, answer) if question and answer else None
+    return _Answered(question, answer) if question and answer else None
 
 
 def _inquiry(
@@ -365,7 +312,7 @@ def _inquiry(
     version: ChampionVersion,
     *,
     show_answers: bool,
-) -> Inquiry | Answered | PromotionSummary:
+) -> _Inquiry | _Answered | PromotionSummary:
     """The question to ask; an answer that no run acted on; or why there is nothing to ask."""
     question = hold(
         new_question(
@@ -379,12 +326,17 @@ def _inquiry(
         )
     )
     if question.holder_id != this_run():
-        return _asked_already(question, present.version)
+        reason = (
+            f"the question about candidate {question.number} has been open since "
+            f"{question.asked_at:%Y-%m-%d %H:%M} UTC in flow run {question.run_name!r} "
+            f"({run_url(question.run_id) or question.run_id})"
+        )
+        return _unchanged(question, present, PromotionOutcome.ASKED, reason)
     if answer := answer_to(question):
         run_logger().info(
             "Acting on the answer in flow run %r, which ended before it could", question.run_name
         )
-        return Answered(question, answer)
+        return _Answered(question, answer)
     # Another run may have settled the question after this one read the block.
     now = load(PromptChampion, name)
     if (now.candidate_id, now.declined) != (present.candidate_id, present.declined):
@@ -393,15 +345,17 @@ def _inquiry(
     form_text = prepare_question(
         handle, status, present.version, version, show_answers=show_answers
     )
-    return Inquiry(question, form_text)
+    return _Inquiry(question, form_text)
 
 
-def _asked(inquiry: Inquiry, *, wait: Wait | None, timeout_seconds: int) -> Approval:
+def _asked(inquiry: _Inquiry, *, wait: Wait | None, timeout_seconds: int) -> _Answered:
+    question, form_text = inquiry
     try:
-        return ask(inquiry.form_text, inquiry.question, wait=wait, timeout_seconds=timeout_seconds)
+        answer = ask(form_text, question, wait=wait, timeout_seconds=timeout_seconds)
     except FlowPauseTimeout:
-        let_go(inquiry.question)
+        let_go(question)
         raise
+    return _Answered(question, answer)
 
 
 def _settled(handle: SessionHandle, question: Question, answer: Approval) -> PromotionSummary:
@@ -409,17 +363,18 @@ def _settled(handle: SessionHandle, question: Question, answer: Approval) -> Pro
     name, present = question.champion, load(PromptChampion, question.champion)
     status = status_if_any(handle)
     if status is None:
-        return _stale(name, present.version, question, "its session is gone")
+        return _unchanged(question, present, PromotionOutcome.STALE, "its session is gone")
     if not is_held(question):
-        return _stale(name, present.version, question, "another run has asked again")
+        return _unchanged(question, present, PromotionOutcome.STALE, "another run has asked again")
     reason = overtaken(question, present, status)
     match answer.decision:
         case Decision.LATER:
-            return _postponed(name, present.version, question, answer)
+            return _unchanged(question, present, PromotionOutcome.POSTPONED, answer.reason)
         case Decision.DECLINE if present.candidate_id != question.candidate_id:
-            return _declined(name, present.version, question.candidate_id, answer.reason)
+            present.decline(question.candidate_id).save(name, overwrite=True)
+            return _unchanged(question, present, PromotionOutcome.DECLINED, answer.reason)
         case _ if reason is not None:
-            return _stale(name, present.version, question, reason)
+            return _unchanged(question, present, PromotionOutcome.STALE, reason)
     version = candidate_version(handle, status, question.candidate_id).model_copy(
         update={
             "promoted_by": answer.approved_by or "a person",
@@ -438,33 +393,6 @@ def _promoted(
     return _put_to_use(name, version, cause, PromotionOutcome.PROMOTED)
 
 
-def _asked_already(question: Question, present: ChampionVersion) -> PromotionSummary:
-    reason = (
-        f"the question about candidate {question.number} has been open since "
-        f"{question.asked_at:%Y-%m-%d %H:%M} UTC in flow run {question.run_name!r} "
-        f"({run_url(question.run_id) or question.run_id})"
-    )
-    run_logger().info("Not asked again: %s", reason)
-    return _summary(question.champion, present, PromotionOutcome.ASKED, reason=reason)
-
-
-def _postponed(
-    name: str, present: ChampionVersion, question: Question, answer: Approval
-) -> PromotionSummary:
-    reason = answer.reason or "no reason given"
-    run_logger().info("The decision on candidate %s was put off: %s", question.number, reason)
-    return _summary(name, present, PromotionOutcome.POSTPONED, reason=answer.reason)
-
-
-def _stale(
-    name: str, present: ChampionVersion, question: Question, reason: str
-) -> PromotionSummary:
-    run_logger().warning(
-        "The answer about candidate %s changes nothing any more: %s", question.number, reason
-    )
-    return _summary(name, present, PromotionOutcome.STALE, reason=reason)
-
-
 def _put_to_use(
     name: str, version: ChampionVersion, cause: Cause, outcome: PromotionOutcome
 ) -> PromotionSummary:
@@ -473,8 +401,7 @@ def _put_to_use(
         key=f"mipro://{version.session_id}/champion",
         properties=AssetProperties(name=f"Prompt {name}", description=page.headline(version)),
     )
-    write = put_champion_to_use.with_options(assets=[asset])
-    key = write(name, version, outcome)
+    key = put_champion_to_use.with_options(assets=[asset])(name, version, outcome)
     tell(
         SessionEvent.PROMOTED,
         version.session_id,
@@ -484,13 +411,35 @@ def _put_to_use(
         previous_candidate_id=previous,
         champion=name,
     )
-    return _summary(name, version, outcome, previous=previous, artifact_key=key)
+    return _summary(name, version, outcome).model_copy(
+        update={"previous_candidate_id": previous, "artifact_key": key}
+    )
+
+
+_LOGGED = {
+    PromotionOutcome.ASKED: (logging.INFO, "Candidate %s is not asked about again: %s"),
+    PromotionOutcome.DECLINED: (logging.INFO, "Candidate %s was declined: %s"),
+    PromotionOutcome.POSTPONED: (logging.INFO, "The decision on candidate %s was put off: %s"),
+    PromotionOutcome.STALE: (
+        logging.WARNING,
+        "The answer about candidate %s no longer changes anything: %s",
+    ),
+}
+
+
+def _unchanged(
+    question: Question, present: PromptChampion, outcome: PromotionOutcome, reason: str
+) -> PromotionSummary:
+    run_logger().log(*_LOGGED[outcome], question.number, reason or "no reason given")
+    return _summary(question.champion, present.version, outcome).model_copy(
+        update={"reason": reason}
+    )
 
 
 def _without_session(name: str, session: SessionHandle) -> PromotionSummary:
     reason = (
         f"there is no session {session.session_id} at {session.backend_url} yet: the first run "
-        "that opens it makes it, and the next promotion looks again"
+        "that opens it makes it, and the next promotion checks again"
     )
     run_logger().warning("Nothing to promote: %s", reason)
     return PromotionSummary(
@@ -501,69 +450,13 @@ def _without_session(name: str, session: SessionHandle) -> PromotionSummary:
     )
 
 
-def _declined(
-    name: str, present: ChampionVersion, candidate_id: str, reason: str
-) -> PromotionSummary:
-    load(PromptChampion, name).decline(candidate_id).save(name, overwrite=True)
-    run_logger().info("Candidate %s was declined: %s", candidate_id, reason or "no reason given")
-    return _summary(name, present, PromotionOutcome.DECLINED, reason=reason)
-
-
-def _summary(
-    name: str,
-    version: ChampionVersion,
-    outcome: PromotionOutcome,
-    *,
-    previous: str | None = None,
-    artifact_key: str | None = None,
-    reason: str | None = None,
-) -> PromotionSummary:
+def _summary(name: str, version: ChampionVersion, outcome: PromotionOutcome) -> PromotionSummary:
     return PromotionSummary(
         session_id=version.session_id,
         champion=name,
         outcome=outcome,
         candidate_id=version.candidate_id,
         number=version.number,
-        previous_candidate_id=previous,
-        reason=version.reason if reason is None else reason,
-        artifact_key=artifact_key,
+        reason=version.reason,
         evidence=version.evidence,
     )
-
-
-def _version(
-    session: SessionHandle, status: SessionStatus, candidate_id: str, reason: str
-) -> ChampionVersion:
-    with connection_to(session) as connection:
-        lease = connection.client.lease(session.session_id, candidate_id=candidate_id, render=True)
-    return ChampionVersion.of(
-        lease,
-        status,
-        reason=reason,
-        promoted_by="prefect-mipro",
-        promoted_at=datetime.now(UTC),
-    )
-
-
-def _refreshed(version: ChampionVersion, status: SessionStatus) -> ChampionVersion:
-    """The version with what its candidate has earned until now."""
-    candidate = status.candidates.get(version.candidate_id)
-    if candidate is None:
-        return version
-    return version.model_copy(update={"evidence": Evidence.of(candidate, status)})
-
-
-def _publish(version: ChampionVersion, previous: ChampionVersion | None) -> str:
-    key = artifact_key(version.session_id, "prompt")
-    create_markdown_artifact(
-        page.record(version, previous), key=key, description=page.headline(version)
-    )
-    return key
-
-
-def _same_session(block: PromptChampion, session: SessionHandle, name: str) -> None:
-    if block.session_id != session.session_id:
-        raise InputInvalid(
-            f"the PromptChampion block {name!r} is that of session {block.session_id}, not of "
-            f"{session.session_id}; give another name as `champion`"
-        )

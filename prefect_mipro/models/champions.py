@@ -116,7 +116,18 @@ class ChampionVersion(Record):
         promoted_by: str,
         promoted_at: datetime,
     ) -> ChampionVersion:
-        """From a lease of the candidate with its placeholders as they are (`render=True`)."""
+        """The version of a candidate, from a lease and a status of its session.
+
+        Args:
+            lease: A lease of the candidate with its placeholders left as they are (`render=True`).
+            status: The session's status, for the evidence and the lineage.
+            reason: Why the candidate is promoted.
+            promoted_by: Who or what promotes it.
+            promoted_at: When it is promoted.
+
+        Returns:
+            The version.
+        """
         candidate = status.candidates[lease.candidate_id]
         return cls(
             session_id=lease.session_id,
@@ -144,10 +155,17 @@ class ChampionVersion(Record):
         return str(next(found, ""))
 
     def render(self, **inputs: Any) -> list[ChatMessage]:
-        """The messages to send, each placeholder filled with its text or number.
+        """Fill the prompt's placeholders.
 
-        Other inputs are ignored, so a whole row may be given. Demonstrations are sent as they are,
-        whatever braces are in them. Raises InputInvalid where an input is missing.
+        Args:
+            **inputs: The text or number of each placeholder. Others are ignored, so that a whole
+                row may be given.
+
+        Returns:
+            The messages to send. Demonstrations are left as they are, whatever braces they hold.
+
+        Raises:
+            InputInvalid: An input is missing.
         """
         texts = texts_of(self.placeholders, inputs, name="the inputs of render")
         outside = (i for i, m in enumerate(self.messages) if m.get("role") not in SYSTEM_ROLES)

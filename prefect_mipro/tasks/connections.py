@@ -32,33 +32,43 @@ MODEL_TIMEOUT_SECONDS = 600.0
 MOST_CONNECTIONS = 256
 
 
-@dataclass(frozen=True)
 class Connection:
     """Clients for one backend: one for its operations, two for the model behind its proxy."""
 
-    client: Client
-    model: Client
-    openai: OpenAIClient
-    api_key: SecretStr | None
+    def __init__(self, credentials: MiproCredentials) -> None:
+        url, self.api_key = credentials.backend_url, credentials.api_key
+        seconds = _timeouts(credentials)
+        self.client = Client(
+            url, self.api_key, timeout_seconds=seconds.backend, most_connections=MOST_CONNECTIONS
+        )
+        self.model = Client(
+            url, self.api_key, timeout_seconds=seconds.model, most_connections=MOST_CONNECTIONS
+        )
+        self.openai = OpenAIClient(url, self.api_key, timeout_seconds=seconds.model)
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all clients."""
         self.openai.close()
         self.model.close()
         self.client.close()
 
 
-@dataclass(frozen=True)
 class AsyncConnection:
-    """The same for one event loop."""
+    """Clients for one backend on one event loop; see `Connection`."""
 
-    client: AsyncClient
-    model: AsyncClient
-    openai: AsyncOpenAIClient
-    api_key: SecretStr | None
+    def __init__(self, credentials: MiproCredentials) -> None:
+        url, self.api_key = credentials.backend_url, credentials.api_key
+        seconds = _timeouts(credentials)
+        self.client = AsyncClient(
+            url, self.api_key, timeout_seconds=seconds.backend, most_connections=MOST_CONNECTIONS
+        )
+        self.model = AsyncClient(
+            url, self.api_key, timeout_seconds=seconds.model, most_connections=MOST_CONNECTIONS
+        )
+        self.openai = AsyncOpenAIClient(url, self.api_key, timeout_seconds=seconds.model)
 
     async def aclose(self) -> None:
-        """Close them all."""
+        """Close all clients."""
         await self.openai.aclose()
         await self.model.aclose()
         await self.client.aclose()
@@ -78,13 +88,13 @@ class Connections:
 
     @contextmanager
     def to(self, session: SessionAddress) -> Iterator[Connection]:
-        """The connection to the session's backend, opened when nobody holds it yet."""
+        """The connection to the session's backend, opened if no other user holds it."""
         # By process: a forked child must not share its parent's sockets.
         key = (os.getpid(), session.backend_url, session.credentials)
         with self._lock:
             connection, users = self._open.get(key, (None, 0))
             if connection is None:
-                connection = _connect(credentials_of(session))
+                connection = Connection(credentials_of(session))
             self._open[key] = (connection, users + 1)
         try:
             yield connection
@@ -100,21 +110,21 @@ class Connections:
 
 
 class AsyncConnections:
-    """The same for event loops, which cannot share one: each has its own."""
+    """The connections of event loops, which cannot share one: each has its own."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[asyncio.AbstractEventLoop, str, str | None], _Opening] = {}
 
     @asynccontextmanager
     async def to(self, session: SessionAddress) -> AsyncIterator[AsyncConnection]:
-        """The loop's connection to the session's backend, opened when nobody holds it yet."""
+        """The loop's connection to the session's backend, opened if no other user holds it."""
         key = (asyncio.get_running_loop(), session.backend_url, session.credentials)
         opening = self._open.get(key)
         if opening is None:
             opening = self._open[key] = _Opening(asyncio.ensure_future(_aconnect(session)))
         opening.users += 1
         try:
-            # One user's cancellation is not the others'.
+            # The cancellation of one user must not reach the others.
             yield await asyncio.shield(opening.connecting)
         finally:
             opening.users -= 1
@@ -162,7 +172,7 @@ def credentials_of(session: SessionAddress) -> MiproCredentials:
 
 
 async def acredentials_of(session: SessionAddress) -> MiproCredentials:
-    """The same, without blocking the event loop."""
+    """The address and the key, found without blocking the event loop."""
     if session.credentials is None:
         return _surroundings(session.backend_url)
     return _same_backend(await aload(MiproCredentials, session.credentials), session)
@@ -196,38 +206,17 @@ def _same_backend(credentials: MiproCredentials, session: SessionAddress) -> Mip
     return credentials
 
 
-def _connect(credentials: MiproCredentials) -> Connection:
-    url, key = credentials.backend_url, credentials.api_key
-    wait = _waits(credentials)
-    return Connection(
-        client=Client(url, key, timeout_seconds=wait.backend, most_connections=MOST_CONNECTIONS),
-        model=Client(url, key, timeout_seconds=wait.model, most_connections=MOST_CONNECTIONS),
-        openai=OpenAIClient(url, key, timeout_seconds=wait.model),
-        api_key=key,
-    )
-
-
 async def _aconnect(session: SessionAddress) -> AsyncConnection:
-    credentials = await acredentials_of(session)
-    url, key = credentials.backend_url, credentials.api_key
-    wait = _waits(credentials)
-    return AsyncConnection(
-        client=AsyncClient(
-            url, key, timeout_seconds=wait.backend, most_connections=MOST_CONNECTIONS
-        ),
-        model=AsyncClient(url, key, timeout_seconds=wait.model, most_connections=MOST_CONNECTIONS),
-        openai=AsyncOpenAIClient(url, key, timeout_seconds=wait.model),
-        api_key=key,
-    )
+    return AsyncConnection(await acredentials_of(session))
 
 
-class _Waits(NamedTuple):
+class _Timeouts(NamedTuple):
     """Timeouts in seconds."""
 
     backend: float
     model: float
 
 
-def _waits(credentials: MiproCredentials) -> _Waits:
+def _timeouts(credentials: MiproCredentials) -> _Timeouts:
     longest = max(credentials.timeout_seconds, MODEL_TIMEOUT_SECONDS)
-    return _Waits(credentials.timeout_seconds, longest)
+    return _Timeouts(credentials.timeout_seconds, longest)

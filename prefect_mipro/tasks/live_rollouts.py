@@ -37,10 +37,9 @@ class _Live:
 
     def __init__(
         self,
-        session: SessionAddress,
         connection: Connection | AsyncConnection,
+        session: SessionAddress,
         rollout_id: str,
-        *,
         example_id: str | None = None,
         candidate_id: str | None = None,
     ) -> None:
@@ -163,16 +162,13 @@ class LiveRollout(_Live):
 
     def __init__(
         self,
-        session: SessionAddress,
         connection: Connection,
+        session: SessionAddress,
         rollout_id: str,
-        *,
         example_id: str | None = None,
         candidate_id: str | None = None,
     ) -> None:
-        super().__init__(
-            session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
-        )
+        super().__init__(connection, session, rollout_id, example_id, candidate_id)
         self._model: Client = connection.model
         self._client: Client = connection.client
         self._openai = connection.openai
@@ -217,16 +213,13 @@ class AsyncLiveRollout(_Live):
 
     def __init__(
         self,
-        session: SessionAddress,
         connection: AsyncConnection,
+        session: SessionAddress,
         rollout_id: str,
-        *,
         example_id: str | None = None,
         candidate_id: str | None = None,
     ) -> None:
-        super().__init__(
-            session, connection, rollout_id, example_id=example_id, candidate_id=candidate_id
-        )
+        super().__init__(connection, session, rollout_id, example_id, candidate_id)
         self._model: AsyncClient = connection.model
         self._client: AsyncClient = connection.client
         self._openai = connection.openai

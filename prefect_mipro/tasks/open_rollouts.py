@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-)
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable, iscoroutine
 from numbers import Real
-from types import TracebackType
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
@@ -40,7 +35,7 @@ from prefect_mipro.tasks.programs import (
     RolloutJob,
 )
 from prefect_mipro.tasks.rollout_progress import RolloutProgress, failure_reward
-from prefect_mipro.tasks.steps import arun, run
+from prefect_mipro.tasks.steps import Steps, UserCall, arun, run
 
 AsyncReward = Callable[[Example, Answer], Awaitable[RewardValue]]
 
@@ -93,7 +88,7 @@ class OpenRollout(_Judged, LiveRollout):
         self, session: SessionAddress, connection: Connection, progress: RolloutProgress
     ) -> None:
         job = progress.job
-        super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
+        super().__init__(connection, session, job.rollout_id, job.example_id)
         self._progress = progress
         progress.live = self
 
@@ -105,7 +100,7 @@ class AsyncOpenRollout(_Judged, AsyncLiveRollout):
         self, session: SessionAddress, connection: AsyncConnection, progress: RolloutProgress
     ) -> None:
         job = progress.job
-        super().__init__(session, connection, job.rollout_id, example_id=job.example_id)
+        super().__init__(connection, session, job.rollout_id, job.example_id)
         self._progress = progress
         progress.live = self
 
@@ -131,8 +126,6 @@ class RolloutBlock:
         self._metric = metric
         self._on_error = on_error
         self._begun = False
-        self._blocking: AbstractContextManager[OpenRollout] | None = None
-        self._awaiting: AbstractAsyncContextManager[AsyncOpenRollout] | None = None
 
     @property
     def rollout_id(self) -> str:
@@ -140,81 +133,59 @@ class RolloutBlock:
         return self._job.rollout_id
 
     def __enter__(self) -> OpenRollout:
-        self._begin()
-        self._blocking = self._open()
-        return self._blocking.__enter__()
+        progress = self._begin()
+        with ExitStack() as opened:
+            connection = opened.enter_context(connection_to(self._session))
+            rollout = OpenRollout(self._session, connection, progress)
+            opened.push(lambda _kind, error, _: run(self._finish(rollout, error), connection))
+            self._opened = opened.pop_all()
+        return rollout
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        assert self._blocking is not None
-        return self._blocking.__exit__(kind, error, traceback)
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._opened.__exit__(*exception)
 
     async def __aenter__(self) -> AsyncOpenRollout:
-        self._begin()
-        self._awaiting = self._aopen()
-        return await self._awaiting.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        assert self._awaiting is not None
-        return await self._awaiting.__aexit__(kind, error, traceback)
-
-    @contextmanager
-    def _open(self) -> Iterator[OpenRollout]:
-        progress = RolloutProgress(self._job)
-        with connection_to(self._session) as connection:
-            rollout = OpenRollout(self._session, connection, progress)
-            try:
-                yield rollout
-                if self._to_be_judged(rollout):
-                    progress.judged = judgement(_at_once(self._judge(rollout)))
-            except Exception as error:
-                self._failed(progress, error)
-                with _unless_unreachable(progress):
-                    run(progress.report(self._session, "raise"), connection)
-                raise
-            else:
-                run(progress.report(self._session, "raise"), connection)
-            finally:
-                rollout._end()
-
-    @asynccontextmanager
-    async def _aopen(self) -> AsyncIterator[AsyncOpenRollout]:
-        progress = RolloutProgress(self._job)
-        async with async_connection_to(self._session) as connection:
+        progress = self._begin()
+        async with AsyncExitStack() as opened:
+            connection = await opened.enter_async_context(async_connection_to(self._session))
             rollout = AsyncOpenRollout(self._session, connection, progress)
-            try:
-                yield rollout
-                if self._to_be_judged(rollout):
-                    value = self._judge(rollout)
-                    progress.judged = judgement(await value if isawaitable(value) else value)
-            except Exception as error:
-                self._failed(progress, error)
-                with _unless_unreachable(progress):
-                    await arun(progress.report(self._session, "raise"), connection)
-                raise
-            else:
-                await arun(progress.report(self._session, "raise"), connection)
-            finally:
-                rollout._end()
 
-    def _begin(self) -> None:
+            async def finish(_kind: object, error: BaseException | None, _: object) -> None:
+                await arun(self._finish(rollout, error), connection)
+
+            opened.push_async_exit(finish)
+            self._aopened = opened.pop_all()
+        return rollout
+
+    async def __aexit__(self, *exception: Any) -> bool | None:
+        return await self._aopened.__aexit__(*exception)
+
+    def _begin(self) -> RolloutProgress:
         if self._begun:
             raise InputInvalid(
                 f"rollout {self.rollout_id} has begun already; call session.rollout() for another"
             )
         self._begun = True
+        return RolloutProgress(self._job)
 
-    def _to_be_judged(self, rollout: _Judged) -> bool:
-        return self._metric is not None and rollout._progress.judged is None
+    def _finish(self, rollout: _Judged, error: BaseException | None) -> Steps[None]:
+        """Judge the answer and report the reward. Raises errors of the metric, not the body's."""
+        progress, failure = rollout._progress, error
+        try:
+            if error is None and self._metric is not None and progress.judged is None:
+                progress.judged = judgement((yield UserCall(partial(self._judge, rollout))))
+        except Exception as raised:
+            failure = raised
+        try:
+            if failure is None:
+                yield from progress.report(self._session, "raise")
+            elif isinstance(failure, Exception):
+                self._failed(progress, failure)
+                yield from self._report_if_reachable(progress)
+        finally:
+            rollout._end()
+        if failure is not None and failure is not error:
+            raise failure
 
     def _judge(self, rollout: _Judged) -> Any:
         if rollout.answer is _NO_ANSWER:
@@ -223,7 +194,8 @@ class RolloutBlock:
                 "rollout.answer in the with block, or call rollout.reward there"
             )
         assert self._metric is not None
-        return self._metric(self._job.example, rollout.answer)
+        value = self._metric(self._job.example, rollout.answer)
+        return value if isinstance(rollout, AsyncOpenRollout) else _at_once(value)
 
     def _failed(self, progress: RolloutProgress, error: Exception) -> None:
         progress.failure = error
@@ -232,16 +204,14 @@ class RolloutBlock:
         if progress.judged is None and not hopeless and not isinstance(self._on_error, str):
             progress.judged = failure_reward(error, self._on_error)
 
-
-@contextmanager
-def _unless_unreachable(progress: RolloutProgress) -> Iterator[None]:
-    """The error of the body matters more than one of its report."""
-    try:
-        yield
-    except MiproError as error:
-        run_logger().warning(
-            "The reward of rollout %s was not reported: %s", progress.job.rollout_id, error
-        )
+    def _report_if_reachable(self, progress: RolloutProgress) -> Steps[None]:
+        try:
+            yield from progress.report(self._session, "raise")
+        except MiproError as error:
+            # The error of the body matters more.
+            run_logger().warning(
+                "The reward of rollout %s was not reported: %s", self.rollout_id, error
+            )
 
 
 def _at_once(value: Any) -> Any:

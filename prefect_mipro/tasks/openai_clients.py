@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from pydantic import SecretStr
@@ -14,6 +14,8 @@ from prefect_mipro.transport import CLIENT_IDLE_SECONDS
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
+
+OfficialT = TypeVar("OfficialT", "OpenAI", "AsyncOpenAI")
 
 # What an OpenAI client wants to be told where a backend asks for no key.
 NO_KEY: Final = "no-key"
@@ -34,31 +36,35 @@ class Listener(Protocol):
         ...
 
 
-class OpenAIClient:
-    """One client for all rollouts of a connection: a new one would open connections of its own."""
+class _Clients(Generic[OfficialT]):
+    """One client for all rollouts of a connection: each new one would open its own connections."""
 
     def __init__(
         self, backend_url: str, api_key: SecretStr | None, *, timeout_seconds: float
     ) -> None:
         self._backend_url = backend_url
-        self._api_key = api_key
-        self._timeout_seconds = timeout_seconds
+        self._settings: dict[str, Any] = {
+            "base_url": backend_url,
+            "api_key": usable(api_key),
+            "timeout": timeout_seconds,
+        }
         self._lock = threading.Lock()
-        self._client: OpenAI | None = None
+        self._client: OfficialT | None = None
         self._listeners: WeakValueDictionary[str, Listener] = WeakValueDictionary()
 
-    def at(self, rollout: Listener, headers: dict[str, str]) -> OpenAI:
-        """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
+    def at(self, rollout: Listener, headers: dict[str, str]) -> OfficialT:
+        """The client for one rollout. Raises ModuleNotFoundError if the package is missing."""
         with self._lock:
             if self._client is None:
-                self._client = self._new()
+                try:
+                    self._client = self._new()
+                except ModuleNotFoundError as error:
+                    raise ModuleNotFoundError(_MISSING, name=error.name) from None
             self._listeners[rollout.base_url] = rollout
         return self._client.with_options(base_url=rollout.base_url, default_headers=headers)
 
-    def close(self) -> None:
-        """Close its connections."""
-        if self._client is not None:
-            self._client.close()
+    def _new(self) -> OfficialT:
+        raise NotImplementedError
 
     def _hear(self, response: Any) -> None:
         with self._lock:
@@ -66,63 +72,40 @@ class OpenAIClient:
         if listener is not None:
             listener.heard(response.headers)
 
+
+class OpenAIClient(_Clients["OpenAI"]):
+    """The official client of a connection for threads."""
+
+    def close(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            self._client.close()
+
     def _new(self) -> OpenAI:
-        try:
-            from openai import DefaultHttpxClient, OpenAI
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(_MISSING, name=error.name) from None
-        return OpenAI(
-            base_url=self._backend_url,
-            api_key=usable(self._api_key),
-            timeout=self._timeout_seconds,
-            http_client=DefaultHttpxClient(
-                **_http_settings(self._backend_url), event_hooks={"response": [self._hear]}
-            ),
-        )
+        from openai import DefaultHttpxClient, OpenAI
+
+        hooks = {"response": [self._hear]}
+        http = DefaultHttpxClient(**_http_settings(self._backend_url), event_hooks=hooks)
+        return OpenAI(**self._settings, http_client=http)
 
 
-class AsyncOpenAIClient:
-    """The same for one event loop."""
-
-    def __init__(
-        self, backend_url: str, api_key: SecretStr | None, *, timeout_seconds: float
-    ) -> None:
-        self._backend_url = backend_url
-        self._api_key = api_key
-        self._timeout_seconds = timeout_seconds
-        self._client: AsyncOpenAI | None = None
-        self._listeners: WeakValueDictionary[str, Listener] = WeakValueDictionary()
-
-    def at(self, rollout: Listener, headers: dict[str, str]) -> AsyncOpenAI:
-        """The client for one rollout. Raises ModuleNotFoundError where the package is missing."""
-        if self._client is None:
-            self._client = self._new()
-        self._listeners[rollout.base_url] = rollout
-        return self._client.with_options(base_url=rollout.base_url, default_headers=headers)
+class AsyncOpenAIClient(_Clients["AsyncOpenAI"]):
+    """The official client of a connection for one event loop."""
 
     async def aclose(self) -> None:
         """Close its connections."""
         if self._client is not None:
             await self._client.close()
 
-    async def _hear(self, response: Any) -> None:
-        listener = self._listeners.get(_base_url(response))
-        if listener is not None:
-            listener.heard(response.headers)
-
     def _new(self) -> AsyncOpenAI:
-        try:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(_MISSING, name=error.name) from None
-        return AsyncOpenAI(
-            base_url=self._backend_url,
-            api_key=usable(self._api_key),
-            timeout=self._timeout_seconds,
-            http_client=DefaultAsyncHttpxClient(
-                **_http_settings(self._backend_url), event_hooks={"response": [self._hear]}
-            ),
-        )
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        hooks = {"response": [self._ahear]}
+        http = DefaultAsyncHttpxClient(**_http_settings(self._backend_url), event_hooks=hooks)
+        return AsyncOpenAI(**self._settings, http_client=http)
+
+    async def _ahear(self, response: Any) -> None:
+        self._hear(response)
 
 
 def _base_url(response: Any) -> str:

@@ -17,6 +17,7 @@ from prefect_mipro.errors import ConfigInvalid, ConfigNotFound, InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.tasks.session_handle import SessionHandle
 from prefect_mipro.tasks.sessions import acreate_session, create_session
+from prefect_mipro.tasks.twins import documented_like
 
 ConfigSource = MiproSessionConfig | Mapping[str, Any] | str | Path
 
@@ -64,6 +65,7 @@ def open_session(
     return plan.open(backend_url)
 
 
+@documented_like(open_session)
 async def aopen_session(
     config: ConfigSource,
     *,
@@ -72,7 +74,6 @@ async def aopen_session(
     backend_url: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> SessionHandle:
-    """Create the session, or go on with the one that has the id; see `open_session`."""
     plan = await asyncio.to_thread(
         session_plan,
         config,

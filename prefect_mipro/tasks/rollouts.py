@@ -178,7 +178,7 @@ def rollout_step(
         ```
     """
     job = RolloutJob.of(example, rollout_id or own_id(), example_id=example_id)
-    return run(_step(job, session, program))
+    return run(_one(job, session, program or _own_prompt, None, "raise"))
 
 
 @twin_of(rollout_step)
@@ -191,7 +191,7 @@ async def arollout_step(
     example_id: str | int | None = None,
 ) -> RolloutResult:
     job = RolloutJob.of(example, rollout_id or own_id(), example_id=example_id)
-    return await arun(_step(job, session, program))
+    return await arun(_one(job, session, program or _own_prompt, None, "raise"))
 
 
 @task(name="run-rollouts", task_run_name=_ROLLOUTS_NAME, cache_policy=NO_CACHE)
@@ -358,13 +358,6 @@ def _one(
 ) -> Steps[RolloutResult]:
     yield Connect(session)
     return (yield from _rollout(job, session, program, reward, on_error))
-
-
-def _step(
-    job: RolloutJob, session: SessionHandle, program: AnyProgram | None
-) -> Steps[RolloutResult]:
-    yield Connect(session)
-    return (yield from _rollout(job, session, program or _own_prompt, None, "raise"))
 
 
 def _own_prompt(rollout: LiveRollout | AsyncLiveRollout, example: Example) -> Any:

@@ -126,15 +126,9 @@ def run(steps: Steps[T], connection: Connection | None = None) -> T:
                         connection = opened.enter_context(connection_to(session))
                     case Occupy(limit, slots):
                         opened.enter_context(concurrency(limit, occupy=slots))
-                    case StartRollout(session, rollout_id, example_id, candidate_id):
+                    case StartRollout():
                         assert connection is not None
-                        value = LiveRollout(
-                            session,
-                            connection,
-                            rollout_id,
-                            example_id=example_id,
-                            candidate_id=candidate_id,
-                        )
+                        value = LiveRollout(connection, *step)
                     case Wait(seconds):
                         time.sleep(seconds)
                     case BlockingCall(function) | UserCall(function):
@@ -167,15 +161,9 @@ async def arun(steps: Steps[T], connection: AsyncConnection | None = None) -> T:
                         connection = await opened.enter_async_context(async_connection_to(session))
                     case Occupy(limit, slots):
                         await opened.enter_async_context(aconcurrency(limit, occupy=slots))
-                    case StartRollout(session, rollout_id, example_id, candidate_id):
+                    case StartRollout():
                         assert connection is not None
-                        value = AsyncLiveRollout(
-                            session,
-                            connection,
-                            rollout_id,
-                            example_id=example_id,
-                            candidate_id=candidate_id,
-                        )
+                        value = AsyncLiveRollout(connection, *step)
                     case Wait(seconds):
                         await asyncio.sleep(seconds)
                     case BlockingCall(function):

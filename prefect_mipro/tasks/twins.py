@@ -24,6 +24,7 @@ from prefect_mipro.tasks.steps import Connect, Steps, arun, run
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def session_task(
@@ -73,10 +74,21 @@ def twin_of(blocking: Task[..., Any]) -> Callable[[Callable[P, T]], Task[P, T]]:
     """
 
     def decorated(function: Callable[P, T]) -> Task[P, T]:
-        name = blocking.fn.__name__
-        function.__doc__ = _awaited(name, inspect.getdoc(blocking.fn) or "")
         options: dict[str, Any] = {option: getattr(blocking, option) for option in _OPTIONS}
-        return task(name=blocking.name, task_run_name=blocking.task_run_name, **options)(function)
+        made = task(name=blocking.name, task_run_name=blocking.task_run_name, **options)
+        return made(documented_like(blocking.fn)(function))
+
+    return decorated
+
+
+def documented_like(blocking: Callable[..., Any]) -> Callable[[F], F]:
+    """A decorator that gives a coroutine function the docstring of its blocking twin."""
+    name = blocking.__name__
+
+    def decorated(function: F) -> F:
+        text = inspect.getdoc(blocking) or ""
+        function.__doc__ = re.sub(rf"\b{name}\b(\(?)", lambda match: _call(name, match[1]), text)
+        return function
 
     return decorated
 
@@ -111,11 +123,6 @@ def _describe(function: Any, signature: inspect.Signature) -> None:
         **{each.name: each.annotation for each in signature.parameters.values()},
         "return": signature.return_annotation,
     }
-
-
-def _awaited(name: str, text: str) -> str:
-    """The docstring with the asynchronous name, and `await` before its calls."""
-    return re.sub(rf"\b{name}\b(\(?)", lambda match: _call(name, match[1]), text)
 
 
 def _call(name: str, parenthesis: str) -> str:

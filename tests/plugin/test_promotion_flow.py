@@ -29,15 +29,9 @@ from prefect_mipro.artifacts.reports import artifact_key
 from prefect_mipro.blocks import PromptChampion, load
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionNotFound
-from prefect_mipro.flows.promotion import (
-    Policy,
-    champion_name,
-    choice,
-    promote_champion,
-    roll_back_champion,
-    saved_champion,
-)
-from prefect_mipro.flows.questions import hold, new_question
+from prefect_mipro.flows.approvals import hold, new_question
+from prefect_mipro.flows.champions import champion_name, saved_champion
+from prefect_mipro.flows.promotion import Policy, choice, promote_champion, roll_back_champion
 from prefect_mipro.models.champions import PromotionOutcome, PromotionSummary
 from prefect_mipro.models.leases import TraceRequest
 from prefect_mipro.models.rollouts import RewardRequest
@@ -355,7 +349,7 @@ def test_a_session_that_nobody_has_opened_yet_is_no_failure(
     assert (summary.outcome, summary.candidate_id) == (PromotionOutcome.NO_SESSION, None)
     assert summary.reason == (
         f"there is no session {session.session_id} at {backend.url} yet: the first run that opens "
-        "it makes it, and the next promotion looks again"
+        "it makes it, and the next promotion checks again"
     )
     assert saved_champion(champion_name(session)) is None
 

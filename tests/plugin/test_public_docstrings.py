@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of tasks: parameters, docstrings, and their examples."""
+"""What Prefect shows of tasks, flows and blocks: parameters, docstrings, and their examples."""
 
 from __future__ import annotations
 
@@ -10,23 +10,41 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from prefect import Task
+from prefect import Flow, Task
+from prefect.blocks.core import Block
 from prefect.utilities.callables import parameter_docstrings, parameter_schema
 
-from prefect_mipro import tasks
+from prefect_mipro import blocks, flows, tasks
 
 Public = Callable[..., Any]
 
 
 def _functions() -> Iterator[tuple[str, Public]]:
-    for module in (tasks,):
+    for module in (tasks, flows):
         for name in module.__all__:
             found = getattr(module, name)
-            if isinstance(found, Task):
+            if isinstance(found, Task | Flow):
                 yield name, found.fn
+            elif inspect.isfunction(found) and name.endswith("_session"):
+                yield name, found
 
 
+def _block_methods() -> Iterator[tuple[str, Public]]:
+    for block in BLOCKS:
+        for name, member in inspect.getmembers(block):
+            function = getattr(member, "__func__", member)
+            ours = str(getattr(function, "__module__", "")).startswith("prefect_mipro")
+            if ours and inspect.isfunction(function) and not name.startswith("_"):
+                yield f"{block.__name__}.{name}", function
+
+
+BLOCKS = [
+    found
+    for found in vars(blocks).values()
+    if inspect.isclass(found) and issubclass(found, Block) and found.__module__ == blocks.__name__
+]
 FUNCTIONS = dict(_functions())
+METHODS = dict(_block_methods())
 TASKS = [name for name in tasks.__all__ if isinstance(getattr(tasks, name), Task)]
 TWINS = [name for name in TASKS if f"a{name}" in TASKS]
 
@@ -40,7 +58,7 @@ def test_each_has_all_sections_and_says_what_each_parameter_is(name: str) -> Non
     if signature.return_annotation is not None:
         wanted.append("Returns:")
     assert [section for section in wanted if f"\n{section}\n" not in text] == []
-    assert set(parameter_docstrings(text)) == set(signature.parameters)
+    assert {each.strip("*") for each in parameter_docstrings(text)} == {*signature.parameters}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -58,6 +76,22 @@ def test_each_example_compiles_and_calls_it_with_its_own_parameters(name: str) -
     awaited = [node.value for node in ast.walk(tree) if isinstance(node, ast.Await)]
     is_twin = inspect.iscoroutinefunction(FUNCTIONS[name])
     assert all((call in awaited) is is_twin for call in calls)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_blocks_say_what_they_take_and_return(name: str) -> None:
+    function = METHODS[name]
+    text = inspect.getdoc(function) or ""
+    parameters = [each for each in inspect.signature(function).parameters if each not in _BOUND]
+    assert "\nReturns:\n" in text
+    assert {each.strip("*") for each in parameter_docstrings(text)} == {*parameters}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_block_has_an_example_and_says_what_each_field_is(block: type[Block]) -> None:
+    assert _example(block).body
+    fields = {name: field.description for name, field in block.model_fields.items()}
+    assert [name for name, description in fields.items() if not description] == []
 
 
 def test_each_task_has_a_twin() -> None:
@@ -87,6 +121,9 @@ def test_prefect_makes_a_schema_of_the_parameters(name: str) -> None:
     assert list(schema.properties) == list(parameters)
     assert schema.required == required
     assert all(each["description"] for each in schema.properties.values())
+
+
+_BOUND = ("self", "cls")
 
 
 def _example(documented: Any) -> ast.Module:

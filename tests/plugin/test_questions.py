@@ -21,8 +21,8 @@ from prefect.states import (
     Suspended,
 )
 
+from prefect_mipro.flows.approvals import Question, can_act
 from prefect_mipro.flows.promotion import overtaken
-from prefect_mipro.flows.questions import Question, can_act
 from tests.plugin.examples import candidate, candidate_id, status
 from tests.plugin.test_champion import champion
 

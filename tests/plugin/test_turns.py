@@ -9,7 +9,7 @@ import pytest
 
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import Conflict
-from prefect_mipro.flows.backend import in_turn, some_backend
+from prefect_mipro.flows.sessions import in_turn, some_backend
 
 
 class AtTheWarning(logging.Handler):

@@ -1,16 +1,19 @@
-"""The open questions about candidates: at most one per candidate and session, in a Variable each.
+"""Asking a person about a candidate: the question, the form of an approval, and the answer.
 
-Prefect creates a Variable of one name once, so of two runs that start together one gets to ask. A
-concurrency limit cannot do this: a suspended run gives its slot back. A question stays open only
-while the run that holds it can still act on an answer. Of a run that can no longer act, the next
-one takes over the question, and the answer if there is one.
+A paused run keeps its process and waits. A suspended one ends it, and begins anew when the answer
+is there; it needs a deployment.
+
+At most one question per candidate and session is open, in a Variable each. Prefect creates a
+Variable of one name once, so of two runs that start together one gets to ask. A concurrency limit
+cannot do this: a suspended run gives its slot back. A question stays open only while the run that
+holds it can still act on an answer. Once it cannot, the next run takes over the question, and the
+answer if there is one.
 """
-
-from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,12 +22,20 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import VariableCreate
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
-from prefect.input import create_flow_run_input, delete_flow_run_input, read_flow_run_input
-from prefect.runtime import flow_run
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.input import (
+    RunInput,
+    create_flow_run_input,
+    delete_flow_run_input,
+    read_flow_run_input,
+)
+from prefect.runtime import deployment, flow_run
 from pydantic import AwareDatetime, Field
 
 from prefect_mipro.models.base import Record
+from prefect_mipro.models.sessions import LONGEST_REASON
 
+POLL_SECONDS = 2
 # Longer than a living run needs to ask, or to act on an answer; it may wait half an hour for the
 # embedded backend.
 LONGEST_STEP = timedelta(hours=1)
@@ -33,6 +44,38 @@ TAG = "prefect-mipro"
 _OWN = "mipro-question"
 # How Prefect explains that a resumed run found its deployment busy (CANCEL_NEW).
 _LIMIT_REACHED = "concurrency limit reached"
+
+
+class Wait(StrEnum):
+    """How a run waits for a person."""
+
+    PAUSE = "pause"
+    SUSPEND = "suspend"
+
+
+class Decision(StrEnum):
+    """What a person decides about a candidate.
+
+    Use it from now on, never ask about it again, or change nothing and ask again in the next run.
+    """
+
+    APPROVE = "approve"
+    DECLINE = "decline"
+    LATER = "later"
+
+
+class Approval(RunInput):
+    """A person's answer. The decision has no default: no answer comes from pressing a button."""
+
+    decision: Decision = Field(
+        title="Your decision", description="Decline is for good; later asks again next time."
+    )
+    approved_by: str = Field(
+        default="", max_length=200, title="Your name", description="For the record."
+    )
+    reason: str = Field(
+        default="", max_length=LONGEST_REASON, title="Reason", description="For the record."
+    )
 
 
 class Question(Record):
@@ -60,6 +103,30 @@ class Question(Record):
         """Name of the Variable: the same for every question about the candidate and the block."""
         subject = f"{self.session_id}\n{self.champion}\n{self.candidate_id}"
         return f"mipro-question-{hashlib.sha256(subject.encode()).hexdigest()[:16]}"
+
+
+def ask(form_text: str, question: Question, *, wait: Wait | None, timeout_seconds: int) -> Approval:
+    """The answer of a person who reads the text, markdown, above the form.
+
+    Without `wait` a run of a deployment is suspended, and any other is paused. Raises
+    FlowPauseTimeout without an answer.
+    """
+    remember(question)
+    form = Approval.with_initial_data(description=form_text)
+    if (wait or _fitting()) is Wait.SUSPEND:
+        return suspend_flow_run(wait_for_input=form, timeout=timeout_seconds, key=question.key)
+    return pause_flow_run(
+        wait_for_input=form, timeout=timeout_seconds, poll_interval=POLL_SECONDS, key=question.key
+    )
+
+
+def answer_to(question: Question) -> Approval | None:
+    """A person's answer to the question, if there is one."""
+    for state in ("suspended", "paused"):
+        answer = read_flow_run_input(f"{state}-{question.key}-response", question.run_id)
+        if answer:
+            return Approval.model_validate(answer)
+    return None
 
 
 def new_question(
@@ -110,7 +177,7 @@ def hold(question: Question) -> Question:
             holder = None if earlier.holder_id == question.holder_id else _state(client, earlier)
             if holder is not None and can_act(holder, earlier, now=datetime.now(UTC)):
                 return earlier
-            if not _was_called_off(holder) and stored_answer(earlier) is not None:
+            if not _was_called_off(holder) and answer_to(earlier) is not None:
                 question = earlier.model_copy(update={"holder_id": question.holder_id})
             _delete(client, found.id)
 
@@ -142,15 +209,6 @@ def remembered() -> Question | None:
     """The question that the present run asked before it was suspended."""
     kept = read_flow_run_input(_OWN)
     return Question.model_validate(kept) if kept else None
-
-
-def stored_answer(question: Question) -> object:
-    """What a person entered in the form, as it was stored; `None` without an answer."""
-    for state in ("suspended", "paused"):
-        answer = read_flow_run_input(f"{state}-{question.key}-response", question.run_id)
-        if answer:
-            return answer
-    return None
 
 
 def can_act(holder: State[Any], question: Question, *, now: datetime) -> bool:
@@ -197,3 +255,8 @@ def _delete(client: SyncPrefectClient, variable_id: UUID) -> None:
 def _forget_own() -> None:
     if remembered() is not None:
         delete_flow_run_input(_OWN)
+
+
+def _fitting() -> Wait:
+    alone = flow_run.get_parent_flow_run_id() is None
+    return Wait.SUSPEND if deployment.get_id() and alone else Wait.PAUSE
