@@ -120,6 +120,7 @@ class Proxy:
                 with _WhileConnected(receive):
                     async with backend.serving.serve(session, call) as served:
                         if await served.is_stream():
+                            await served.require_events()
                             await answer.stream(served)
                         else:
                             await answer.whole(served, await served.read())

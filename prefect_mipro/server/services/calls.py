@@ -12,7 +12,7 @@ from prefect_mipro.errors import UpstreamUnreachable
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.server.telemetry.calls import MeteredCall, unread
 from prefect_mipro.server.upstream.completions import Completion, read, require_completion
-from prefect_mipro.server.upstream.events import Events, is_stream
+from prefect_mipro.server.upstream.events import Events, is_stream, says_something
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.refusals import openai_refusal
 
@@ -99,6 +99,11 @@ class Served:
                 or (self._stream and await self._begins_with_events())
             )
         return self._is_stream
+
+    async def require_events(self) -> None:
+        """Wait until the stream says something. Raises CompletionInvalid if it ends before."""
+        if not says_something(await self._reply.peek(says_something)):
+            require_completion(Completion(error="a stream without events"))
 
     async def _begins_with_events(self) -> bool:
         beginning = await self._reply.peek(lambda text: is_stream(text) is not None)

@@ -306,7 +306,9 @@ class _Service:
         assert served is not None
         if served.is_refusal:
             return False
-        if not await served.is_stream():
+        if await served.is_stream():
+            await served.require_events()
+        else:
             await served.read()
         return self._failure_of(again) is None
 

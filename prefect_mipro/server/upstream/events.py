@@ -46,6 +46,12 @@ def is_stream(beginning: bytes) -> bool | None:
     return None if any(field.startswith(text) for field in _FIELDS) else False
 
 
+def says_something(beginning: bytes) -> bool:
+    """Whether a stream that begins like this says more than that it is over."""
+    text = beginning.removeprefix(_BYTE_ORDER_MARK).strip()
+    return bool(text) and not (_DATA + _DONE).startswith(text.replace(b" ", b""))
+
+
 class Events:
     """A stream's events, passed on whole and read as they come: one answer of role assistant.
 

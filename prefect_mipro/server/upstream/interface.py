@@ -81,9 +81,9 @@ class StreamedUsage:
 class Reply(Protocol):
     """One answer of a model: status and headers at once, the body when asked.
 
-    `content_type` is as the model's server sent it, parameters included. `model` names the model
-    that answered in place of the one that was asked, after a fallback; otherwise it is `None`.
-    `usage` is for the reader of a stream.
+    `content_type` is as the model's server sent it, parameters included, without the keys. `model`
+    names the model that answered in place of the one that was asked, after a fallback; otherwise it
+    is `None`. `usage` is for the reader of a stream.
     """
 
     status: int

@@ -59,7 +59,7 @@ PASSED_ON = frozenset(
     }
 )
 PASSED_ON_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
-# RFC 9110, section 15: there are no others, and those below 200 come before an answer.
+# RFC 9110, section 15. Those below 200 come before an answer, for which aiohttp waits but for 101.
 STATUSES = range(200, 600)
 
 CallHeaders = Callable[[], Mapping[str, str]]
@@ -163,7 +163,7 @@ class OpenAIUpstream:
         if response.status not in STATUSES:
             response.close()
             raise UpstreamFailed(
-                f"{self.name} answered with status {response.status}, which HTTP does not have"
+                f"{self.name} answered with status {response.status}, which no answer has"
             )
         return response
 
@@ -245,7 +245,7 @@ class _Call:
             raise
         self.status = response.status
         content_type = response.headers.get("content-type", "")
-        self.content_type = content_type if _can_be_sent(content_type) else ""
+        self.content_type = self._without_keys(content_type) if _can_be_sent(content_type) else ""
         self.retry_after_seconds = _asked_wait_seconds(response)
         return self
 
@@ -263,10 +263,14 @@ class _Call:
     def headers(self) -> Mapping[str, str]:
         named = ((name.lower(), value) for name, value in self._response.headers.items())
         return {
-            name: without(self.keys, value.encode()).decode()
+            name: self._without_keys(value)
             for name, value in named
             if (name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)) and _can_be_sent(value)
         }
+
+    def _without_keys(self, header: str) -> str:
+        """The value of a header as callers may see it."""
+        return without(self.keys, header.encode()).decode()
 
     @property
     def keys(self) -> Collection[bytes]:

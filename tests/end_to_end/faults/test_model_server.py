@@ -110,8 +110,22 @@ def huge(connection: Connection) -> None:
         connection.close_connection = True  # the backend has seen enough
 
 
+def interim(status: int, then: Script) -> Script:
+    """The head of what comes before an answer."""
+
+    def script(connection: Connection) -> None:
+        connection.wfile.write(b"HTTP/1.1 %d Wait\r\nServer: x\r\n\r\n" % status)
+        then(connection)
+
+    return script
+
+
 def half(connection: Connection) -> None:
     connection.answer(WHOLE[:40])
+
+
+def no_content(connection: Connection) -> None:
+    connection.answer(b"", status=204, content_type="text/event-stream")
 
 
 def bytes_of_no_text(connection: Connection) -> None:
@@ -153,6 +167,9 @@ BEFORE_THE_ANSWER = [
     Fault("a connection that is reset", (reset,) * 3, 502, "UpstreamUnreachable", "cannot reach"),
     Fault("no HTTP", (speak_no_http,), 502, "UpstreamFailed", "not HTTP"),
     Fault("a redirect", (answers(302, location="http://x"),), 502, "UpstreamFailed", "redirects"),
+    Fault("101", (answers(101, upgrade="websocket"),), 502, "UpstreamFailed", "status 101"),
+    Fault("150", (interim(150, drop),) * 3, 502, "UpstreamUnreachable", "cannot reach"),
+    Fault("150, silence", (interim(150, hang),), 504, "UpstreamTimedOut", "did not begin"),
     Fault("429", (answers(429),) * 3, 429, message=REFUSED),
     Fault("429, come back", (answers(429, retry_after="11"),), 429, "", REFUSED, retry_after="11"),
     Fault("500", (answers(500),), 500, message=REFUSED),
@@ -170,7 +187,16 @@ IN_THE_ANSWER = [
     Fault("a number", (answers(200, b"7"),), 502, "CompletionInvalid", "not an object"),
     Fault("no choices", (answers(200, b"{}"),), 502, "CompletionInvalid", "without choices"),
 ]
+WITHOUT_EVENTS = [
+    Fault("nothing", (said(),), 502, "CompletionInvalid", "a stream without events"),
+    Fault("empty lines", (said(b"\r\n\n"),), 502, "CompletionInvalid", "a stream without events"),
+    Fault("an end", (said(b"data: [DO", b"NE]\n\n"),), 502, "CompletionInvalid", "without events"),
+    Fault("204", (no_content,), 502, "CompletionInvalid", "a stream without events"),
+    Fault("silence", (said(then=hang),), 504, "UpstreamTimedOut", "fell silent"),
+    Fault("a chunk less", (said(then=drop),), 502, "CompletionInvalid", "without events"),
+]
 IN_THE_STREAM = [
+    Fault("a comment", (said(b": wait\n\n"),), 200, "UpstreamUnreachable", "mid-answer"),
     Fault("an end", (said(event("a")),), 200, "UpstreamUnreachable", "mid-answer"),
     Fault("a chunk less", (cut_off,), 200, "UpstreamUnreachable", "broke off"),
     Fault("half an event", (said(event("a")[:30]),), 200, "UpstreamUnreachable", "mid-answer"),
@@ -194,13 +220,17 @@ def test_a_fault_before_the_answer_is_told_as_it_is_and_costs_nothing(
     assert session.tokens() == (7, 2)
 
 
-@pytest.mark.parametrize("fault", IN_THE_ANSWER, ids=str)
+@pytest.mark.parametrize(
+    ("fault", "stream"),
+    [(fault, False) for fault in IN_THE_ANSWER] + [(fault, True) for fault in WITHOUT_EVENTS],
+    ids=str,
+)
 def test_a_fault_in_the_answer_is_told_as_it_is_and_never_repeated(
-    backend: Served, upstream: ScriptedUpstream, fault: Fault
+    backend: Served, upstream: ScriptedUpstream, fault: Fault, stream: bool
 ) -> None:
     session = backend.session()
     upstream.script.extend(fault.script)
-    _require_told(session.call("r1"), fault)
+    _require_told(session.call("r1", stream=stream), fault)
     assert len(upstream.received) == 1
     assert session.counted() == Counted(rollouts=1, calls=1, failed_calls=1)
     # The model has worked, and nobody says how much.

@@ -19,6 +19,14 @@ LONG = "You classify queries. " + "Think of every case that there may be. " * 20
 REFUSAL = Answer(
     b'{"error": {"message": "the context is full", "code": "context_length_exceeded"}}', status=400
 )
+STREAMED: ChatBody = {
+    "model": "m",
+    "stream": True,
+    "messages": [
+        {"role": "system", "content": "You classify queries."},
+        {"role": "user", "content": "Query: hi"},
+    ],
+}
 ALWAYS = 2_000
 
 
@@ -216,21 +224,28 @@ async def test_a_streamed_call_falls_back_before_its_first_byte(backend: Backend
     long_id = await with_long_candidate(backend)
     fail_when_long(backend, REFUSAL)
     session = await backend.store.session("s")
-    body = {
-        "model": "m",
-        "stream": True,
-        "messages": [
-            {"role": "system", "content": "You classify queries."},
-            {"role": "user", "content": "Query: hi"},
-        ],
-    }
     fallen = None
     for number in range(20):
-        async with backend.serving.serve(session, Call(body, rollout_id=f"r{number}")) as served:
+        call = Call(STREAMED, rollout_id=f"r{number}")
+        async with backend.serving.serve(session, call) as served:
             passed = b"".join([chunk async for chunk in served.chunks()])
         assert passed.endswith(b"data: [DONE]\n\n")
         fallen = fallen or served.failed_candidate_id
     assert fallen == long_id
+
+
+async def test_a_stream_without_events_is_no_better_than_the_refusal(backend: Backend) -> None:
+    long_id = await with_long_candidate(backend)
+    backend.model.answer = lambda body: (
+        REFUSAL if length(body) >= len(LONG) else Answer(b"", content_type="text/event-stream")
+    )
+    session = await backend.store.session("s")
+    statuses = {}
+    for number in range(20):
+        call = Call(STREAMED, rollout_id=f"r{number}")
+        async with backend.serving.serve(session, call) as served:
+            statuses[served.candidate_id] = served.status
+    assert statuses[long_id] == REFUSAL.status
 
 
 async def test_later_calls_of_the_rollout_go_on_with_the_champion(backend: Backend) -> None:

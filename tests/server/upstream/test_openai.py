@@ -362,20 +362,25 @@ async def test_headers_worth_passing_on_are_told_in_lower_case(server: ScriptedU
 
 
 async def test_a_header_that_quotes_the_key_is_told_without_it(server: ScriptedUpstream) -> None:
-    told = {"X-Request-Id": "req of sk-of-the-server-1"}
-    server.script.append(lambda connection: connection.answer(b"{}", headers=told))
-    key = SecretStr("sk-of-the-server-1")
-    async with upstream_at(server.url, api_key=key) as upstream, upstream.chat(BODY) as reply:
+    key = "sk-of-the-server-1"
+    told = {"X-Request-Id": f"req of {key}"}
+    content_type = f"application/json; profile={key}"
+    server.script.append(lambda c: c.answer(b"{}", headers=told, content_type=content_type))
+    async with (
+        upstream_at(server.url, api_key=SecretStr(key)) as upstream,
+        upstream.chat(BODY) as reply,
+    ):
         assert reply.headers["x-request-id"] == "req of ***"
+        assert reply.content_type == "application/json; profile=***"
 
 
-@pytest.mark.parametrize("status", [600, 999])
-async def test_a_status_that_http_does_not_have_is_a_failure(
+@pytest.mark.parametrize("status", [101, 600, 999])
+async def test_a_status_that_no_answer_has_is_a_failure(
     server: ScriptedUpstream, status: int
 ) -> None:
     server.script.append(answers(status))
     async with upstream_at(server.url) as upstream:
-        with pytest.raises(UpstreamFailed, match=f"status {status}, which HTTP does not have"):
+        with pytest.raises(UpstreamFailed, match=f"status {status}, which no answer has"):
             await read(upstream)
 
 
