@@ -12,14 +12,10 @@ from contextlib import suppress
 from datetime import timedelta
 
 from prefect_mipro.errors import Overloaded, SessionNotFound
-from prefect_mipro.models.levers import DemonstrationSource
 from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.live import Live
 from prefect_mipro.server.store.records import Texts
 from prefect_mipro.server.store.store import Store
-
-# Where demonstrations come from that the caller has not marked as safe to show.
-UNMARKED = {DemonstrationSource.TRAFFIC, DemonstrationSource.REVIEWED}
 
 SWEEP_SECONDS = 600.0
 PAUSE_SECONDS = 0.02
@@ -120,12 +116,7 @@ class Retention:
         What the caller marked as safe to show stays.
         """
         now = self._clock()
-        old = {
-            (version.lever, version.version)
-            for version in await self._store.levers(session_id)
-            if version.created_at < now - kept_for
-            and any(shown.source in UNMARKED for shown in version.demonstrations)
-        }
+        old = await self._store.unmarked_demonstrations(session_id, before=now - kept_for)
         if old:
             withdrawal = await self._store.empty_levers(
                 session_id, old, at=now, reason="it shows calls that are kept no longer"

@@ -178,6 +178,7 @@ class Store:
     remove_events = WritesLast(removal.remove_events)
     end_forgetting = Changes(removal.end_forgetting)
 
+    unmarked_demonstrations = Reads(upkeep.unmarked_demonstrations)
     remove_old = WritesLast(upkeep.remove_old)
     forget_texts = WritesLast(upkeep.forget_texts)
     require_writable = Writes(upkeep.require_writable)

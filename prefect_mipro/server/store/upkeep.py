@@ -39,6 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from prefect_mipro.models.levers import DemonstrationSource, LeverName
 from prefect_mipro.server.store.changes import Change, changing
 from prefect_mipro.server.store.database import driver_of
 from prefect_mipro.server.store.failures import count_missing, evidence_begins
@@ -48,6 +49,7 @@ from prefect_mipro.server.store.schema import (
     duels,
     events,
     frames,
+    lever_versions,
     removed_rollouts,
     rewarded,
     rewards,
@@ -101,6 +103,9 @@ _FRAMES = (
     .order_by(frames.c.position)
 )
 
+# Where demonstrations come from that the caller has not marked as safe to show.
+_UNMARKED = (DemonstrationSource.TRAFFIC, DemonstrationSource.REVIEWED)
+
 # More than any pin needs, and less than anything that is worth counting.
 PROBE_BYTES = 64 * 2**10
 
@@ -111,6 +116,25 @@ PAGES_AT_ONCE = 256
 _UPDATE = text(f"UPDATE {VERSION_TABLE} SET version_num = version_num")
 _INSERT = text(f"INSERT INTO {VERSION_TABLE} VALUES (:probe)")
 _DELETE = text(f"DELETE FROM {VERSION_TABLE} WHERE version_num = :probe")
+
+
+def unmarked_demonstrations(
+    connection: Connection, session_id: str, *, before: datetime
+) -> frozenset[tuple[LeverName, int]]:
+    """The sets from before `before` that show calls which the caller did not mark as shareable."""
+    value = lever_versions.c.value
+    query = select(lever_versions.c.version, value).where(
+        lever_versions.c.session_id == session_id,
+        lever_versions.c.lever == LeverName.DEMONSTRATIONS,
+        lever_versions.c.created_at < before,
+        # A marked one may say the same word, so that what is found is read below.
+        or_(*(cast(value, Text).contains(f'"{source}"') for source in _UNMARKED)),
+    )
+    return frozenset(
+        (LeverName.DEMONSTRATIONS, row.version)
+        for row in connection.execute(query)
+        if any(shown.get("source") in _UNMARKED for shown in row.value["demonstrations"])
+    )
 
 
 def forget_texts(

@@ -59,6 +59,7 @@ QUESTIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
         reward("reward_9", None, correlation_id="c")
     ),
     "thin": lambda store: store.thin("s1", limit=2),
+    "unmarked_demonstrations": lambda store: store.unmarked_demonstrations("s1", before=at(99)),
     "remove_old": lambda store: store.remove_old("s1", before=at(99), limit=2, at=at(99)),
     "remove_old calls": lambda store: store.remove_old("s1", before=at(0), limit=2, at=at(99)),
     "traceable": lambda store: _all_traceable(store),

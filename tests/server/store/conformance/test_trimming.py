@@ -8,6 +8,12 @@ import pytest
 
 from prefect_mipro.errors import RewardConflict
 from prefect_mipro.models.exports import Part
+from prefect_mipro.models.levers import (
+    Demonstration,
+    DemonstrationSource,
+    DemonstrationsValue,
+    LeverName,
+)
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected
 from prefect_mipro.server.store.records import SeedEvalFilter
@@ -18,8 +24,10 @@ from tests.server.store.records import (
     BASELINE,
     at,
     call,
+    candidate,
     challenge,
     create,
+    demonstrations,
     duel,
     frame,
     pin,
@@ -240,3 +248,27 @@ async def test_an_export_says_what_is_gone(store: Store) -> None:
         {"rollout_id": "r0", "candidate_id": BASELINE},
         {"rollout_id": "r1", "candidate_id": BASELINE},
     )
+
+
+async def test_only_old_sets_that_show_unmarked_calls_are_found(store: Store) -> None:
+    await create(store)
+    young = at(2)
+    sets = [
+        ("a word", DemonstrationSource.TRAFFIC, at(0)),
+        ("a word", DemonstrationSource.REVIEWED, at(0)),
+        ("traffic", DemonstrationSource.MARKED, at(0)),
+        ('"traffic"', None, at(0)),
+        ("a word", DemonstrationSource.TRAFFIC, young),
+    ]
+    for version, (text, source, created_at) in enumerate(sets, 2):
+        shown = Demonstration(input=text, output="billing", source=source)
+        value = DemonstrationsValue(demonstrations=(shown,))
+        lever = demonstrations(version).model_copy(
+            update={"value": value, "created_at": created_at}
+        )
+        made = candidate(version, instruction_version=1, demonstrations_version=version)
+        await store.add_candidates("s1", [lever], [made])
+    found = await store.unmarked_demonstrations("s1", before=young)
+    assert found == {(LeverName.DEMONSTRATIONS, 2), (LeverName.DEMONSTRATIONS, 3)}
+    await store.empty_levers("s1", found, at=at(3), reason="old")
+    assert await store.unmarked_demonstrations("s1", before=young) == frozenset()
