@@ -1,4 +1,4 @@
-"""The flows users deploy: the loop, and what brings its outcome to use."""
+"""Flows to deploy: optimize a prompt, promote or roll back a champion, clean up."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Asking a person about a candidate: the question, the form of an approval, and the answer.
 
-A paused run keeps its process and waits. A suspended one ends it, and begins anew when the answer
-is there; it needs a deployment.
+A paused run keeps its process while it waits. A suspended run ends its process and starts again
+when the answer is there, which needs a deployment.
 
-At most one question per candidate and session is open, in a Variable each. Prefect creates a
-Variable of one name once, so of two runs that start together one gets to ask. A concurrency limit
-cannot do this: a suspended run gives its slot back. A question stays open only while the run that
-holds it can still act on an answer. Once it cannot, the next run takes over the question, and the
-answer if there is one.
+At most one question per candidate and session is open. Each is a Prefect Variable, whose name can
+be created only once, so that of two runs that start together one asks. A concurrency limit cannot
+do this, because a suspended run releases its slot. A question stays open only while the run that
+holds it can act on an answer. After that the next run takes it over, with the answer if there is
+one.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ from prefect_mipro.models.base import Record
 from prefect_mipro.models.sessions import LONGEST_REASON
 
 POLL_SECONDS = 2
-# Longer than a living run needs to ask, or to act on an answer; it may wait half an hour for the
-# embedded backend.
+# Longer than a run needs to ask or to act on an answer; it may wait half an hour for the embedded
+# backend.
 LONGEST_STEP = timedelta(hours=1)
 TAG = "prefect-mipro"
 
@@ -65,7 +65,7 @@ class Decision(StrEnum):
 
 
 class Approval(RunInput):
-    """A person's answer. The decision has no default: no answer comes from pressing a button."""
+    """A person's answer. The decision has no default, so that it is not made by accident."""
 
     decision: Decision = Field(
         title="Your decision", description="Decline is for good; later asks again next time."
@@ -78,11 +78,20 @@ class Approval(RunInput):
     )
 
 
+def this_run() -> UUID:
+    """The id of the present flow run."""
+    return UUID(flow_run.get_id())
+
+
+def _run_name() -> str:
+    return flow_run.get_name() or str(this_run())
+
+
 class Question(Record):
-    """A question about one candidate, and the situation in which it was asked.
+    """A question about a candidate, asked by this run, and the situation in which it was asked.
 
     The form and its answer are inputs of the flow run `run_id`. `holder_id` is the run that acts on
-    the answer: the same one, or a later one that took the question over.
+    the answer: the same run, or a later one that took the question over.
     """
 
     session_id: str
@@ -92,10 +101,10 @@ class Question(Record):
     in_use_id: str
     session_champion_id: str
     was_retired: bool = False
-    run_id: UUID
-    run_name: str
-    holder_id: UUID
-    asked_at: AwareDatetime
+    run_id: UUID = Field(default_factory=this_run)
+    run_name: str = Field(default_factory=_run_name)
+    holder_id: UUID = Field(default_factory=this_run)
+    asked_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     key: str = Field(default_factory=lambda: f"champion-{uuid4().hex[:8]}")
 
     @property
@@ -106,10 +115,10 @@ class Question(Record):
 
 
 def ask(form_text: str, question: Question, *, wait: Wait | None, timeout_seconds: int) -> Approval:
-    """The answer of a person who reads the text, markdown, above the form.
+    """Ask a person, with the markdown text above the form, and wait for the answer.
 
-    Without `wait` a run of a deployment is suspended, and any other is paused. Raises
-    FlowPauseTimeout without an answer.
+    Without `wait`, a run of a deployment is suspended and any other is paused. Raises
+    FlowPauseTimeout if no answer comes in time.
     """
     remember(question)
     form = Approval.with_initial_data(description=form_text)
@@ -129,38 +138,11 @@ def answer_to(question: Question) -> Approval | None:
     return None
 
 
-def new_question(
-    *,
-    session_id: str,
-    champion: str,
-    candidate_id: str,
-    number: int,
-    in_use_id: str,
-    session_champion_id: str,
-    was_retired: bool = False,
-) -> Question:
-    """A question that the present run would ask now."""
-    run_id = this_run()
-    return Question(
-        session_id=session_id,
-        champion=champion,
-        candidate_id=candidate_id,
-        number=number,
-        in_use_id=in_use_id,
-        session_champion_id=session_champion_id,
-        was_retired=was_retired,
-        run_id=run_id,
-        run_name=flow_run.get_name() or str(run_id),
-        holder_id=run_id,
-        asked_at=datetime.now(UTC),
-    )
-
-
 def hold(question: Question) -> Question:
-    """The question that is open now: the given one, or the one that keeps it from being asked.
+    """Open the question, unless another run holds one about the candidate.
 
-    Its `holder_id` says which. An answer that no run acted on comes with the question it belongs
-    to, held by the present run.
+    Returns the open question: this one, another run's (see its `holder_id`), or an earlier one,
+    now held by this run, whose answer no run has acted on.
     """
     with get_client(sync_client=True) as client:
         while True:
@@ -200,7 +182,7 @@ def let_go(question: Question) -> None:
 
 
 def remember(question: Question) -> None:
-    """Keep the question with the present run, which may begin anew when the answer is there."""
+    """Keep the question with the present run, which may start again when the answer is there."""
     _forget_own()
     create_flow_run_input(_OWN, question.model_dump(mode="json"))
 
@@ -219,32 +201,27 @@ def can_act(holder: State[Any], question: Question, *, now: datetime) -> bool:
         end = holder.state_details.pause_timeout
         return end is None or now < end
     if holder.is_running():
-        # Prefect goes on calling it running when its process was killed.
+        # Prefect reports a run as running even after its process was killed.
         return now < max(holder.timestamp, question.asked_at) + LONGEST_STEP
     return True
 
 
-def this_run() -> UUID:
-    """The id of the present flow run."""
-    return UUID(flow_run.get_id())
-
-
 def _state(client: SyncPrefectClient, question: Question) -> State[Any] | None:
-    """The state of the run that holds the question; `None` for a deleted one."""
+    """The state of the run that holds the question; `None` if the run was deleted."""
     with suppress(ObjectNotFound):
         return client.read_flow_run(question.holder_id).state
     return None
 
 
 def _was_called_off(holder: State[Any] | None) -> bool:
-    """Whether somebody cancelled the run, as opposed to a full concurrency limit."""
+    """Whether a person cancelled the run, and not a full concurrency limit."""
     if holder is None or not (holder.is_cancelled() or holder.is_cancelling()):
         return False
     return _LIMIT_REACHED not in (holder.message or "")
 
 
 def _delete(client: SyncPrefectClient, variable_id: UUID) -> None:
-    # By id: a Variable of this name may be another run's by now.
+    # By id, because a Variable of this name may belong to another run by now.
     try:
         client.request("DELETE", "/variables/{id}", path_params={"id": variable_id})
     except PrefectHTTPStatusError as error:

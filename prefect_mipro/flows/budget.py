@@ -1,4 +1,4 @@
-"""How much a run of the loop does, how much of it at a time, and how fast."""
+"""The budget of a run: its rollouts, how many at a time, and how fast."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Budget:
-    """How much this run does, how much of it at a time, and how fast.
+    """The number of rollouts of a run, how many run at a time, and how fast they start.
 
-    `rate_limit` is in rollouts a second. `concurrency_limit` names a global concurrency limit of
-    Prefect, which all flow runs share.
+    `rate_limit` is in rollouts per second. `concurrency_limit` names one of Prefect's global
+    concurrency limits, which all flow runs share.
     """
 
     rollouts: int
@@ -24,15 +24,15 @@ class Budget:
     concurrency_limit: str | None = None
 
     def within(self, slots: int) -> Budget:
-        """The same where no more than `slots` rollouts, or one, can run at a time."""
+        """The budget with at most `slots` rollouts at a time, but at least one."""
         return replace(self, max_workers=max(1, min(self.max_workers, slots)))
 
     @cached_property
     def tasks(self) -> int:
-        """How many Prefect tasks run at a time: so many that the run is over soonest.
+        """The number of Prefect tasks that run at a time, chosen to end the run soonest.
 
-        Workers of a task wait for its last rollout, and tasks for the run's last task. Rollouts
-        are taken to last equally long; more tasks spread better over processes and machines.
+        Workers of a task wait for its last rollout, and tasks for the run's last task. Rollouts are
+        assumed to take equally long. Of equal choices, more tasks spread better over machines.
         """
         tasks_in_all = max(1, math.ceil(self.rollouts / self.rollouts_per_task))
 
@@ -45,10 +45,10 @@ class Budget:
 
     @property
     def workers_per_task(self) -> int:
-        """How many rollouts a task runs at a time; together at most `max_workers`."""
+        """The number of rollouts a task runs at a time."""
         return self.max_workers // self.tasks
 
     @property
     def step(self) -> int:
-        """After how many rollouts the loop looks at the session's status, and shows it."""
+        """The number of rollouts between two checks of the session's status."""
         return max(1, math.ceil(self.rollouts / STEPS))

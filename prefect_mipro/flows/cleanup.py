@@ -103,13 +103,13 @@ def clean_up(
 def settle_idle_sessions(
     one: SessionHandle, idle: Idle, before: datetime, *, trial: bool
 ) -> tuple[str, ...]:
-    """Pause or cancel the sessions of the backend without a call since then; their ids."""
+    """Pause or cancel the backend's sessions without a call since `before`. Returns their ids."""
     settled = []
     state = SessionState.PAUSED if idle is Idle.PAUSE else SessionState.CANCELLED
     event = SessionEvent.PAUSED if idle is Idle.PAUSE else SessionEvent.CANCELLED
     with connection_to(one) as connection:
         client = connection.client
-        # All of them first: those that change would move while the pages are turned.
+        # Collected first, because changed sessions would move between the pages.
         for session_id in list(_stale(_sessions(client), state, before)):
             status = client.session_status(session_id)
             if last_used(status) >= before:
@@ -124,7 +124,7 @@ def settle_idle_sessions(
 
 @task(name="delete-old-artifacts", **RETRIED)
 def delete_old_artifacts(before: datetime, versions_kept: int, *, trial: bool) -> int:
-    """Delete versions of this package's views that are older and not among the newest."""
+    """Delete old versions of this package's artifacts. Returns their number."""
     old = list(old_versions(_artifacts(), before, versions_kept))
     if not trial:
         with get_client(sync_client=True) as client:
@@ -134,7 +134,7 @@ def delete_old_artifacts(before: datetime, versions_kept: int, *, trial: bool) -
 
 
 def last_used(status: SessionStatus) -> datetime:
-    """When the session last changed or served a call."""
+    """The time at which the session last changed or served a call."""
     frames = [frame.created_at for frame in status.sensor_frames if frame.created_at]
     return max([status.updated_at, *frames])
 
@@ -164,7 +164,7 @@ def _sessions(client: Client) -> Iterator[JsonObject]:
 
 
 def _stale(listed: Iterable[JsonObject], state: SessionState, before: datetime) -> Iterator[str]:
-    """Those that may still come into the state and have not changed since then."""
+    """The ids of sessions that can still enter the state and have not changed since `before`."""
     for session in listed:
         present = SessionState(session["state"])
         if present.final or present is state:
@@ -174,7 +174,7 @@ def _stale(listed: Iterable[JsonObject], state: SessionState, before: datetime) 
 
 
 def _artifacts() -> Iterator[JsonObject]:
-    """All of this package's, the newest first, without their content."""
+    """This package's artifacts, newest first, without their content."""
     wanted = {
         "artifacts": {"key": {"like_": "mipro-%"}},
         "sort": "CREATED_DESC",

@@ -1,10 +1,10 @@
-"""What becomes of a run's sessions when the run is cancelled: hooks for any flow.
+"""Cancellation hooks for any flow: they pause or end the sessions of a cancelled run.
 
     @flow(on_cancellation=[pause_sessions])
 
-Prefect runs them in another process than the flow's, which may be gone. They find the sessions by
-the run's labels, and may run twice. A flow without a hook leaves its sessions as they are. So does
-a run that crashes or fails: the next one goes on with them.
+Prefect runs them outside the flow's process, which may be gone, and may run them twice. They find
+the sessions by the run's labels. A flow without a hook leaves its sessions as they are, and so does
+a run that crashes or fails: the next run continues them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from prefect_mipro.tasks.ownership import note_pause, sessions_of
 
 
 def pause_sessions(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop proposals, which cost tokens, until a run goes on with the session.
+    """Pause the sessions of a cancelled run, so that they make no proposals, which cost tokens.
 
-    A session that somebody had paused before stays paused.
+    The next run that works on a session resumes it, unless a person had paused it.
     """
     for session in sessions_of(flow_run.id):
         _leave(session, SessionState.PAUSED, flow_run)
 
 
 def cancel_sessions(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """End the sessions for good; their champions are served from then on."""
+    """End the sessions of a cancelled run for good. From then on they serve their champions."""
     for session in sessions_of(flow_run.id):
         _leave(session, SessionState.CANCELLED, flow_run)
 
@@ -47,7 +47,7 @@ def _leave(session: SessionHandle, state: SessionState, flow_run: FlowRun) -> No
                 log.info("Session %s is %s already", session_id, present)
                 return
             if state is SessionState.PAUSED:
-                # First, so that a hook that dies in between does not stop the next run.
+                # First, so that the next run resumes the session even if this hook dies here.
                 note_pause(session_id, flow_run.id)
             connection.client.change_state(session_id, state)
     except MiproError as error:

@@ -1,4 +1,4 @@
-"""The rollouts of one run: which example comes when, how many at a time, and what is shown."""
+"""The rollouts of one run: their order, their number at a time, and their artifacts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LONGEST_FAREWELL_SECONDS = 15.0
 
 
 class Loop:
-    """One run's rollouts for a session."""
+    """The rollouts that one run adds to a session."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Loop:
         self._shown_at = time.monotonic()
 
     def run(self, examples: Sequence[Example], *, seed: int, stop: bool) -> None:
-        """Fill `results`, in the order in which rollouts end; fewer when the session ends before.
+        """Run the rollouts and fill `results` in the order they end, until the session ends.
 
-        A run that Prefect retries does what the attempts before have left of the budget.
-        `stop` sends the word to end the session with the last reward, when all others have come.
+        A retried run does what earlier attempts have left of the budget. With `stop`, the last
+        reward, sent after all others, ends the session.
         """
         done_before = self._first.rollout_count - first_rollout(self._session, self._first)
         self._budget = replace(self._budget, rollouts=max(0, self._budget.rollouts - done_before))
@@ -99,9 +99,8 @@ class Loop:
         first = self._first.rollout_count
         last = first + self._budget.rollouts - 1
         numbered = islice(stream(examples, seed=seed, start=first), self._budget.rollouts)
-        # From run and position: a task that Prefect repeats has the same rollout id again. A later
-        # attempt of the run has ids of its own: some of its positions may be those of rollouts that
-        # the one before had begun when it ended.
+        # From run and position, so that a retried task has the same rollout id. A later attempt of
+        # the run has other ids, because it may repeat positions that the attempt before had begun.
         run_id = str(flow_run.get_id() or uuid4())
         attempt = f"{run_id}.{done_before}" if done_before else run_id
         jobs = (
@@ -109,7 +108,7 @@ class Loop:
                 example,
                 f"{attempt}-{position}",
                 stop=stop and position == last,
-                # A data set is the developer's own, and not a stranger's message.
+                # A data set is the developer's own, not a message of a stranger.
                 shareable=True,
             )
             for position, example in numbered
@@ -121,7 +120,7 @@ class Loop:
         if self._goes_on(self._status()):
             self._run(jobs)
             if not self._status().status.final:
-                # The last rollout got no reward that could carry the word.
+                # The last rollout had no reward to end the session with.
                 cancel_session(self._session)
 
     def evaluate(
@@ -130,7 +129,7 @@ class Loop:
         reward: Callable[..., Any],
         reward_range: tuple[float, float],
     ) -> tuple[Evaluation, ...]:
-        """The baseline, the champion and the candidate in the lead on the same examples."""
+        """Evaluate the baseline, the champion and the leading candidate on the same examples."""
         if not held_out:
             return ()
         before = self._status()
@@ -168,7 +167,7 @@ class Loop:
         return tuple(evaluations)
 
     def finish(self, evaluations: Sequence[Evaluation]) -> SessionStatus:
-        """Publish the end, and tell Prefect's automations of a new champion."""
+        """Publish the final artifacts, and emit an event for a new champion."""
         status = self._status()
         self.artifacts.publish(status, evaluations=evaluations)
         self.artifacts.show_progress(status, done=len(self.results), planned=len(self.results) or 1)
@@ -183,7 +182,7 @@ class Loop:
 
     def _run(self, jobs: Iterator[RolloutJob]) -> None:
         """Keep the budget's number of tasks running until the jobs or the session end."""
-        # Aside, because nothing new would start while Prefect and the backend are asked.
+        # In a thread, because no rollout would start while Prefect and the backend answer.
         with (
             quiet_rollouts(flow_run.get_id()),
             ThreadPoolExecutor(1, thread_name_prefix="mipro-look") as aside,
@@ -220,7 +219,7 @@ class Loop:
             before = len(self.results)
             self.results += ended if isinstance(ended, list) else [ended]
             if any(r.outcome is RolloutOutcome.FAILED for r in self.results[before:]):
-                # While the backend is away, all others would fail as well.
+                # While the backend is away, further rollouts would fail as well.
                 run(over_a_restart(partial(ask, operations.health())), self._connection)
             self._refuse_a_broken_program()
             if look and look.done():
@@ -232,7 +231,7 @@ class Loop:
             look.result()
 
     def _see_off(self) -> None:
-        """Let the tasks under way end: their rewards would be lost with a backend of the run's."""
+        """Let running tasks end, because their rewards would be lost with an embedded backend."""
         if self._running:
             self._log.info("Waiting for %d tasks under way", self._running)
         end = time.monotonic() + LONGEST_FAREWELL_SECONDS
@@ -242,7 +241,7 @@ class Loop:
                 self._running -= 1
 
     def _look(self) -> bool:
-        """Show how the session stands; whether it goes on."""
+        """Show the session's status. Returns whether the session goes on."""
         status = self._status()
         self._show(status)
         return self._goes_on(status)
@@ -260,7 +259,7 @@ class Loop:
             return several.submit(
                 _Sealed(batch),
                 max_workers=budget.workers_per_task,
-                # Tasks know nothing of each other: each has its share.
+                # Tasks do not know of each other, so each has its share.
                 rate_limit=budget.rate_limit and budget.rate_limit / budget.tasks,
                 concurrency_limit=budget.concurrency_limit,
                 **common,
@@ -287,7 +286,7 @@ class Loop:
             if done < planned and quarters[0] > quarters[1]:
                 self.artifacts.publish(status)
         except PrefectException as error:
-            # Pictures of the run are not worth the run.
+            # A run must not fail for its artifacts.
             self._log.warning("Could not update the artifacts: %s", error)
         self._shown_rollouts, self._shown_at = done, time.monotonic()
 
@@ -315,10 +314,10 @@ class Loop:
 def stream(
     examples: Sequence[Example], *, seed: int, start: int = 0
 ) -> Iterator[tuple[int, Example]]:
-    """Numbered examples without end, from `start`: each pass over them in another order.
+    """Numbered examples without end, from `start`, each pass over them in another order.
 
-    Number and seed alone decide on the example, so that the next run of a session goes on where
-    the one before it stopped.
+    The example follows from number and seed alone, so that the next run of a session continues
+    where the one before stopped.
     """
     position = start
     while True:
@@ -330,7 +329,7 @@ def stream(
 
 
 def is_coroutine_function(program: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine; also for objects that can be called."""
+    """Whether calling the function or object returns a coroutine."""
     return inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(
         getattr(program, "__call__", None)  # noqa: B004
     )
@@ -341,10 +340,10 @@ _Quote: Any = quote
 
 
 class _Sealed(_Quote):  # type: ignore[misc]
-    """What Prefect shall not search for futures: that takes longer than all else of a submission.
+    """An argument that Prefect does not search for futures, which would slow each submission.
 
-    Its own `quote` is a tuple, and comes out of a pickle with another tuple inside: Dask's and
-    Ray's tasks would get that one.
+    Prefect's own `quote` is a tuple that is nested once more when unpickled, so that tasks on Dask
+    and Ray would get a tuple.
     """
 
     __slots__ = ()

@@ -36,7 +36,7 @@ LARGEST_WORKERS = 256
 
 @loop_flow(
     name="optimize-prompt",
-    # The flow itself keeps to `max_workers`; this is the bound of the bound.
+    # The largest value of `max_workers`, to which the flow itself keeps.
     task_runner=ThreadPoolTaskRunner(max_workers=LARGEST_WORKERS),
 )
 def optimize_prompt(
@@ -146,7 +146,7 @@ def optimize_prompt(
 
 
 def _refuse_tasks_without_a_key(backend_url: str | None) -> None:
-    """Raises InputInvalid where tasks run in processes that cannot know the embedded key."""
+    """Raise InputInvalid if tasks run in processes that cannot know the embedded backend's key."""
     run = FlowRunContext.get()
     elsewhere = run and not isinstance(run.task_runner, ThreadPoolTaskRunner)
     embedded = backend_url and running_backend(backend_url)

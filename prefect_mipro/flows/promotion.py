@@ -32,7 +32,6 @@ from prefect_mipro.flows.approvals import (
     hold,
     is_held,
     let_go,
-    new_question,
     remembered,
     this_run,
 )
@@ -217,7 +216,7 @@ def choice(
     min_probability: float,
     min_rewards: int,
 ) -> str | None:
-    """The candidate that should take the place of the one in use, if there is one."""
+    """The candidate that should replace the one in use, if there is one."""
     settled = {present.candidate_id, *present.declined}
     if status.champion_candidate_id not in settled:
         return status.champion_candidate_id
@@ -241,7 +240,7 @@ def prepare_question(
     *,
     show_answers: bool,
 ) -> str:
-    """The text above the form of an approval; the rest goes to an artifact that it links to."""
+    """The text above the form of an approval. It links to an artifact with the details."""
     with connection_to(session) as connection:
         before, after = (
             connection.client.examples(session.session_id, candidate_id, limit=EXAMPLES_READ)
@@ -266,7 +265,7 @@ def prepare_question(
 
 
 def overtaken(question: Question, present: PromptChampion, status: SessionStatus) -> str | None:
-    """Why an approval no longer applies; `None` when what the person saw still holds."""
+    """Why an approval no longer applies; `None` if what the person saw still holds."""
     candidate = status.candidates.get(question.candidate_id)
     if candidate is None:
         return f"the session has no candidate {question.candidate_id} any more"
@@ -298,7 +297,7 @@ class _Answered(NamedTuple):
 
 
 def _answer_before_suspension() -> _Answered | None:
-    """The answer for which the present run was suspended, when it has begun anew."""
+    """The answer for which the present run was suspended, if it was."""
     question = remembered()
     answer = answer_to(question) if question else None
     return _Answered(question, answer) if question and answer else None
@@ -313,9 +312,9 @@ def _inquiry(
     *,
     show_answers: bool,
 ) -> _Inquiry | _Answered | PromotionSummary:
-    """The question to ask; an answer that no run acted on; or why there is nothing to ask."""
+    """The question to ask, an answer that no run acted on, or why there is nothing to ask."""
     question = hold(
-        new_question(
+        Question(
             session_id=handle.session_id,
             champion=name,
             candidate_id=version.candidate_id,

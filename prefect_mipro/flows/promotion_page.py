@@ -1,4 +1,4 @@
-"""A promotion in markdown: what a person approves, and what stays on record. No I/O."""
+"""A promotion in markdown: the question for a person, and the record. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE_CHARACTERS = 600
 
 
 def headline(version: ChampionVersion) -> str:
-    """One sentence, the numbers first: what the prompt earns, and what the baseline does."""
+    """A sentence on the rewards of prompt and baseline, the numbers first."""
     session, evidence = cell(version.session_id), version.evidence
     if evidence is None:
         return f"Candidate {version.number} of {session}."
@@ -34,7 +34,7 @@ def headline(version: ChampionVersion) -> str:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a person decides about: a candidate, the prompt in use, and what is known of both."""
+    """A candidate for promotion, the prompt in use, and the evidence on both."""
 
     version: ChampionVersion
     present: ChampionVersion
@@ -49,7 +49,7 @@ class Proposal:
 
     @property
     def before(self) -> CandidateReport:
-        """The candidate in use; the baseline where the session does not know the one in use."""
+        """The candidate in use; the baseline if the session does not know the one in use."""
         return self.status.candidates.get(self.present.candidate_id, self.baseline)
 
     @property
@@ -64,18 +64,18 @@ class Proposal:
 
     @property
     def heads(self) -> tuple[str, str]:
-        """Heads of the columns of the two candidates."""
+        """Column headings of the two candidates."""
         known = self.before.candidate_id == self.present.candidate_id
         role = "in use" if known else "baseline"
         return f"candidate {self.before.number}, {role}", f"candidate {self.after.number}"
 
 
 def question(proposal: Proposal, *, page_url: str) -> str:
-    """What the form of an approval says above its fields.
+    """The text above the form of an approval.
 
-    It is short, because the decision must be in sight below it: Prefect's dialog has room for some
-    340 by 440 pixels. Everything else is on the page. The dialog of Prefect 3.8 shows neither HTML
-    nor fenced text.
+    It is short, because the form must be visible below it: Prefect's dialog has about 340 by 440
+    pixels. Everything else is on the page. The dialog of Prefect 3.8 shows neither HTML nor fenced
+    text.
     """
     title = f"{proposal.title} [Instructions]({page_url})"
     rows = [
@@ -91,9 +91,9 @@ def question(proposal: Proposal, *, page_url: str) -> str:
 
 
 def question_page(proposal: Proposal) -> str:
-    """All that is known of a proposal, on a page of its own.
+    """The page with all details of a proposal.
 
-    The texts are quoted: Prefect 3.8 shows fenced ones light on light, and folds nothing.
+    The texts are quoted, because Prefect 3.8 shows fenced text light on light, and folds nothing.
     """
     version, present = proposal.version, proposal.present
     columns = list(zip(proposal.heads, (proposal.before, proposal.after), strict=True))
@@ -116,7 +116,7 @@ def question_page(proposal: Proposal) -> str:
 
 
 def record(version: ChampionVersion, previous: ChampionVersion | None) -> str:
-    """The page of a promotion, or of the way back to an earlier version."""
+    """The page of a promotion or a rollback."""
     parts = [
         f"# Prompt of {cell(version.session_id)}: candidate {version.number}",
         headline(version),

@@ -1,4 +1,4 @@
-"""What Prefect keeps of a run's parameters: neither the examples nor a key."""
+"""The parameters of a run as Prefect stores them, without examples and keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LoopFlow(Flow[P, R]):
         )
 
     def with_options(self, **options: Any) -> LoopFlow[P, R]:
-        """A copy with other options, recorded as this one is."""
+        """A copy with other options, recorded alike."""
         copy = super().with_options(**options)
         copy.__class__ = LoopFlow
         return cast(LoopFlow[P, R], copy)
@@ -38,7 +38,7 @@ class LoopFlow(Flow[P, R]):
 def loop_flow(
     *, name: str, task_runner: TaskRunner[Any]
 ) -> Callable[[Callable[P, R]], LoopFlow[P, R]]:
-    """Make the decorated function a `LoopFlow`."""
+    """A decorator that makes a `LoopFlow` of a function."""
 
     def decorated(function: Callable[P, R]) -> LoopFlow[P, R]:
         return LoopFlow(function, name=name, task_runner=task_runner)
@@ -47,7 +47,7 @@ def loop_flow(
 
 
 def recorded(value: Any) -> Any:
-    """What stands for the value of a parameter."""
+    """The stored form of a parameter's value."""
     match value:
         case str() | bytes() | bytearray():
             return value

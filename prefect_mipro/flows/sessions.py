@@ -63,7 +63,7 @@ def some_session(
 
 @contextmanager
 def reached(session: str | SessionHandle, *, backend_url: str | None) -> Iterator[SessionHandle]:
-    """A handle of a session that exists, and its backend for the length of the context."""
+    """A handle of an existing session, whose backend runs for the length of the context."""
     if isinstance(session, SessionHandle):
         yield session
         return
@@ -86,10 +86,10 @@ def reached(session: str | SessionHandle, *, backend_url: str | None) -> Iterato
 def some_backend(
     *, backend_url: str | None = None, credentials: str | None = None
 ) -> Iterator[str | None]:
-    """The URL for `create_session`; `None` where a credentials block says it.
+    """The URL of a backend for `create_session`; `None` if a credentials block names it.
 
-    Else the one given, else `MIPRO_BACKEND_URL`, else that of an embedded backend, which ends with
-    the context. Runs that come at once take turns with it.
+    The URL is the given one, else `MIPRO_BACKEND_URL`, else that of an embedded backend, which ends
+    with the context. Runs that start together take turns with it.
     """
     if credentials:
         yield None
@@ -117,7 +117,7 @@ def in_turn(
     longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     look_again_seconds: float = LOOK_AGAIN_SECONDS,
 ) -> EmbeddedBackend:
-    """An embedded backend that runs, as soon as no other run has its sessions."""
+    """A started embedded backend, once no other run uses its sessions."""
     end = time.monotonic() + longest_wait_seconds
     told = False
     while True:

@@ -1,4 +1,4 @@
-"""Settings for runs without a Prefect server, for which Prefect starts one as long as they last."""
+"""Settings for runs without a Prefect server, for which Prefect starts a temporary one."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ DEFAULTS = {
 
 @contextmanager
 def temporary_server_settings() -> Iterator[None]:
-    """Settings that suit the temporary server; none where another is configured.
+    """Apply settings that suit a temporary server, unless a server is configured.
 
-    What is set elsewhere, by variable or profile, goes first.
+    Values set by environment variable or profile take precedence.
     """
     defaults = {} if PREFECT_API_URL.value() else DEFAULTS
     with temporary_settings(set_defaults=defaults):

@@ -1,6 +1,6 @@
-"""One Prefect task per session operation, and the rollout. Each has an `a`-prefixed async twin.
+"""Prefect tasks for sessions, rollouts and rewards. Each has an asynchronous twin, `a...`.
 
-They take a `SessionHandle`, which names the key's block and never holds a key.
+They take a `SessionHandle`, which names the credentials block and never holds a key.
 """
 
 from __future__ import annotations

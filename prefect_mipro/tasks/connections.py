@@ -1,4 +1,4 @@
-"""Open clients for a session's backend: where the key comes from, and who closes what."""
+"""Shared connections to backends: opened by their first user, closed by their last."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class AsyncConnection:
 
 
 class Connections:
-    """The connections of one process, shared by its threads; each ends with its last user.
+    """The connections of a process, shared by its threads; each closes with its last user.
 
     Loading a block is a request to Prefect, and every new client a new TCP connection: a flow that
-    holds a connection while its tasks run spares both for each of them. Nothing outlives its
+    holds a connection while its tasks run saves both for each of them. Nothing outlives its
     users, so there is nothing to clean up, and a rotated key is read anew.
     """
 
@@ -110,7 +110,7 @@ class Connections:
 
 
 class AsyncConnections:
-    """The connections of event loops, which cannot share one: each has its own."""
+    """The connections of event loops. Each loop has its own, because loops cannot share one."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[asyncio.AbstractEventLoop, str, str | None], _Opening] = {}
@@ -148,15 +148,15 @@ class _Opening:
 
 
 def connection_to(session: SessionAddress) -> AbstractContextManager[Connection]:
-    """The connection that this process shares.
+    """This process's shared connection to the session's backend.
 
-    A function, because tasks are pickled with what they mention, and open connections cannot be.
+    A function, because tasks are pickled with the objects they refer to, and connections cannot be.
     """
     return _shared.to(_handle(session))
 
 
 def async_connection_to(session: SessionAddress) -> AbstractAsyncContextManager[AsyncConnection]:
-    """The connection that this event loop shares."""
+    """This event loop's shared connection to the session's backend."""
     return _ashared.to(_handle(session))
 
 
@@ -188,7 +188,7 @@ def _handle(session: Any) -> SessionAddress:
 
 
 def _surroundings(backend_url: str) -> MiproCredentials:
-    """Raises KeyMissing where there is no key for a backend on another machine."""
+    """Credentials without a block. Raises KeyMissing for a remote backend without a key."""
     embedded = running_backend(backend_url)
     if embedded is not None:
         return MiproCredentials(backend_url=backend_url, api_key=embedded.api_key)
@@ -197,7 +197,7 @@ def _surroundings(backend_url: str) -> MiproCredentials:
 
 
 def _same_backend(credentials: MiproCredentials, session: SessionAddress) -> MiproCredentials:
-    """A key goes to the address it was saved with, and to no other."""
+    """The credentials, if they were saved with the session's address. Raises InputInvalid."""
     if backend_root(credentials.backend_url) != backend_root(session.backend_url):
         raise InputInvalid(
             f"the block {session.credentials!r} is for {credentials.backend_url}, the session "

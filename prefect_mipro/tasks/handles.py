@@ -1,4 +1,4 @@
-"""The data of a session handle: what travels between tasks, and nothing that holds a connection."""
+"""The data of a session handle. It travels between tasks, and holds neither key nor connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rollout while it runs: how the user's program reaches the policy model behind the proxy."""
+"""Running rollouts, through which a program calls the policy model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPT_HEADER = "x-mipro-prompt"
 class _Live:
     """Address, key and headers of one rollout.
 
-    `candidate_id` names the candidate on an evaluation; while learning it is `None`, because the
+    `candidate_id` names the candidate of an evaluation. It is `None` while learning, when the
     backend chooses.
     """
 
@@ -57,7 +57,7 @@ class _Live:
         """Whether the candidate's prompt was in any call so far, as far as the answers tell."""
 
     def heard(self, headers: Mapping[str, str]) -> None:
-        """Learn from the headers of an answer whether the candidate's prompt was in its call."""
+        """Note from the headers of an answer whether the call had the candidate's prompt."""
         word = headers.get(PROMPT_HEADER)
         if word is not None:
             self._learn_applied(word == "applied")
@@ -72,16 +72,16 @@ class _Live:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every call of the rollout has to send, the key included.
+        """The headers that every call of the rollout must send, including the key.
 
-        An OpenAI client takes them as `default_headers`. Without them a held-out evaluation would
-        not be one: the header that names its candidate would be missing.
+        An OpenAI client takes them as `default_headers`. Without them, a held-out evaluation would
+        count as a learning rollout, because no header names its candidate.
         """
         headers = {"Authorization": f"Bearer {self.api_key}"} if self._api_key else {}
         return headers | self._marks()
 
     def messages(self, row: Any) -> list[ChatMessage]:
-        """The session's own prompt with the row's fields in it. Raises InputInvalid."""
+        """The session's own prompt, filled with the row's fields. Raises InputInvalid."""
         if self._prompt is None:
             raise InputInvalid(
                 f"the handle of session {self.session_id} has no prompt to fill; open the session "
@@ -195,21 +195,21 @@ class LiveRollout(_Live):
         *,
         messages: Sequence[ChatMessage] | None = None,
     ) -> Lease:
-        """The prompt to call a model with that is not behind the proxy.
+        """Lease the prompt, for a model that is not behind the proxy.
 
-        It is made of `inputs`, the texts of the prompt's placeholders, or of the program's own
-        `messages`. Post each call afterwards.
+        The messages are made from `inputs`, the texts of the prompt's placeholders, or from the
+        program's own `messages`. Post each call afterwards.
         """
         return self._shown(self._client.send(self._lease(inputs, messages)))
 
     def post_trace(self, **trace: Unpack[TraceArguments]) -> TraceReceipt | None:
-        """Tell of a call to that model; `None` on an evaluation, of which nothing is kept."""
+        """Post a call to that model. `None` on an evaluation, of which nothing is kept."""
         posted = self._trace(trace)
         return None if self.candidate_id else self._client.send(posted)
 
 
 class AsyncLiveRollout(_Live):
-    """A rollout for programs that are coroutines; see `LiveRollout`."""
+    """A rollout for programs that are coroutine functions; see `LiveRollout`."""
 
     def __init__(
         self,
@@ -246,11 +246,11 @@ class AsyncLiveRollout(_Live):
         *,
         messages: Sequence[ChatMessage] | None = None,
     ) -> Lease:
-        """The prompt to call a model with that is not behind the proxy; see `LiveRollout.lease`."""
+        """Lease the prompt, for a model that is not behind the proxy; see `LiveRollout.lease`."""
         return self._shown(await self._client.send(self._lease(inputs, messages)))
 
     async def post_trace(self, **trace: Unpack[TraceArguments]) -> TraceReceipt | None:
-        """Tell of a call to that model; `None` on an evaluation, of which nothing is kept."""
+        """Post a call to that model. `None` on an evaluation, of which nothing is kept."""
         posted = self._trace(trace)
         return None if self.candidate_id else await self._client.send(posted)
 

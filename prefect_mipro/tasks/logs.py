@@ -1,4 +1,4 @@
-"""Where tasks write their log lines, and which of Prefect's own lines a run does without."""
+"""The log of a run: its logger, and a filter for Prefect's own lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLLOUT_TASKS = frozenset({"run-rollout", "run-rollouts"})
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """The logger of the present run, whose lines Prefect shows; outside of one, a plain one."""
+    """The logger of the present run, whose lines Prefect shows; outside a run, a plain logger."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -24,10 +24,9 @@ def run_logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 @contextmanager
 def quiet_rollouts(flow_run_id: UUID | str | None) -> Iterator[None]:
-    """Leave out that a rollout's task has completed: hundreds of such lines bury all others.
+    """Drop the lines that say a rollout's task has completed, which would bury all others.
 
-    What fails is told, and so is what a program itself logs. At the level DEBUG nothing is left
-    out.
+    Failures and the program's own lines stay. At the level DEBUG nothing is dropped.
     """
     logger = get_logger("task_runs")
 

@@ -1,4 +1,4 @@
-"""A rollout as a `with` block: its body is the program, and its end reports the reward."""
+"""Rollouts as `with` blocks: the body is the program, and the end reports the reward."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ _NO_ANSWER: Final = object()
 
 
 class _Judged:
-    """What the body of the block may say of its rollout."""
+    """The answer and the reward, as the body of the block sets them."""
 
     answer: Answer = _NO_ANSWER
-    """What the metric is to judge; the body sets it."""
+    """The answer for the metric to judge; the body sets it."""
 
     _progress: RolloutProgress
     _final: RolloutResult | None = None
 
     def reward(self, value: RewardValue, feedback: str | None = None) -> None:
-        """What the rollout is worth. It is reported once, when the block ends."""
+        """Set the rollout's reward. It is reported once, when the block ends."""
         judged = judgement(value)
         if feedback is not None:
             judged = judged.model_copy(update={"feedback": feedback})
@@ -71,7 +71,7 @@ class _Judged:
 
     @property
     def result(self) -> RolloutResult:
-        """How it stands, and after the block how it ended."""
+        """The result so far; after the block, the final one."""
         if self._final is not None:
             return self._final
         self._progress.answer = None if self.answer is _NO_ANSWER else self.answer
@@ -106,7 +106,7 @@ class AsyncOpenRollout(_Judged, AsyncLiveRollout):
 
 
 class RolloutBlock:
-    """What `session.rollout(...)` returns: for one `with` or `async with` block."""
+    """The value of `session.rollout(...)`, for one `with` or `async with` block."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class RolloutBlock:
 
     @property
     def rollout_id(self) -> str:
-        """The rollout's id, also for a reward that comes later."""
+        """The rollout's id, for example for a later reward."""
         return self._job.rollout_id
 
     def __enter__(self) -> OpenRollout:
@@ -199,7 +199,7 @@ class RolloutBlock:
 
     def _failed(self, progress: RolloutProgress, error: Exception) -> None:
         progress.failure = error
-        # A reward that is none says nothing of the prompt.
+        # An invalid reward says nothing about the prompt.
         hopeless = isinstance(error, (*HOPELESS, RewardInvalid))
         if progress.judged is None and not hopeless and not isinstance(self._on_error, str):
             progress.judged = failure_reward(error, self._on_error)
@@ -208,7 +208,7 @@ class RolloutBlock:
         try:
             yield from progress.report(self._session, "raise")
         except MiproError as error:
-            # The error of the body matters more.
+            # The error of the body is the one to raise.
             run_logger().warning(
                 "The reward of rollout %s was not reported: %s", self.rollout_id, error
             )
@@ -226,7 +226,7 @@ def _at_once(value: Any) -> Any:
 
 
 def _check(metric: object, on_error: object) -> None:
-    """Raise InputInvalid before a model is asked in vain."""
+    """Raise InputInvalid before the model is called for nothing."""
     if metric is not None and not callable(metric):
         raise InputInvalid(f"the metric is {metric!r:.80}; give a function of example and answer")
     finite = isinstance(on_error, Real) and math.isfinite(on_error)
@@ -238,6 +238,6 @@ def _check(metric: object, on_error: object) -> None:
 
 
 def _own_id(example_id: str | None) -> str:
-    """In a task that of the example in this task run: a retry is then the same rollout."""
+    """A new id. In a task run it follows from the example, so that a retry is the same rollout."""
     own = task_run.get_id()
     return str(uuid5(UUID(str(own)), example_id) if own and example_id else uuid4())

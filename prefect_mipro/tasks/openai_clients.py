@@ -1,4 +1,4 @@
-"""The official OpenAI clients of a connection: made when first asked for, closed with it."""
+"""The official OpenAI clients of a connection, created on first use and closed with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OfficialT = TypeVar("OfficialT", "OpenAI", "AsyncOpenAI")
 
-# What an OpenAI client wants to be told where a backend asks for no key.
+# OpenAI's clients need a key even if the backend does not.
 NO_KEY: Final = "no-key"
 
 _MISSING = (
@@ -27,12 +27,12 @@ _MISSING = (
 
 
 class Listener(Protocol):
-    """A rollout that wants to see the headers of its answers."""
+    """A rollout that reads the headers of its answers."""
 
     base_url: str
 
     def heard(self, headers: Mapping[str, str]) -> None:
-        """See those of one answer."""
+        """Read the headers of one answer."""
         ...
 
 
@@ -113,7 +113,7 @@ def _base_url(response: Any) -> str:
 
 
 def usable(api_key: SecretStr | None) -> str:
-    """The key in the form that OpenAI's clients accept, who refuse to have none."""
+    """The key as OpenAI's clients accept it; they refuse an empty one."""
     return (api_key.get_secret_value() if api_key else "") or NO_KEY
 
 

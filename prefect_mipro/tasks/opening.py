@@ -87,7 +87,7 @@ async def aopen_session(
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """What is to be created: the config after its overrides, and all that goes with it."""
+    """A session to be opened: the config with its overrides, and the arguments of its creation."""
 
     config: JsonObject
     settings: MiproConfig
@@ -97,12 +97,12 @@ class SessionPlan:
     agent_id: str | None = None
 
     def open(self, backend_url: str | None = None) -> SessionHandle:
-        """Create the session, or go on with it."""
+        """Create the session, or continue it."""
         create = create_session if _in_run() else create_session.fn
         return create(self.config, **self.arguments(backend_url))
 
     def arguments(self, backend_url: str | None) -> dict[str, Any]:
-        """Those of `create_session` but for the config."""
+        """The arguments of `create_session` besides the config."""
         return {
             "session_id": self.session_id,
             "credentials": self.credentials,
@@ -161,7 +161,7 @@ def _body(config: ConfigSource) -> JsonObject:
 
 
 def _credentials_name(config: MiproSessionConfig) -> str | None:
-    """The name under which the block's credentials are saved: tasks carry it, never the key."""
+    """The name under which the block's credentials are saved. Tasks carry it instead of the key."""
     if config.credentials is None:
         return None
     name = config.credentials._block_document_name

@@ -1,4 +1,4 @@
-"""Which run works on which session: what it created, and what a cancelled one leaves behind.
+"""The sessions of a flow run: those it created, joined, or left behind when it was cancelled.
 
 A session remembers the run that created it, in its metadata; a run remembers its sessions, in its
 labels. Both outlive the run's process and hold no secret.
@@ -35,15 +35,15 @@ _CREATED = "prefect-mipro.created"
 
 
 def creation_metadata(metadata: Mapping[str, Any] | None) -> JsonObject:
-    """What is stored with a new session: the caller's facts, and the flow run that creates it."""
+    """The metadata of a new session: the caller's, and the flow run that creates it."""
     run_id = flow_run.get_id()
     return {**(metadata or {}), **({CREATOR: str(run_id)} if run_id else {})}
 
 
 def joined(session: SessionHandle, status: SessionStatus) -> None:
-    """Note that the present flow run works on the session; nothing outside of a flow run.
+    """Note that the present flow run, if there is one, works on the session.
 
-    A session that the cancellation of an earlier run had paused makes proposals again.
+    A session that was paused because an earlier run was cancelled is resumed.
     """
     run_id = flow_run.get_id()
     if run_id is None:
@@ -55,7 +55,7 @@ def joined(session: SessionHandle, status: SessionStatus) -> None:
             transaction.set(_CREATED, session)
         tell(SessionEvent.CREATED, session.session_id)
         return
-    # Also where somebody has resumed it meanwhile: who pauses it then means it.
+    # Even if it has been resumed since: a later pause is then a person's and stays.
     paused_by_cancellation = _forget_pause(session.session_id)
     if paused_by_cancellation and status.status is SessionState.PAUSED:
         with connection_to(session) as connection:
@@ -65,9 +65,9 @@ def joined(session: SessionHandle, status: SessionStatus) -> None:
 
 
 def first_rollout(session: SessionHandle, status: SessionStatus) -> int:
-    """How many rollouts the session had when this flow run began: the same for each attempt.
+    """The number of rollouts the session had when this flow run began, the same for each attempt.
 
-    A run that Prefect retries counts from there, so that its budget is spent once.
+    A retried run counts from there, so that its budget is spent once.
     """
     run_id = flow_run.get_id()
     if run_id is None:
@@ -84,7 +84,7 @@ def first_rollout(session: SessionHandle, status: SessionStatus) -> int:
 def undo_creation(transaction: Transaction) -> None:
     """Rollback hook of `create_session`: delete the session that this run created, and no other.
 
-    A session with rollouts may have live traffic. It is cancelled, and its champion still served.
+    A session with rollouts may have live traffic: it is cancelled, and still serves its champion.
     """
     session = transaction.get(_CREATED, None)
     if session is None:
@@ -112,7 +112,7 @@ def sessions_of(flow_run_id: UUID) -> tuple[SessionHandle, ...]:
 
 
 def note_pause(session_id: str, flow_run_id: UUID) -> None:
-    """Remember that a cancellation paused the session and nobody else: the next run may resume."""
+    """Remember that a cancelled run, not a person, paused the session: the next run resumes it."""
     value = {"session_id": session_id, "flow_run_id": str(flow_run_id)}
     with get_client(sync_client=True) as client:
         try:
@@ -122,7 +122,7 @@ def note_pause(session_id: str, flow_run_id: UUID) -> None:
 
 
 def _forget_pause(session_id: str) -> bool:
-    """Whether a cancellation had paused it."""
+    """Whether a cancelled run had paused the session. The note is removed."""
     with get_client(sync_client=True) as client:
         try:
             client.delete_variable_by_name(_pause_name(session_id))
@@ -132,7 +132,7 @@ def _forget_pause(session_id: str) -> bool:
 
 
 def _pause_name(session_id: str) -> str:
-    """In the letters that Prefect allows; different sessions never share one."""
+    """The name of the session's Variable, unique, in the characters Prefect allows."""
     slug = re.sub(r"[^a-z0-9]+", "_", session_id.lower())[:80]
     return f"mipro_paused_{slug}_{hashlib.sha256(session_id.encode()).hexdigest()[:8]}"
 
@@ -147,7 +147,7 @@ def _label(session: SessionHandle, run_id: str) -> None:
 
 
 def _root_id(run_id: str) -> str:
-    """The run that a person or a schedule started: the one that can be cancelled."""
+    """The run that a person or a schedule started, which is the one to be cancelled."""
     return str(flow_run.get_root_flow_run_id()) if flow_run.get_parent_flow_run_id() else run_id
 
 
@@ -156,7 +156,7 @@ def _known_anyway(session_id: str) -> Iterator[None]:
     try:
         yield
     except (PrefectException, httpx.HTTPError) as error:
-        # A run without its labels works; only its cancellation will not find the session.
+        # A run without its labels works, but its cancellation does not find the session.
         run_logger().warning("Could not note session %s at the flow run: %s", session_id, error)
 
 

@@ -1,4 +1,4 @@
-"""How fast rollouts start: turns that keep a distance, and slots of Prefect's global limits."""
+"""The rate at which rollouts start, and the slots of Prefect's global limits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from prefect_mipro.errors import InputInvalid
 
 
 class Pace:
-    """Turns of one process, never more than `per_second` a second; as many as one likes for `None`.
+    """The turns of one process, at most `per_second` a second; `None` is no limit.
 
-    A turn that nobody took in time is lost: after a stall there is no burst to catch up. Libraries
-    for this keep buckets, which allow one, and do not tell how long the next turn is away.
+    A turn not taken in time is lost, so that no burst follows a stall. Libraries for this use
+    buckets, which allow a burst, and do not tell how far away the next turn is.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Pace:
         self._lock = threading.Lock()
 
     def away(self) -> float:
-        """In how many seconds there is a turn; 0 for now."""
+        """The seconds until the next turn."""
         return max(0.0, self._next - self._clock())
 
     def take(self) -> float:
-        """Take the next turn; in how many seconds it is."""
+        """Take the next turn. Returns the seconds until it comes."""
         with self._lock:
             now = self._clock()
             turn = max(now, self._next)
@@ -42,9 +42,9 @@ class Pace:
 
 
 def slots_of(concurrency_limit: str) -> int:
-    """How many slots Prefect's global concurrency limit has. Raises InputInvalid for no such one.
+    """The number of slots of one of Prefect's global concurrency limits.
 
-    Prefect itself goes on without a limit that it does not have.
+    Raises InputInvalid if there is no such limit; Prefect itself would run without one.
     """
     with get_client(sync_client=True) as prefect:
         try:

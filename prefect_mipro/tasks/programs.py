@@ -1,4 +1,4 @@
-"""What the user brings: examples, programs and reward functions, and a rollout made of them."""
+"""Types of the user's examples, programs and reward functions, and the rollout made of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_mipro.models.judgements import RewardValue
 from prefect_mipro.models.rows import example_id_of, fields_of
 from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 
-# Errors that the next rollout would meet as well: going on would only hide them.
+# Errors that every further rollout would meet as well.
 HOPELESS = (KeyRejected, ModelMissing, NotFound, PaymentRequired)
 
 
@@ -25,9 +25,10 @@ Reward = Callable[[Example, Answer], RewardValue]
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """One rollout to be run. The same id again is a repeat, not another rollout.
+    """A rollout to run. The same id again is a repeat, not another rollout.
 
-    `shareable` says that its texts may be shown to other users, as a worked example.
+    `stop` ends the session with its reward. `shareable` allows its texts to be shown to other users
+    as a worked example.
     """
 
     example: Example
@@ -46,7 +47,7 @@ class RolloutJob:
         stop: bool = False,
         shareable: bool = False,
     ) -> RolloutJob:
-        """With the example's id: the caller's, else what the example says about itself."""
+        """A job with the example's id: the given one, else the example's own, if it has one."""
         fields = fields_of(example) if example_id is None else None
         if fields is not None:
             example_id = example_id_of(fields)

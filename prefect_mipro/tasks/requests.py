@@ -1,4 +1,4 @@
-"""What tasks send, and what of an answer they may show."""
+"""Bodies of the requests of tasks, and URLs without their secret."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def creation_request(
     agent_id: str | None,
     correlation_id: str | None,
 ) -> CreateSession:
-    """The body of a create call; it always names the session, so that it may be repeated."""
+    """The body of a create call. It always names the session, so that it can be repeated."""
     chosen = session_id or _system_id(config) or own_id()
     try:
         return CreateSession(
@@ -49,7 +49,7 @@ def creation_request(
 
 
 def usable_id(rollout_id: Any) -> str:
-    """The id, if a URL can carry it. Raises InputInvalid."""
+    """The id, if it can be part of a URL. Raises InputInvalid."""
     if isinstance(rollout_id, str) and is_rollout_id(rollout_id):
         return rollout_id
     raise InputInvalid(
@@ -95,7 +95,7 @@ def reward_request(
 
 
 def without_secret(urls: Urls, session_id: str) -> Urls:
-    """The same record with the plain session id in its URLs: they work with the key only."""
+    """The record with the secret removed from its URLs, which then need the key."""
     secret = re.compile(rf"(?<=/{re.escape(session_id)})\.[0-9a-f]{{32}}(?=/|$)")
     names = ("online_url", "proxy_url", "chat_completions_url")
     return urls.model_copy(update={name: secret.sub("", getattr(urls, name)) for name in names})

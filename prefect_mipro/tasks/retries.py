@@ -1,6 +1,6 @@
-"""Retries over a restart of the backend: of whole tasks, and of parts of the others.
+"""Retries that outlast a restart of the backend, for whole tasks and parts of tasks.
 
-The client retries for seconds only.
+The client itself retries for seconds only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefect_mipro.tasks.steps import Steps, Wait
 
 T = TypeVar("T")
 
-# Failures that go away by themselves, and the waits between tries.
+# Failures that pass by themselves, and the waits between attempts.
 PASSING = (BackendUnreachable, Overloaded, StoreFailed)
 WAITS_SECONDS = (2, 8, 20)
 
@@ -39,7 +39,7 @@ def over_a_restart(
 
 
 def _is_passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether the failure is one that goes away by itself."""
+    """Whether the failure passes by itself."""
     return isinstance(state.data, PASSING)
 
 

@@ -43,9 +43,8 @@ R = TypeVar("R")
 
 
 def _reward_name() -> str:
-    given = task_run.get_parameters()
-    named = (given.get(name) for name in ("rollout_id", "correlation_id", "candidate_id"))
-    return f"reward {next(filter(None, named), 'the newest rollout')}"
+    # Prefect keeps names, so a correlation id, which may stand for a person, is not in it.
+    return f"reward {task_run.get_parameters().get('rollout_id') or 'a rollout'}"
 
 
 @session_task(run_name=_reward_name)
@@ -134,7 +133,7 @@ _Task: Any = Task
 
 
 class _RewardsTask(_Task):  # type: ignore[misc]
-    """A task that takes futures of failed task runs, with which Prefect would not start it."""
+    """A task that also takes futures of failed task runs, which Prefect would refuse to start."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*map(_settled, args), **_settled_rewards(kwargs))
@@ -159,7 +158,7 @@ def _settled_rewards(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled(rewards: Any) -> Any:
-    """The rewards, with an error in the place of each future or state that has no result."""
+    """The rewards, each future or state without a result replaced by an error."""
     # A list of pairs, whose second part may be a pair itself.
     return visit_collection(rewards, _or_error, return_data=True, max_depth=3)
 
@@ -239,7 +238,7 @@ class _Case(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What became of one reward."""
+    """The outcome of one reward."""
 
     rollout_id: str
     outcome: RewardOutcome

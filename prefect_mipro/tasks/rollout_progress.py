@@ -25,7 +25,7 @@ from prefect_mipro.tasks.steps import Steps, ask
 
 @dataclass
 class RolloutProgress:
-    """A rollout under way: its answer and reward so far, and what became of the reward."""
+    """A rollout under way: its answer, its reward, and the backend's receipt for it."""
 
     job: RolloutJob
     started: float = field(default_factory=time.perf_counter)
@@ -37,7 +37,7 @@ class RolloutProgress:
     live: LiveRollout | AsyncLiveRollout | None = None
 
     def failed(self, error: Exception, on_error: OnError) -> None:
-        """Keep the error, and what stands for a reward; or raise it."""
+        """Keep the error, and the reward that `on_error` gives; or raise the error."""
         if on_error == "raise" or isinstance(error, HOPELESS):
             raise error
         run_logger().warning(
@@ -48,7 +48,7 @@ class RolloutProgress:
             self.judged = failure_reward(error, on_error)
 
     def report(self, session: SessionAddress, on_error: OnError) -> Steps[None]:
-        """Report the reward, if there is one; log why the rollout teaches nothing, if so."""
+        """Report the reward, if there is one, and warn if nothing is learned from the rollout."""
         while self.judged and self.receipt is None and self.refusal is None:
             request = self._reward(session, self.judged)
             try:
@@ -66,7 +66,7 @@ class RolloutProgress:
             yield from warn_unapplied(session)
 
     def result(self) -> RolloutResult:
-        """How it ended."""
+        """The rollout's result."""
         failure = self.failure
         return RolloutResult(
             rollout_id=self.job.rollout_id,
@@ -99,7 +99,7 @@ class RolloutProgress:
 
     @property
     def _prompt_applied(self) -> bool | None:
-        """What the backend knows goes before what the program's answers told."""
+        """Whether a call had the candidate's prompt, as the backend says, else the answers."""
         known = self.receipt.prompt_applied if self.receipt else None
         return self.live.prompt_applied if known is None and self.live else known
 
@@ -114,12 +114,12 @@ class RolloutProgress:
 
 
 def is_retry() -> bool:
-    """Whether Prefect runs this task or flow again: then repeats are to be expected."""
+    """Whether this task or flow run is a retry, in which repeats are expected."""
     task, flow = TaskRunContext.get(), FlowRunContext.get()
     runs = (task.task_run if task else None, flow.flow_run if flow else None)
     return any(run.run_count > 1 for run in runs if run is not None)
 
 
 def failure_reward(error: Exception, score: float) -> Judgement:
-    """What stands for the reward of a program that raised."""
+    """The reward of a program that raised."""
     return Judgement(score=score, feedback=f"the program raised {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Warnings about rollouts that teach nothing, in a run's log at the 1st, 10th, 100th..."""
+"""Warnings about rollouts from which nothing is learned, logged at the 1st, 10th, 100th..."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAY_OUT = (
 
 
 class Topic(StrEnum):
-    """What a warning is about. Each has a count of its own."""
+    """The subject of a warning. Each is counted separately."""
 
     UNAPPLIED = "unapplied"
     UNAPPLIED_REWARD = "unapplied reward"
@@ -39,7 +39,7 @@ _SUBJECTS = {Topic.UNAPPLIED: "Rollouts", Topic.UNAPPLIED_REWARD: "Rewarded roll
 
 
 class WarningCounts:
-    """Counts in this process, by flow run and session."""
+    """Counts of such rollouts in this process, by flow run and session."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,5 +95,5 @@ _shared = WarningCounts()
 
 
 def _due(session_id: str, topic: Topic, *, more: int = 1) -> int:
-    # A function, because tasks are pickled with what they mention, and a lock cannot be.
+    # A function, because tasks are pickled with the objects they refer to, and a lock cannot be.
     return _shared.due(session_id, topic, more=more)

@@ -332,7 +332,7 @@ async def aevaluate_candidate(
 
 
 class Limits(NamedTuple):
-    """How many rollouts of a task run at a time, and how many may start per second."""
+    """The number of rollouts that run at a time, and that may start per second."""
 
     max_workers: int
     rate_limit: float | None
@@ -377,7 +377,7 @@ def _several(
     pace = Pace(limits.rate_limit)
     bodies = [_rollout(job, session, program, reward, on_error) for job in jobs]
     results = yield from _limited(bodies, session, limits, pace)
-    # The last one's turn is as long as the others: the next task may begin at once.
+    # Wait for the gap after the last rollout too: the next task may begin at once.
     yield Wait(pace.take())
     return results
 

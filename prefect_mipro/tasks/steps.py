@@ -1,4 +1,4 @@
-"""Work written once and run by blocking and by asynchronous code.
+"""Bodies of tasks, written once for blocking and asynchronous code.
 
 A body is a generator that returns `Steps[T]`: it yields steps, is sent the value of each or thrown
 its error, and returns a `T`. `run` carries the steps out in a thread, `arun` on an event loop.
@@ -99,9 +99,9 @@ def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Ste
 
 
 def concurrently(bodies: Sequence[Steps[T]], *, max_workers: int) -> Steps[list[T]]:
-    """The results of the bodies, in order. The first error ends the work: none is started after it.
+    """The results of the bodies, in order. After the first error no further body is started.
 
-    Each body sees the task's context, so that log lines find their run.
+    Each body has the task's context, so that log lines find their run.
     """
     results: list[T] = yield Concurrent(bodies, max_workers)
     return results

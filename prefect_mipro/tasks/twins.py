@@ -54,7 +54,7 @@ def session_task(
 
 
 def async_twin(blocking: Task[P, T]) -> Task[P, Coroutine[Any, Any, T]]:
-    """The task of the same body for flows that are coroutines, under the name with an `a`."""
+    """The asynchronous task of the same body, named with an `a` in front."""
     body: Callable[P, Steps[T]] = inspect.unwrap(blocking.fn)
     signature = _signature(body)
 

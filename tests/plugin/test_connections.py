@@ -160,7 +160,9 @@ def test_model_calls_may_take_longer_than_operations(handle: SessionHandle) -> N
         assert connection.model.timeout_seconds == 600.0
 
 
-@pytest.mark.parametrize("name", ["run_rollout", "arun_rollouts", "session_status"])
+@pytest.mark.parametrize(
+    "name", ["acreate_session", "areport_rewards", "arun_rollouts", "run_rollout", "session_status"]
+)
 def test_a_task_travels_to_other_processes_while_a_connection_is_open(
     name: str, handle: SessionHandle
 ) -> None:

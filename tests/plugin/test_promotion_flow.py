@@ -29,7 +29,7 @@ from prefect_mipro.artifacts.reports import artifact_key
 from prefect_mipro.blocks import PromptChampion, load
 from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import CandidateNotFound, InputInvalid, SessionNotFound
-from prefect_mipro.flows.approvals import hold, new_question
+from prefect_mipro.flows.approvals import Question, hold
 from prefect_mipro.flows.champions import champion_name, saved_champion
 from prefect_mipro.flows.promotion import Policy, choice, promote_champion, roll_back_champion
 from prefect_mipro.models.champions import PromotionOutcome, PromotionSummary
@@ -275,7 +275,7 @@ def asker(rivals: Rivals, answer: dict[str, str], end: Ended) -> None:
     @flow(name="asker")
     def ask_and_end() -> State[Any]:
         question = hold(
-            new_question(
+            Question(
                 session_id=session.session_id,
                 champion=champion_name(session),
                 candidate_id=better,
