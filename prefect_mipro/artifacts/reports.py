@@ -173,6 +173,8 @@ def champion_page(status: SessionStatus, *, evaluations: Sequence[Evaluation] = 
     if len(status.candidates) > 1:
         picture = _picture(_spoken(status), candidates_chart(status))
         parts += ["## Candidates", picture, *_left_out(status)]
+    if status.reviews:
+        parts += ["## Waiting for a review", *_waiting(status)]
     parts += ["## Session", "\n".join(f"- {remark}" for remark in _remarks(status))]
     return "\n\n".join(parts)
 
@@ -319,6 +321,21 @@ def _prompt(champion: CandidateReport) -> Iterator[str]:
         yield folded(f"{_demonstrations(count)}, sent as chat turns in this order", fenced(turns))
 
 
+def _waiting(status: SessionStatus) -> Iterator[str]:
+    """The sets that no user is shown before a person approves them, and how that is done."""
+    yield (
+        "These texts of users become demonstrations only when a person approves them: "
+        "`prefect-mipro reviews approve` or `decline`, or the task `review_demonstrations`."
+    )
+    for review in status.reviews:
+        turns = "\n\n".join(
+            f"{position}. user: {shown.input}\nassistant: {shown.output}"
+            for position, shown in enumerate(review.demonstrations, start=1)
+        )
+        count = _demonstrations(len(review.demonstrations))
+        yield folded(f"Set {review.version}, {count}", fenced(turns))
+
+
 def _shown_because(turn: JsonObject) -> str:
     """Where the texts came from, and on whose word they are shown."""
     source = turn.get("source")
@@ -332,6 +349,7 @@ def _shown_because(turn: JsonObject) -> str:
 
 _SOURCES = {
     "marked": "marked as shareable by the caller",
+    "reviewed": "from traffic, approved by a person",
     "traffic": "from traffic, which the config allows",
 }
 

@@ -42,6 +42,7 @@ COMMANDS = {
         "retire-lever": Command(
             "candidates:retire_lever", "Retire all candidates that hold a lever version."
         ),
+        "reviews": Command("reviews:app", "Decide which texts of users other users are shown."),
     },
     "Server": {
         "keys": Command("keys:app", "Let callers in, and keep them out again.", "server"),

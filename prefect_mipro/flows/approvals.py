@@ -32,8 +32,7 @@ from prefect.input import (
 from prefect.runtime import deployment, flow_run
 from pydantic import AwareDatetime, Field
 
-from prefect_mipro.models.base import Record
-from prefect_mipro.models.sessions import LONGEST_REASON
+from prefect_mipro.models.base import LONGEST_REASON, Record
 
 POLL_SECONDS = 2
 # Longer than a run needs to ask or to act on an answer; it may wait half an hour for the embedded

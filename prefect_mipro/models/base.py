@@ -13,6 +13,9 @@ ID_CHARACTERS = 200
 
 SessionId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARACTERS)]
 
+# Characters of a reason, or of a name, that a person gives for the record.
+LONGEST_REASON = 500
+
 # Many clients append it to any base URL, so it is ambiguous as a rollout id in a proxy's path.
 VERSION_STEP = "v1"
 

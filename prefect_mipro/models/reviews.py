@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StrictInt
 
-from prefect_mipro.models.base import Record
-from prefect_mipro.models.levers import Demonstration, ReviewState
-from prefect_mipro.models.sessions import LONGEST_REASON
+from prefect_mipro.models.base import LONGEST_REASON, Record
+from prefect_mipro.models.candidates import Candidate
+from prefect_mipro.models.levers import Demonstration, LeverVersion, Review, ReviewState
 
 
 class ReviewDecision(StrEnum):
@@ -54,3 +55,22 @@ class DemonstrationReview(Record):
     reason: str = ""
     decided_at: datetime | None = None
     candidate_id: str | None = None
+
+    @classmethod
+    def of(
+        cls, session_id: str, version: LeverVersion, candidates: Sequence[Candidate] = ()
+    ) -> DemonstrationReview:
+        """The review of a version, and its candidate if it is among the candidates."""
+        review = version.provenance.review or Review(state=ReviewState.WAITING)
+        made = (c.candidate_id for c in candidates if c.demonstrations_version == version.version)
+        return cls(
+            session_id=session_id,
+            version=version.version,
+            state=review.state,
+            demonstrations=version.demonstrations,
+            created_at=version.created_at,
+            by=review.by,
+            reason=review.reason,
+            decided_at=review.at,
+            candidate_id=next(made, None),
+        )

@@ -8,13 +8,11 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StrictBool, model_validator
 
-from prefect_mipro.models.base import JsonObject, Record, SessionId
+from prefect_mipro.models.base import LONGEST_REASON, JsonObject, Record, SessionId
 from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 from prefect_mipro.models.levers import LeverActor, MiproLeverSummary
+from prefect_mipro.models.reviews import DemonstrationReview
 from prefect_mipro.models.sensors import SensorFrameSummary
-
-# In characters, of the reason that a caller gives for a change.
-LONGEST_REASON = 500
 
 
 class SessionState(StrEnum):
@@ -358,6 +356,7 @@ class SessionStatus(SessionUrls):
 
     Of the rollouts and rewards that are counted, `removed_rollout_count` are not kept any more.
     `reward_curve` holds (last position, mean reward) of consecutive stretches of the traffic.
+    `reviews` are the demonstration sets that wait for a person.
     `exploration_value` is what knowing every candidate's mean reward would add to the best one's.
     """
 
@@ -401,6 +400,7 @@ class SessionStatus(SessionUrls):
     epoch: int
     promotions: int
     stop_reason: str | None = None
+    reviews: tuple[DemonstrationReview, ...] = ()
     warnings: list[str] = Field(default_factory=list)
     metadata: JsonObject = Field(default_factory=dict)
     created_at: datetime

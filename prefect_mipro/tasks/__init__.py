@@ -27,6 +27,12 @@ from prefect_mipro.tasks.live_rollouts import AsyncLiveRollout, LiveRollout
 from prefect_mipro.tasks.open_rollouts import AsyncOpenRollout, OpenRollout
 from prefect_mipro.tasks.opening import aopen_session, open_session
 from prefect_mipro.tasks.programs import RolloutJob
+from prefect_mipro.tasks.reviews import (
+    alist_reviews,
+    areview_demonstrations,
+    list_reviews,
+    review_demonstrations,
+)
 from prefect_mipro.tasks.rewards import (
     areport_reward,
     areport_rewards,
@@ -86,6 +92,7 @@ __all__ = [
     "aget_candidate",
     "alease_prompt",
     "alist_candidates",
+    "alist_reviews",
     "alist_seed_evals",
     "aopen_session",
     "apause_session",
@@ -96,6 +103,7 @@ __all__ = [
     "aresume_session",
     "aretire_candidate",
     "aretire_lever",
+    "areview_demonstrations",
     "arollout_step",
     "arotate_url",
     "arun_rollout",
@@ -111,6 +119,7 @@ __all__ = [
     "get_candidate",
     "lease_prompt",
     "list_candidates",
+    "list_reviews",
     "list_seed_evals",
     "open_session",
     "pause_session",
@@ -121,6 +130,7 @@ __all__ = [
     "resume_session",
     "retire_candidate",
     "retire_lever",
+    "review_demonstrations",
     "rollout_step",
     "rotate_url",
     "run_rollout",

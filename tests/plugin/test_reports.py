@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import pytest
@@ -24,6 +25,8 @@ from prefect_mipro.artifacts.reports import (
     reward_chart,
     sensor_frames,
 )
+from prefect_mipro.models.levers import Demonstration, ReviewState
+from prefect_mipro.models.reviews import DemonstrationReview
 from prefect_mipro.models.sensors import SensorFrameSummary
 from prefect_mipro.models.sessions import ContextApply, ProposerReport, SessionState
 from prefect_mipro.models.summaries import Evaluation
@@ -162,6 +165,21 @@ def test_the_leaderboard_says_how_often_a_prompt_failed_and_why_it_is_retired() 
     told = ("failures", "failure rate", "retired because")
     assert [sound[name] for name in told] == [0, "", ""]
     assert [failed[name] for name in told] == [4, 0.25, "its prompt fails"]
+
+
+def test_the_page_shows_the_sets_that_wait_for_a_review() -> None:
+    shown = Demonstration(input="my code is `x`", output="noted")
+    review = DemonstrationReview(
+        session_id="bot",
+        version=3,
+        state=ReviewState.WAITING,
+        demonstrations=(shown,),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    page = champion_page(status(candidate(1), reviews=(review,)))
+    assert "Set 3, 1 demonstration" in page
+    assert "1. user: my code is `x`\nassistant: noted" in page
+    assert "Waiting for a review" not in champion_page(status(candidate(1)))
 
 
 def test_champion_page_shows_prompt_demonstrations_and_difference() -> None:

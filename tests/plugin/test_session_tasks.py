@@ -40,15 +40,16 @@ from prefect_mipro.tasks import SessionHandle
 from prefect_mipro.tasks.connections import connection_to
 from prefect_mipro.tasks.requests import without_secret
 from tests.fake_upstream import FakeUpstream
-from tests.plugin.conftest import config, new_id
+from tests.plugin.conftest import SYSTEM, config, new_id
 from tests.plugin.test_run_logs import lines_of
 
 Call = Callable[..., Any]
 
 NAMES = (
     "add_candidate begin_epoch cancel_session create_session delete_session forget_data "
-    "get_candidate list_candidates list_seed_evals pause_session promote_candidate report_reward "
-    "resume_session retire_candidate retire_lever rotate_url session_status session_urls"
+    "get_candidate list_candidates list_reviews list_seed_evals pause_session promote_candidate "
+    "report_reward resume_session retire_candidate retire_lever review_demonstrations rotate_url "
+    "session_status session_urls"
 ).split()
 
 
@@ -265,6 +266,26 @@ def test_candidates_and_lever_versions_are_retired(call: Call, session: SessionH
     other = session.model_copy(update={"session_id": new_id()})
     with pytest.raises(CandidateNotFound, match="belongs to session"):
         call("retire_candidate", other, added[1])
+
+
+def test_texts_of_users_are_shown_only_after_a_review(call: Call, backend: EmbeddedBackend) -> None:
+    body = config(demonstrations={"from_traffic": "reviewed", "sizes": [2]})
+    session = call("create_session", body, session_id=new_id(), backend_url=backend.url)
+    job = {
+        "session": session,
+        "program": lambda rollout, text: rollout.complete(
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+        ),
+        "reward": lambda _text, _answer: 1.0,
+    }
+    waiting: Any = ()
+    for number in range(60):
+        tasks.run_rollout.fn(f"play track {number} #music", rollout_id=f"r{number}", **job)
+        if waiting := call("list_reviews", session):
+            break
+    approved = call("review_demonstrations", session, waiting[0].version, "approve", by="ada")
+    assert approved.candidate_id in call("session_status", session).candidates
+    assert call("list_reviews", session, state="approved") == (approved,)
 
 
 def _awaited(value: Any) -> Any:

@@ -45,7 +45,7 @@ class Reviews:
         levers = await self._store.levers(session_id)
         candidates = await self._store.candidates(session_id)
         return tuple(
-            _review_of(session_id, version, candidates)
+            DemonstrationReview.of(session_id, version, candidates)
             for version in levers
             if version.review_is(state)
         )
@@ -63,7 +63,7 @@ class Reviews:
         waiting = _version(session_id, await self._store.levers(session_id), version)
         if waiting.review_is(request.decision.state):
             candidates = await self._store.candidates(session_id)
-            return _review_of(session_id, waiting, candidates)
+            return DemonstrationReview.of(session_id, waiting, candidates)
         _check_waits(waiting)
         approved = request.decision is ReviewDecision.APPROVE
         kept, left_out = _parted(waiting, request)
@@ -92,25 +92,7 @@ class Reviews:
         self._beliefs.forget(session_id)
         # A declined set leaves room for another.
         self._proposals.consider(session_id)
-        return _review_of(session_id, decided, [candidate] if candidate else [])
-
-
-def _review_of(
-    session_id: str, version: LeverVersion, candidates: Sequence[Candidate]
-) -> DemonstrationReview:
-    review = version.provenance.review or Review(state=ReviewState.WAITING)
-    made = (c.candidate_id for c in candidates if c.demonstrations_version == version.version)
-    return DemonstrationReview(
-        session_id=session_id,
-        version=version.version,
-        state=review.state,
-        demonstrations=version.demonstrations,
-        created_at=version.created_at,
-        by=review.by,
-        reason=review.reason,
-        decided_at=review.at,
-        candidate_id=next(made, None),
-    )
+        return DemonstrationReview.of(session_id, decided, [candidate] if candidate else [])
 
 
 def _version(session_id: str, levers: Sequence[LeverVersion], number: int) -> LeverVersion:

@@ -26,6 +26,7 @@ from prefect_mipro.models.levers import (
     ReviewState,
     prompt_lever_id,
 )
+from prefect_mipro.models.reviews import DemonstrationReview
 from prefect_mipro.models.sensors import SensorFrame, SensorFrameSummary
 from prefect_mipro.models.sessions import (
     CandidateReport,
@@ -167,6 +168,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         epoch=session.epoch,
         promotions=session.promotions,
         stop_reason=session.stop_reason,
+        reviews=_reviews(facts),
         warnings=[*warnings, *_loud(facts)],
         metadata=session.metadata,
         created_at=session.created_at,
@@ -382,6 +384,14 @@ def _e_value(log_evidence: Vector, *, decided: bool) -> float:
     return float(np.exp(min(log_e, LARGEST_LOG_E_VALUE)))
 
 
+def _reviews(facts: Facts) -> tuple[DemonstrationReview, ...]:
+    return tuple(
+        DemonstrationReview.of(facts.session.session_id, version)
+        for version in facts.levers
+        if version.review_is(ReviewState.WAITING)
+    )
+
+
 def _loud(facts: Facts) -> list[str]:
     """What a user must not overlook."""
     totals = facts.totals
@@ -405,7 +415,7 @@ def _loud(facts: Facts) -> list[str]:
             f"demonstration sets have {room} characters at most: longer ones passed the model's "
             "context"
         )
-    if waiting := sum(version.review_is(ReviewState.WAITING) for version in facts.levers):
+    if waiting := len(_reviews(facts)):
         sets = "a demonstration set waits" if waiting == 1 else f"{waiting} demonstration sets wait"
         loud.append(
             f"{sets} for a person's review: prefect-mipro reviews list {facts.session.session_id}"
