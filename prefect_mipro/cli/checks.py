@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from prefect_mipro.client import environment
 from prefect_mipro.client.clients import Client
 from prefect_mipro.client.environment import URL_VARIABLE
 from prefect_mipro.embedded import EmbeddedBackend, default_database_url
-from prefect_mipro.errors import KeyRejected, MiproError
+from prefect_mipro.errors import KeyRejected, MiproError, StoreFailed
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.chat import ChatMessage
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
@@ -203,25 +204,43 @@ def _is_registered(client: SyncPrefectClient, slug: str) -> bool:
 
 
 def of_databases() -> Iterator[Check]:
-    """Whether others may read the databases that a server, or the embedded one, has here."""
+    """Whether this release can open the local databases, and other users may read them."""
     try:
         server_url = DatabaseOptions().url
     except ModuleNotFoundError:  # the server is not installed, which another check says
         return
     named = map(sqlite_file, (server_url, default_database_url()))
     for file in dict.fromkeys(file for file in named if file is not None and file.is_file()):
-        found = list(exposed(file))
-        if not found:
+        # A server has only begun to make an empty one.
+        problem = asyncio.run(_schema_problem(file)) if file.stat().st_size else None
+        if problem:
+            found, _, way_out = problem.partition("; ")
+            yield Check("database", Verdict.BROKEN, found, way_out)
+            continue
+        readable = list(exposed(file))
+        if not readable:
             yield Check("database", Verdict.OK, f"{file}, private")
             continue
-        modes = ", ".join(f"{each.path} {each.mode:03o}" for each in found)
-        paths = shlex.join(str(each.path) for each in found)
+        modes = ", ".join(f"{each.path} {each.mode:03o}" for each in readable)
+        paths = shlex.join(str(each.path) for each in readable)
         yield Check(
             "database",
             Verdict.NOTE,
             f"other users of this machine may read it: {modes}",
             f"chmod 600 {paths}",
         )
+
+
+async def _schema_problem(file: Path) -> str | None:
+    """Why this release cannot open a database."""
+    from prefect_mipro.server.store.engine import SQLITE, inspected, schema_of
+
+    try:
+        async with inspected(f"{SQLITE}:///{file}") as database:
+            await database.read(schema_of)
+    except StoreFailed as error:
+        return error.message
+    return None
 
 
 def of_backend(url: str, api_key: str | None) -> Iterator[Check]:

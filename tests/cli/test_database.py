@@ -16,7 +16,6 @@ from prefect_mipro.embedded import EmbeddedBackend
 from prefect_mipro.errors import Conflict
 from prefect_mipro.server.store.files import copy_file
 from tests.cli.conftest import Command
-from tests.server.store.test_upgrade import MADE_BY_0001
 
 
 @pytest.fixture
@@ -107,11 +106,25 @@ def test_a_database_that_is_not_there_is_not_made(
     assert not file.exists()
 
 
-def test_an_old_database_is_told_apart_and_brought_forward(
+def test_a_database_of_a_development_version_is_refused_with_the_way_out(
     command: Command, file: Path, url: str
 ) -> None:
-    with closing(sqlite3.connect(file)) as old:
-        old.executescript(MADE_BY_0001.read_text(encoding="utf-8"))
+    command("db", "upgrade", "--database-url", url)
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute("UPDATE mipro_schema SET version_num = '0012'")
+    before = file.read_bytes()
+    for action in ("upgrade", "check"):
+        result = command("db", action, "--database-url", url)
+        assert result.code == ExitCode.FAILED
+        assert "sessions export" in result.err
+        assert "sessions import" in result.err
+    assert file.read_bytes() == before
+
+
+def test_a_file_without_a_schema_is_told_apart_and_gets_one(
+    command: Command, file: Path, url: str
+) -> None:
+    file.touch()
     before = command("db", "check", "--database-url", url)
     assert before.code == ExitCode.FAILED
     assert "db upgrade" in before.out
@@ -124,7 +137,6 @@ def test_a_database_that_was_emptied_is_compacted_and_gives_its_space_back_from_
 ) -> None:
     with closing(sqlite3.connect(file)) as old:  # as one that SQLite made by its own defaults
         old.execute("PRAGMA auto_vacuum = NONE")
-        old.executescript(MADE_BY_0001.read_text(encoding="utf-8"))
         old.execute("CREATE TABLE large AS SELECT zeroblob(5000000) AS zeros")
         old.execute("DROP TABLE large")
     command("db", "upgrade", "--database-url", url)

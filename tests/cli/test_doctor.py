@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -66,6 +68,23 @@ def test_a_database_that_others_may_read_is_a_note_with_the_way_out(
     assert verdict == "note"
     assert f"{file} 644" in found
     assert way_out == f"chmod 600 {file}"
+
+
+def test_a_database_that_this_release_cannot_open_is_broken(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "mipro.db"
+    monkeypatch.setenv("MIPRO_SERVER_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setenv("MIPRO_DATABASE_URL", "sqlite://")
+    command("db", "upgrade")
+    assert verdicts(command)["database"][0] == "ok"
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute("UPDATE mipro_schema SET version_num = '0012'")
+    verdict, found, way_out = verdicts(command)["database"]
+    assert verdict == "broken"
+    assert "development version of prefect-mipro (schema 0012)" in found
+    assert "sessions export" in way_out
+    assert "sessions import" in way_out
 
 
 def test_what_is_only_lacking_comes_with_a_way_out_and_breaks_nothing(command: Command) -> None:

@@ -150,12 +150,10 @@ def test_a_running_server_takes_a_new_key_and_refuses_a_revoked_one(
         assert answered(url, "key-of-the-settings").status_code == 200
 
 
-def test_a_file_of_an_older_release_is_brought_forward_where_no_server_has_it(
+def test_a_file_without_a_schema_gets_one_where_no_server_has_it(
     keys: Keys, database: Path
 ) -> None:
-    made_by_0001 = Path(__file__).parents[1] / "server" / "store" / "made_by_0001.sql"
-    with closing(sqlite3.connect(database)) as connection:
-        connection.executescript(made_by_0001.read_text(encoding="utf-8"))
+    database.touch()
     assert keys("create", "ci").code == ExitCode.OK
     assert keys("list", "--json").document["items"][0]["name"] == "ci"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sqlite3
 import threading
@@ -149,7 +150,7 @@ async def inspected(database_url: str) -> AsyncIterator[Database]:
 
 
 def schema_of(connection: Connection) -> Schema:
-    """That of the database. Raises StoreFailed where it is a newer release's."""
+    """The schema of the database. Raises StoreFailed if this release does not know it."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     _is_current(connection, "at hand")
     newest = ScriptDirectory.from_config(_config(connection)).get_heads()
@@ -342,7 +343,7 @@ def _postgres(url: URL, *, longest_statement_seconds: float | None = None) -> Po
 
 
 def _migrate(connection: Connection, name: str) -> None:
-    """Bring the schema forward to this release's. Raises StoreFailed for a newer one."""
+    """Upgrade the schema to this release's. Raises StoreFailed for one it does not know."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         _upgrade(connection, name)
@@ -363,13 +364,24 @@ def _config(connection: Connection) -> Config:
 
 
 def _is_current(connection: Connection, name: str) -> bool:
-    """Whether the schema is this release's. Raises StoreFailed where it is a newer one's."""
+    """Whether the schema is this release's. Raises StoreFailed for one it does not know."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     migrations = ScriptDirectory.from_config(_config(connection))
     present = set(context.get_current_heads())
     if unknown := present - {migration.revision for migration in migrations.walk_revisions()}:
-        raise StoreFailed(
-            f"the database {name} was written by a newer release of prefect-mipro "
-            f"(schema {', '.join(sorted(unknown))}); install that release, or name another database"
-        )
+        raise StoreFailed(_written_by_another(name, ", ".join(sorted(unknown))))
     return present == set(migrations.get_heads())
+
+
+def _written_by_another(name: str, schema: str) -> str:
+    if re.fullmatch(r"\d{4}", schema):
+        return (
+            f"the database {name} was written by a development version of prefect-mipro (schema "
+            f"{schema}) and cannot be upgraded; export its sessions with that version "
+            "(prefect-mipro sessions export), and import them into a new database "
+            "(prefect-mipro sessions import)"
+        )
+    return (
+        f"the database {name} was written by a newer release of prefect-mipro (schema {schema}); "
+        "install that release, or name another database"
+    )

@@ -22,11 +22,8 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     and_,
-    false,
     text,
 )
-
-from prefect_mipro.models.keys import DEFAULT_WORKSPACE
 
 # Prefixed, so that a PostgreSQL database may be shared with Prefect, which has `events` of its own.
 VERSION_TABLE = "mipro_schema"
@@ -90,19 +87,9 @@ def counter(name: str, first: int = 0) -> Column[int]:
     return Column(name, BigInteger, nullable=False, default=first)
 
 
-def late_counter(name: str, first: int = 0) -> Column[int]:
-    """One that came with a later schema: the rows that were there have it too."""
-    return Column(name, BigInteger, nullable=False, server_default=str(first))
-
-
 def total(name: str) -> Column[float]:
     """A number that is added to."""
     return Column(name, Double, nullable=False, default=0.0)
-
-
-def late_total(name: str) -> Column[float]:
-    """One that came with a later schema: the rows that were there have it too."""
-    return Column(name, Double, nullable=False, server_default="0")
 
 
 def _session() -> Column[str]:
@@ -122,7 +109,7 @@ sessions = Table(
     Column("system_name", Words),
     Column("proxy_secret", Text, nullable=False),
     # Of the digests that stand in for texts which are not kept.
-    Column("digest_key", Text, nullable=False, server_default=""),
+    Column("digest_key", Text, nullable=False),
     Column("baseline_id", Text, nullable=False),
     Column("champion_id", Text, nullable=False),
     counter("proposal_number"),
@@ -139,21 +126,21 @@ sessions = Table(
     counter("rollouts"),
     counter("rewards"),
     # Of the rollouts, those that were given up and have no reward still.
-    late_counter("missing"),
+    counter("missing"),
     # Of the rollouts and the events, those whose rows were removed after their time.
-    late_counter("removed_rollouts"),
-    late_counter("removed_events"),
-    late_counter("proposer_prompt_tokens"),
-    late_counter("proposer_completion_tokens"),
+    counter("removed_rollouts"),
+    counter("removed_events"),
+    counter("proposer_prompt_tokens"),
+    counter("proposer_completion_tokens"),
     # The present epoch, and the position at which it begins.
-    late_counter("epoch", 1),
-    late_counter("epoch_first", 1),
-    late_counter("promotions"),
-    late_counter("promoted_at"),
+    counter("epoch", 1),
+    counter("epoch_first", 1),
+    counter("promotions"),
+    counter("promoted_at"),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     # Only keys of this one see it.
-    Column("workspace", Text, nullable=False, server_default=DEFAULT_WORKSPACE),
+    Column("workspace", Text, nullable=False),
     Index(None, "workspace", "created_at", "session_id"),
 )
 
@@ -205,14 +192,14 @@ candidates = Table(
     counter("prompt_tokens"),
     counter("completion_tokens"),
     total("latency_seconds_sum"),
-    late_counter("missing"),
-    late_total("first_byte_seconds_sum"),
-    late_counter("first_byte_calls"),
-    late_total("cost_usd_sum"),
-    late_counter("untimed_calls"),
+    counter("missing"),
+    total("first_byte_seconds_sum"),
+    counter("first_byte_calls"),
+    total("cost_usd_sum"),
+    counter("untimed_calls"),
     # Of the rollouts, those that are no evidence.
-    late_counter("unapplied_rollouts"),
-    late_counter("failures"),
+    counter("unapplied_rollouts"),
+    counter("failures"),
     Column("last_failure", Words),
     # How many characters of demonstrations would have fit, as far as its refusals tell.
     Column("demonstration_room", BigInteger),
@@ -271,7 +258,7 @@ rollouts = Table(
     metadata,
     _session(),
     Column("rollout_id", Text, nullable=False),
-    # One of the session's own, though no reference says so: see the migration 0006.
+    # One of the session's own. A reference would have each deletion of a session read all rollouts.
     Column("candidate_id", Text, nullable=False),
     Column("correlation_id", Words),
     Column("example_id", Words),
@@ -289,7 +276,7 @@ rollouts = Table(
     # Counts a session's rewards in the order in which they were attached, from 1.
     Column("reward_number", BigInteger),
     Column("reward", Double),
-    late_counter("epoch", 1),
+    counter("epoch", 1),
     # Since when its reward is not awaited any more; stays when the reward comes after all.
     Column("given_up_at", UtcTime),
     # Whether the candidate's prompt was in any of its calls; unknown before the first.
@@ -449,7 +436,7 @@ rewards = Table(
     Column("example_id", Words),
     Column("trace_ref", Words),
     # Whether the rollout's texts may be shown to other users.
-    Column("shareable", Boolean, nullable=False, default=False, server_default=false()),
+    Column("shareable", Boolean, nullable=False, default=False),
     Column("artifact", JSON(none_as_null=True)),
     Column("metadata", JSON(none_as_null=True)),
     Column("received_at", UtcTime, nullable=False),

@@ -406,8 +406,6 @@ def _field(column: Column[Any]) -> tuple[Any, Any]:
         return (kind | None if kind is not Any else Any, None)
     if column.default is not None:
         return (kind, column.default.arg)  # type: ignore[attr-defined]
-    if column.server_default is not None:
-        return (kind, kind(column.server_default.arg))  # type: ignore[attr-defined]
     return (kind, ...)
 
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.models.base import JsonObject
+from prefect_mipro.models.candidates import DuelState
 from prefect_mipro.models.exports import Part
 from prefect_mipro.server.store.audit import MOST_PROBLEMS, audit
 from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.records import Texts
+from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_parts import fill
 from tests.server.store.conformance.test_retention import swept
-from tests.server.store.records import at, create
-from tests.server.store.test_upgrade import live, live_on
+from tests.server.store.records import (
+    BASELINE,
+    at,
+    challenge,
+    create,
+    duel,
+    frame,
+    pin,
+    record,
+    reward,
+    rollout,
+    trace,
+)
 
 FAULTS = {
     "calls have their rollouts": "UPDATE mipro_traces SET rollout_id = 'gone'",
@@ -53,6 +67,54 @@ async def spoil(url: str, statement: str) -> None:
     engine = create_async_engine(url, poolclass=NullPool)
     async with engine.begin() as connection:
         await connection.execute(text(statement))
+
+
+async def live(store: Store) -> None:
+    """A session with a bit of everything, and one that has just been created."""
+    await create(store)
+    await create(store, "s2")
+    await challenge(store, 2)
+    await challenge(store, 3)
+    await store.open_duel(duel())
+    await store.add_reward(reward("reward_waiting", "r9", 0.75))
+    for number in range(1, 67):
+        await pin(store, served(number))
+    await record(store, trace(), frame())
+    for number in (4, 1, 2, 66, 3, 33, 34, 32):
+        await store.add_reward(reward(f"reward_{number}", f"r{number}", number % 5 / 4))
+    await store.close_duel("s1", 1, DuelState.WON, at=at(66), reason="e-value 25")
+    await pin(store, served(67))
+    await store.open_duel(duel(2, "cand_3", champion_id="cand_2"))
+    await store.retire("s1", ["cand_3"], at=at(68), reason="behind")
+
+
+async def live_on(store: Store) -> None:
+    """What comes after that, and leans on it."""
+    for number in range(68, 140):
+        await pin(store, served(number))
+    for number in (5, 139, 34, 67, 64, 63):
+        await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
+    await store.give_up("s1", after_rewards=4, pinned_before=at(12), at=at(140))
+    await store.add_reward(reward("late_10", "r10", 0.5))
+    await store.begin_epoch("s1", at=at(141), reason="another model")
+    await pin(store, served(140))
+    for number in (140, 6):
+        await store.add_reward(reward(f"late_{number}", f"r{number}", number % 5 / 4))
+    await store.set_champion("s1", "cand_3", at=at(142), reason="asked")
+
+
+def served(number: int) -> Any:
+    """By turns for each candidate, of some example; of the duel if for the first two."""
+    candidate_id = (BASELINE, "cand_2", "cand_3")[number % 3]
+    dueled = candidate_id != "cand_3" and number <= 66
+    return rollout(
+        f"r{number}",
+        candidate_id,
+        example_id=None if number % 4 == 0 else str(number // 2 % 3),
+        duel_number=1 if dueled else None,
+        predicted_reward=0.5 if dueled else None,
+        pinned_at=at(number),
+    )
 
 
 async def test_a_database_that_was_lived_in_has_no_fault(url: str) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, create_engine, inspect, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from prefect_mipro.errors import StoreFailed
+from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 
 
@@ -38,6 +43,35 @@ def test_the_migrations_are_part_of_the_package() -> None:
     numbers = sorted(file.name[:4] for file in versions.iterdir() if file.name[0] == "0")
     assert numbers
     assert numbers == [f"{number:04}" for number in range(1, len(numbers) + 1)]
+
+
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "mipro.db"
+    url = f"sqlite+aiosqlite:///{file}"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE mipro_keys (n BIGINT)")
+        before = list(connection.iterdump())
+    with pytest.raises(StoreFailed, match="already exists"):
+        await open_store(url)
+    with closing(sqlite3.connect(file)) as connection:
+        assert list(connection.iterdump()) == before
+        connection.execute("DROP TABLE mipro_keys")
+    await (await open_store(url)).close()
+
+
+async def test_a_migration_that_fails_leaves_a_postgresql_as_it_was(
+    empty_postgres_url: str,
+) -> None:
+    engine = create_async_engine(empty_postgres_url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE mipro_keys (n BIGINT)"))
+    with pytest.raises(StoreFailed, match="already exists"):
+        await open_store(empty_postgres_url)
+    async with engine.begin() as connection:
+        names = await connection.run_sync(lambda opened: inspect(opened).get_table_names())
+        assert names == ["mipro_keys"]
+        await connection.execute(text("DROP TABLE mipro_keys"))
+    await (await open_store(empty_postgres_url)).close()
 
 
 def _schema(file: Path) -> dict[str, list[str]]:

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import NullPool, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from prefect_mipro.errors import Conflict, SessionNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.engine import open_beside_server, open_store
 from prefect_mipro.server.store.files import exposed, sqlite_file
 from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
@@ -50,6 +52,20 @@ asyncio.run(serve())
 
 def url_of(file: Path, query: str = "") -> str:
     return f"sqlite+aiosqlite:///{file}{query}"
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        served: str = request.getfixturevalue("empty_postgres_url")
+        return served
+    return url_of(tmp_path / "empty.db")
+
+
+async def run(url: str, statement: str) -> None:
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
 
 
 def modes_in(folder: Path) -> dict[str, int]:
@@ -237,11 +253,23 @@ async def test_errors_do_not_show_what_was_stored(file_store: Store) -> None:
 
 async def test_a_database_of_a_newer_release_is_left_alone(migrated_file: Path) -> None:
     newer = sqlite3.connect(migrated_file)
-    newer.execute("UPDATE mipro_schema SET version_num = '9999'")
+    newer.execute("UPDATE mipro_schema SET version_num = 'v99'")
     newer.commit()
     newer.close()
-    with pytest.raises(StoreFailed, match=r"newer release.*9999"):
+    with pytest.raises(StoreFailed, match=r"newer release.*v99"):
         await open_store(url_of(migrated_file))
+
+
+async def test_a_database_of_a_development_version_is_refused_and_left_alone(
+    empty_url: str,
+) -> None:
+    await (await open_store(empty_url)).close()
+    await run(empty_url, "UPDATE mipro_schema SET version_num = '0012'")
+    for opened in (open_store, open_beside_server):
+        with pytest.raises(StoreFailed, match=r"0012.*sessions export.*sessions import"):
+            await opened(empty_url)
+    await run(empty_url, "UPDATE mipro_schema SET version_num = 'v1'")
+    await (await open_store(empty_url)).close()
 
 
 async def test_a_database_that_another_program_holds_fails_in_time(migrated_file: Path) -> None:
