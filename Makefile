@@ -9,7 +9,7 @@ UPGRADE ?= --upgrade
 LOCK := requirements-dev.txt
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # Waits of a slow network, in seconds.
 export UV_HTTP_TIMEOUT ?= 180
 # Bytecode is kept whatever the environment says: without, each process of the tests compiles anew.

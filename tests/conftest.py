@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -51,27 +53,35 @@ SLOW = (
     "tests/test_packaging.py",
 )
 
-# Of the others these take longest.
-LONGEST = ("tests/plugin/test_flow.py", "tests/docs/test_pages.py", "tests/server/test_main.py")
-
+# Of the others these take longest. What needs Prefect's server begins even before them.
+LONGEST = ("tests/server/test_main.py", "tests/server/routes/test_forgetting.py")
 
 # A worker's first test that needs Prefect's server waits for its start, even on a busy machine.
 SECONDS_WITH_PREFECT = 400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark, group and order the tests. The tests of a group run on one worker.
+
+    All that are not slow share one Prefect server, and are a group; otherwise a file is one.
+    """
     first = (*LONGEST, *SLOW)
-
-    def place(item: pytest.Item) -> int:
-        return next((k for k, name in enumerate(first) if item.nodeid.startswith(name)), len(first))
-
-    items.sort(key=place)
+    places: dict[pytest.Item, int] = {}
     for item in items:
-        if item.nodeid.startswith(SLOW):
+        name, slow = item.nodeid, item.get_closest_marker("slow") is not None
+        places[item] = next(
+            (k for k, each in enumerate(first) if name.startswith(each)), len(first)
+        )
+        with_prefect = "prefect_server" in getattr(item, "fixturenames", ())
+        group = name.partition("::")[0]
+        if name.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
-        needs = getattr(item, "fixturenames", ())
-        if "prefect_server" in needs and item.get_closest_marker("timeout") is None:
+        elif with_prefect and not slow:
+            places[item], group = -1, "prefect"
+        if with_prefect and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SECONDS_WITH_PREFECT))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=places.__getitem__)
 
 
 def pytest_collection_finish() -> None:
@@ -81,17 +91,21 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server with a database of its own. It takes 10 to 40 s to start."""
     # Here, because it takes seconds that most tests can do without.
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with (
-        prefect_test_harness(server_startup_timeout=240),
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            # Prefect opens a database of such a name once only. The many connections that it
+            # opens otherwise wait up to a minute for each other's locks on SQLite.
+            folder = tmp_path_factory.mktemp(":memory:", numbered=False)
+            patch.setattr(tempfile, "tempdir", str(folder))
+            stack.enter_context(prefect_test_harness(server_startup_timeout=240))
         # A flow run waits for its heart to beat a last time: up to a second each.
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
         yield
 
 

@@ -91,27 +91,12 @@ def fork(folder: Path, *options: str, **environment: str) -> Iterator[Fork]:
                 child.close()
 
 
-def refused_fork(folder: Path, *options: str) -> tuple[int, list[str]]:
+def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
     """Exit code and lines of standard error of a server that does not start."""
     with fork(folder, *options) as child:
         code, out, err = ended(child)
     assert out == ""
     return code, err.splitlines()
-
-
-def refused(folder: Path, *options: str) -> tuple[int, list[str]]:
-    """The same of the command itself."""
-    result = subprocess.run(
-        [*COMMAND, *options],
-        cwd=folder,
-        env={**_without_settings(), "PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        check=False,
-    )
-    assert result.stdout == ""
-    return result.returncode, result.stderr.splitlines()
 
 
 def first_line(child: subprocess.Popen[str] | Fork) -> str:
@@ -133,20 +118,27 @@ def _without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if "MIPRO" not in name}
 
 
-def test_the_first_line_is_a_url_that_answers(tmp_path: Path) -> None:
-    with process(tmp_path, "--upstream-url", "http://model.invalid/v1") as child:
+def test_the_first_line_is_a_url_that_answers_and_the_end_of_its_input_stops_it(
+    tmp_path: Path,
+) -> None:
+    options = ("--stop-with-stdin", "--upstream-url", "http://model.invalid/v1")
+    with process(tmp_path, *options) as child:
         url = first_line(child)
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
         session = httpx.post(f"{url}/api/v1/online/sessions", json=_create("s")).json()
         assert session["online_url"].startswith(f"{url}/api/mipro/v1/s.")
+        code, _, err = ended(child)  # which closes the input
+    assert code == 0, err
     assert (tmp_path / "mipro.db").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    with process(tmp_path) as child:
+    # A fork has no input: without the switch that means nothing.
+    with fork(tmp_path) as child:
         first_line(child)
-        child.send_signal(number)
+        assert child.process.pid
+        os.kill(child.process.pid, number)
         code, out, err = ended(child)
     assert (code, out) == (0, "")
     assert err.splitlines()[-1].endswith("server stopped")
@@ -281,43 +273,6 @@ def test_a_call_without_an_answer_yet_is_refused_when_the_stop_takes_too_long(
     assert "Traceback" not in err
 
 
-def test_without_the_switch_the_end_of_its_input_means_nothing(tmp_path: Path) -> None:
-    with process(tmp_path) as child:
-        url = first_line(child)
-        assert child.stdin is not None
-        child.stdin.close()
-        assert httpx.get(f"{url}/health").status_code == 200
-
-
-def test_it_stops_with_its_input_when_told_so(tmp_path: Path) -> None:
-    with process(tmp_path, "--stop-with-stdin") as child:
-        first_line(child)
-        code, _, err = ended(child)  # which closes the input
-    assert code == 0, err
-
-
-def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    parent_program = (
-        "import subprocess, sys, time\n"
-        f"child = subprocess.Popen({[*COMMAND, '--port', '0', '--stop-with-stdin']!r},"
-        " stdin=subprocess.PIPE)\n"
-        "time.sleep(600)\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", parent_program],
-        cwd=tmp_path,
-        env={**_without_settings(), "PYTHONPATH": str(Path.cwd())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert httpx.get(f"{first_line(parent)}/health").status_code == 200
-    parent.kill()
-    # Both outputs end only when the grandchild, which inherited them, has ended too.
-    _, err = parent.communicate(timeout=WAIT_SECONDS)
-    assert err.splitlines()[-1].endswith("server stopped")
-
-
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -330,7 +285,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path) -> None:
-    code, lines = refused_fork(tmp_path, "--host", "192.0.2.1", "--api-keys", "k", "--port", "0")
+    code, lines = refused(tmp_path, "--host", "192.0.2.1", "--api-keys", "k", "--port", "0")
     assert code == 1
     assert len(lines) == 1
     assert "192.0.2.1" in lines[0]
@@ -341,7 +296,7 @@ def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path) -> None
     "database_url", ["sqlite:///missing/folder/mipro.db", "mysql://host/name", "not a url"]
 )
 def test_a_database_that_cannot_be_is_one_clear_line(tmp_path: Path, database_url: str) -> None:
-    code, lines = refused_fork(tmp_path, "--port", "0", "--database-url", database_url)
+    code, lines = refused(tmp_path, "--port", "0", "--database-url", database_url)
     assert code == 1
     assert len(lines) == 1
     assert "database" in lines[0]
@@ -350,7 +305,7 @@ def test_a_database_that_cannot_be_is_one_clear_line(tmp_path: Path, database_ur
 def test_a_database_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with fork(tmp_path) as child:
         first_line(child)
-        code, lines = refused_fork(tmp_path, "--port", "0")
+        code, lines = refused(tmp_path, "--port", "0")
     assert code == 1
     assert len(lines) == 1
     assert "another server" in lines[0]
@@ -365,7 +320,7 @@ def test_settings_that_are_refused_exit_with_2(tmp_path: Path) -> None:
 
 def test_beyond_loopback_a_key_is_demanded_that_nobody_has_revoked(tmp_path: Path) -> None:
     make_key(tmp_path, "gone", revoked=True)
-    code, lines = refused_fork(tmp_path, "--host", "0.0.0.0", "--port", "0")
+    code, lines = refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert code == 2
     assert len(lines) == 1
     assert "--host 0.0.0.0 opens the server to other machines" in lines[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +107,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "mipro.db"
 
 
-@pytest.fixture
-def lived(file: Path, request: pytest.FixtureRequest) -> Iterator[Lived]:
-    overrides = {FROM_TRAFFIC: getattr(request, "param", "allowed")}
+@contextmanager
+def serving(file: Path) -> Iterator[Lived]:
+    """A server on the file, which has the session already or gets it from the caller."""
     with FakeUpstream(better_with_demonstrations) as upstream:
         app = create_app(
             ServerSettings(
@@ -120,9 +123,20 @@ def lived(file: Path, request: pytest.FixtureRequest) -> Iterator[Lived]:
             LiveServer(app) as server,
             httpx.Client(base_url=server.url, headers=bearer, timeout=30) as http,
         ):
-            body = {"session_id": "s", "config_body": CONFIG, "overrides": overrides}
-            session = http.post(SESSIONS, json=body).json()
-            lived = Lived(server, http, upstream, session, app.state.backend)
+            yield Lived(server, http, upstream, http.get(f"{SESSIONS}/s").json(), app.state.backend)
+
+
+@pytest.fixture(scope="module")
+def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The database of the session, by whether its traffic may be shown; made once each."""
+
+    @cache
+    def made(from_traffic: str) -> Path:
+        file = tmp_path_factory.mktemp("lived") / "mipro.db"
+        with serving(file) as lived:
+            body = {"session_id": "s", "config_body": CONFIG}
+            overrides = {FROM_TRAFFIC: from_traffic}
+            lived.session = lived.http.post(SESSIONS, json={**body, "overrides": overrides}).json()
             for number in range(ROLLOUTS):
                 user = BOB if number % 4 else ALICE
                 said = SECRET if user == ALICE else "a parcel"
@@ -131,7 +145,18 @@ def lived(file: Path, request: pytest.FixtureRequest) -> Iterator[Lived]:
                 more = {**told(number, user), "reward_info": info}
                 assert lived.reward(f"r{number}", **more).status_code == 200
                 lived.settle()
-            yield lived
+        return file
+
+    return made
+
+
+@pytest.fixture
+def lived(
+    file: Path, lived_in: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Iterator[Lived]:
+    shutil.copyfile(lived_in(getattr(request, "param", "allowed")), file)
+    with serving(file) as lived:
+        yield lived
 
 
 def require_nothing_of(secret: str, lived: Lived) -> None:
