@@ -124,11 +124,12 @@ class TestAtOnce:
         assert first.choices[0].delta.content == "a"
         assert [piece.choices[0].finish_reason for piece in rest] == ["stop"]
 
-    def test_the_headers_come_before_the_first_event(
+    def test_the_headers_come_with_the_first_sign_of_life(
         self, client: openai.OpenAI, place: Place
     ) -> None:
         def begin(connection: Connection) -> None:
             connection.begin_stream()
+            connection.wfile.write(b": still thinking\n\n")
             assert place.upstream.gate.wait(20)
             connection.wfile.write(ENDING)
 
