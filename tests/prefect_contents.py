@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,19 @@ def told_by_prefect(client: SyncPrefectClient) -> dict[str, str]:
         ).text
         for route in _FILTERS
     }
+
+
+def task_runs_of(client: SyncPrefectClient, flow_run_id: str, *, ended: int) -> str:
+    """The task runs of a flow run, once so many have ended: the server learns of them by events."""
+    wanted = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
+    deadline = time.monotonic() + 60
+    while True:
+        runs = client.request("POST", "/task_runs/filter", json=wanted)
+        finals = [run for run in runs.json() if run["state_type"] in ("COMPLETED", "FAILED")]
+        if len(finals) >= ended:
+            return runs.text
+        assert time.monotonic() < deadline, runs.text
+        time.sleep(0.05)
 
 
 def stored_by_prefect() -> bytes:

@@ -14,7 +14,7 @@ from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
-from prefect.runtime import task_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Failed
 
 from prefect_mipro import MiproOnlineSession, tasks
@@ -42,6 +42,7 @@ from prefect_mipro.tasks.requests import without_secret
 from tests.fake_upstream import FakeUpstream
 from tests.plugin.conftest import SYSTEM, config, new_id
 from tests.plugin.test_run_logs import lines_of
+from tests.prefect_contents import task_runs_of
 
 Call = Callable[..., Any]
 
@@ -232,23 +233,22 @@ def test_data_of_a_user_is_forgotten_and_prefect_does_not_learn_the_name(
     forget = getattr(tasks, f"{twin}forget_data")
 
     @flow
-    def erase() -> list[ForgetReport]:
+    def erase() -> tuple[ForgetReport, ForgetReport, str]:
         with pytest.raises(InputInvalid, match="name exactly one of"):
             _awaited(forget(session, user=user, rollout_id="hers"))
-        return [_awaited(forget(session, user=user, dry_run=dry)) for dry in (True, False)]
+        would, done = (_awaited(forget(session, user=user, dry_run=dry)) for dry in (True, False))
+        return would, done, str(flow_run.id)
 
     with lines_of("prefect", level=logging.DEBUG) as lines:
-        would, done = erase()
+        would, done, run_id = erase()
     assert would.rollouts == 1
     assert done == would.model_copy(update={"dry_run": False})
     assert _awaited(forget.fn(session, user=user)).rollouts == 0
     with get_client(sync_client=True) as client:
-        runs = client.request(
-            "POST", "/task_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC"}
-        )
-    assert f"forget data of {session.session_id}" in runs.text
+        runs = task_runs_of(client, run_id, ended=3)
+    assert f"forget data of {session.session_id}" in runs
     assert lines
-    assert user not in runs.text + "".join(lines) + done.model_dump_json()
+    assert user not in runs + "".join(lines) + done.model_dump_json()
 
 
 def test_candidates_and_lever_versions_are_retired(call: Call, session: SessionHandle) -> None:
