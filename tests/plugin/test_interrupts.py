@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def interrupts(rollout: LiveRollout, row: Row) -> str:
     return classify(rollout, row)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a terminal does: programs that a shell runs in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_what_is_under_way_still_reaches_an_embedded_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,7 @@ BEFORE_THE_ANSWER = [
     Fault("a connection that is reset", (reset,) * 3, 502, "UpstreamUnreachable", "cannot reach"),
     Fault("no HTTP", (speak_no_http,), 502, "UpstreamFailed", "not HTTP"),
     Fault("a redirect", (answers(302, location="http://x"),), 502, "UpstreamFailed", "redirects"),
-    Fault("101", (answers(101, upgrade="websocket"),), 502, "UpstreamFailed", "status 101"),
+    Fault("101", (interim(101, drop),), 502, "UpstreamFailed", "status 101"),
     Fault("150", (interim(150, drop),) * 3, 502, "UpstreamUnreachable", "cannot reach"),
     Fault("150, silence", (interim(150, hang),), 504, "UpstreamTimedOut", "did not begin"),
     Fault("429", (answers(429),) * 3, 429, message=REFUSED),
