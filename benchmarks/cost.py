@@ -42,7 +42,7 @@ from prefect_mipro.server.app import create_app
 from prefect_mipro.server.routes.dependencies import Backend
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.calls import Call
-from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.session_cache import PromptCache
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.store import Store
@@ -105,7 +105,7 @@ class Server:
         self._store = store
         self._backend = backend
         self._model = model
-        self._beliefs = Beliefs(store, Knowledge(store))
+        self._beliefs = Beliefs(store, PromptCache(store))
         self._rollouts = itertools.count(1)
 
     async def choice(self) -> float:

@@ -34,10 +34,9 @@ from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Reward, RewardRequest, Rollout, Trace
 from prefect_mipro.models.sessions import CreateSession
-from prefect_mipro.server.services.identity import new_id
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.retention import Retention
+from prefect_mipro.server.ids import new_id
+from prefect_mipro.server.services.privacy import Retention
+from prefect_mipro.server.services.session_cache import PromptCache, SessionCache
 from prefect_mipro.server.settings import with_driver
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import compact, existing_file, inspected, open_store
@@ -220,7 +219,7 @@ def rewarded(template: Template, rollout_id: str, at: datetime) -> Reward:
 async def sweep(url: str, **days: float) -> None:
     """What a server sweeps, at once and without its pauses."""
     store = await open_store(url)
-    live = Live(store, Knowledge(store))
+    live = SessionCache(store, PromptCache(store))
     await Retention(store, live, **days, clock=lambda: datetime.now(UTC), pause_seconds=0).sweep()
     await store.close()
 

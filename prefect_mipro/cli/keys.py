@@ -59,8 +59,8 @@ def create(
 ) -> None:
     """Make a key, and print it this once."""
     from prefect_mipro.models.keys import Key
-    from prefect_mipro.server.services.identity import new_id
-    from prefect_mipro.server.services.keys import digest_of, new_key
+    from prefect_mipro.server.ids import new_id
+    from prefect_mipro.server.services.access import digest_of, new_key
 
     secret = new_key()
     key = Key(

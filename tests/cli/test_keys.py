@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.cli import main
 from prefect_mipro.cli.exits import ExitCode
-from prefect_mipro.server.services.keys import digest_of
+from prefect_mipro.server.services.access import digest_of
 from tests.cli.conftest import CONFIG, Result
 from tests.server.test_main import WAIT_SECONDS, first_line, process
 

@@ -18,7 +18,7 @@ from prefect_mipro.client.clients import AsyncClient
 from prefect_mipro.errors import SessionEnded, SessionNotFound
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionState, SessionStatus
-from prefect_mipro.server.services.live import OLDEST_SECONDS
+from prefect_mipro.server.services.session_cache import OLDEST_SECONDS
 from tests.end_to_end.conftest import CONFIG, BackendProcess, messages_of
 from tests.fake_upstream import Body, FakeUpstream, better_with_demonstrations
 from tests.postgres import Postgres

@@ -25,7 +25,7 @@ import httpx
 import pytest
 
 from prefect_mipro.models.keys import Key
-from prefect_mipro.server.services.keys import digest_of, new_key
+from prefect_mipro.server.services.access import digest_of, new_key
 from prefect_mipro.server.store.engine import open_store
 from tests.forked_server import forked
 from tests.server.scripted_upstream import DONE, ScriptedUpstream, event, hang

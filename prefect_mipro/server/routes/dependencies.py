@@ -19,19 +19,20 @@ from prefect_mipro.models.base import ID_CHARACTERS, JsonObject, Record, Session
 from prefect_mipro.models.names import is_identifier
 from prefect_mipro.server.routes.bodies import parse_json, read_body, require_json_type
 from prefect_mipro.server.routes.errors import REFUSALS
-from prefect_mipro.server.services.exports import Exports
-from prefect_mipro.server.services.forgetting import Forgetting
-from prefect_mipro.server.services.imports import Imports
-from prefect_mipro.server.services.keys import Keys
+from prefect_mipro.server.services.access import Keys, ProxyUrls, Workspaces
+from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.leases import Leases
-from prefect_mipro.server.services.proxy_urls import ProxyUrls
+from prefect_mipro.server.services.privacy import Retention
+from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.services.readiness import Readiness
-from prefect_mipro.server.services.removal import Removal
+from prefect_mipro.server.services.removal import Forgetting, Removal
 from prefect_mipro.server.services.reviews import Reviews
-from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.rewards import PromotionChecks, Rollouts
 from prefect_mipro.server.services.serving import Serving
+from prefect_mipro.server.services.session_cache import SessionCache
 from prefect_mipro.server.services.sessions import Sessions
-from prefect_mipro.server.services.workspaces import Workspaces
+from prefect_mipro.server.services.transfer import Exports, Imports
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 MOST_ITEMS = 1_000
@@ -50,7 +51,13 @@ class Backend:
     imports: Imports
     removal: Removal
     forgetting: Forgetting
+    retention: Retention
     reviews: Reviews
+    promotion: Promotion
+    proposals: Proposals
+    checks: PromotionChecks
+    journal: Journal
+    live: SessionCache
     readiness: Readiness
     urls: ProxyUrls
     keys: Keys

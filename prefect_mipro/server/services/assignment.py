@@ -17,12 +17,18 @@ from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.rollouts import CallFailure, Rollout
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.optimizer.selection import Choice, choose
+from prefect_mipro.server.ids import Clock
 from prefect_mipro.server.services.beliefs import Beliefs, Chance
-from prefect_mipro.server.services.identity import Clock
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import NOTHING, Live, LiveSession, Pinning, Reserved
 from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.session_cache import (
+    NOTHING,
+    LiveSession,
+    Pinning,
+    PromptCache,
+    Reserved,
+    SessionCache,
+)
 from prefect_mipro.server.store.store import Store
 
 FindCandidate = Callable[[str], Awaitable[Candidate]]
@@ -96,8 +102,8 @@ class Assignments:
     def __init__(
         self,
         store: Store,
-        knowledge: Knowledge,
-        live: Live,
+        prompts: PromptCache,
+        live: SessionCache,
         beliefs: Beliefs,
         promotion: Promotion,
         journal: Journal,
@@ -105,7 +111,7 @@ class Assignments:
         clock: Clock,
     ) -> None:
         self._store = store
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._live = live
         self._beliefs = beliefs
         self._promotion = promotion
@@ -152,7 +158,7 @@ class Assignments:
                 pinning = await self._pin(
                     live, rollout_id, correlation_id, example_id, applied, own
                 )
-            candidate = await self._knowledge.candidate(pinning.candidate_id)
+            candidate = await self._prompts.candidate(pinning.candidate_id)
             assigned = Assigned.while_pinning(
                 candidate,
                 pinning.rollout,
@@ -166,7 +172,7 @@ class Assignments:
     async def _in_place_of(self, live: LiveSession, pinned_id: str) -> Candidate:
         """The candidate of a pinned rollout: the champion where its own was withdrawn."""
         withdrawn = pinned_id in live.withdrawn_ids
-        return await self._knowledge.candidate(live.champion_id if withdrawn else pinned_id)
+        return await self._prompts.candidate(live.champion_id if withdrawn else pinned_id)
 
     async def fall_back(
         self, live: LiveSession, rollout_id: str, failure: CallFailure, candidate: Candidate

@@ -19,8 +19,7 @@ from prefect_mipro.optimizer.evidence import Evidence
 from prefect_mipro.optimizer.failures import failure_evidence, on_probation
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
 from prefect_mipro.optimizer.selection import Plan, plan
-from prefect_mipro.server.services.knowledge import Knowledge, Recent
-from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.services.session_cache import LiveSession, PromptCache, Recent
 from prefect_mipro.server.store.records import Failures
 from prefect_mipro.server.store.store import Store
 
@@ -122,9 +121,9 @@ class Snapshot:
 class Beliefs:
     """The beliefs of all sessions. Derived from stored facts, so that losing them loses nothing."""
 
-    def __init__(self, store: Store, knowledge: Knowledge) -> None:
+    def __init__(self, store: Store, prompts: PromptCache) -> None:
         self._store = store
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._held: Recent[Snapshot] = Recent(LARGEST_BELIEFS_BYTES)
         self._fitting: dict[str, asyncio.Task[Snapshot]] = {}
 
@@ -147,9 +146,9 @@ class Beliefs:
         candidates = await self._store.candidates(session.session_id)
         blocks = await self._store.reward_blocks(session.session_id)
         failures = await self._store.failures(session.session_id)
-        config = self._knowledge.config(session)
+        config = self._prompts.config(session)
         snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks, failures)
-        size_bytes = snapshot.size_bytes + self._knowledge.size_bytes(session)
+        size_bytes = snapshot.size_bytes + self._prompts.size_bytes(session)
         self._held.put(session.session_id, snapshot, size_bytes=size_bytes)
         return snapshot
 

@@ -25,7 +25,7 @@ from prefect_mipro.models.levers import (
 from prefect_mipro.models.names import short_text
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
 from prefect_mipro.optimizer.prompts import placeholder_fault
-from prefect_mipro.server.services.identity import new_secret
+from prefect_mipro.server.ids import new_secret
 from prefect_mipro.server.upstream.registry import Upstreams
 
 MOST_NAMED = 5

@@ -35,13 +35,12 @@ from prefect_mipro.optimizer.prompts import (
     recognise,
     user_text,
 )
-from prefect_mipro.server.services.identity import Clock, NewId
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import LiveSession
+from prefect_mipro.server.ids import Clock, NewId
+from prefect_mipro.server.services.calls import likely_usage
 from prefect_mipro.server.services.recording import Recorder, call_failure, lever_versions
-from prefect_mipro.server.services.reservations import likely_usage
-from prefect_mipro.server.services.rollouts import Rollouts
+from prefect_mipro.server.services.rewards import Rollouts
 from prefect_mipro.server.services.serving import Serving
+from prefect_mipro.server.services.session_cache import LiveSession, PromptCache
 from prefect_mipro.server.services.sessions import Sessions
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.completions import Completion
@@ -87,7 +86,7 @@ class Leases:
     def __init__(
         self,
         store: Store,
-        knowledge: Knowledge,
+        prompts: PromptCache,
         sessions: Sessions,
         serving: Serving,
         rollouts: Rollouts,
@@ -97,7 +96,7 @@ class Leases:
         new_id: NewId,
     ) -> None:
         self._store = store
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._sessions = sessions
         self._serving = serving
         self._rollouts = rollouts
@@ -129,7 +128,7 @@ class Leases:
         session = await self._store.session(session_id)
         # Whether the program uses it, only the program knows.
         leased = await self._leased(session, asked, applied=None)
-        prompt = self._knowledge.config(session).initial_prompt
+        prompt = self._prompts.config(session).initial_prompt
         applied = _unfilled(prompt, leased) if render else None
         return await self._lease(session, asked, leased, applied)
 
@@ -139,7 +138,7 @@ class Leases:
         Raises InputInvalid, and pins nothing, where there is no prompt to be made of them.
         """
         session = await self._store.session(session_id)
-        prompt = self._knowledge.config(session).initial_prompt
+        prompt = self._prompts.config(session).initial_prompt
         if (asked.inputs is None) == (asked.messages is None):
             raise InputInvalid(
                 "send either inputs, the texts of the prompt's placeholders, or messages, your "
@@ -192,7 +191,7 @@ class Leases:
             trace, live, candidate=candidate, estimated=estimated, failure=failure
         )
         if failure is not None:
-            self._serving.looks.begin(session_id)
+            self._serving.checks.begin(session_id)
         return TraceReceipt(
             status="accepted",
             session_id=session_id,
@@ -212,7 +211,7 @@ class Leases:
         told = prompt_failure(200, Completion(answer))
         if told is None:
             return None
-        _, shown = await self._knowledge.prompt_of(candidate)
+        _, shown = await self._prompts.prompt_of(candidate)
         return call_failure(
             candidate,
             told,
@@ -235,7 +234,7 @@ class Leases:
             await self._note_applied(session.session_id, asked.rollout_id, applied)
         else:
             candidate = await self._serving.candidate_of(session.session_id, asked.candidate_id)
-        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        instruction, demonstrations = await self._prompts.prompt_of(candidate)
         return _Leased(candidate, instruction, demonstrations, asked.example_id)
 
     async def _note_applied(self, session_id: str, rollout_id: str, applied: bool | None) -> None:
@@ -250,7 +249,7 @@ class Leases:
         self, session: Session, asked: LeaseRequest, leased: _Leased, applied: Applied | None
     ) -> Lease:
         urls = await self._sessions.urls(session.session_id)
-        config = self._knowledge.config(session)
+        config = self._prompts.config(session)
         prompt = config.initial_prompt
         return Lease(
             **dict(urls),
@@ -296,7 +295,7 @@ class Leases:
             latency_seconds=posted.latency_seconds,
             first_byte_seconds=posted.first_byte_seconds,
             usage=usage,
-            cost_usd=self._knowledge.config(session).call_cost_usd(model, usage),
+            cost_usd=self._prompts.config(session).call_cost_usd(model, usage),
             model=model,
             created_at=self._clock(),
         )

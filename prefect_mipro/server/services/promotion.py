@@ -9,22 +9,21 @@ from dataclasses import replace
 from datetime import timedelta
 
 from prefect_mipro.config import MiproConfig, PromotionSettings
-from prefect_mipro.errors import Conflict, StoreFailed
+from prefect_mipro.errors import Conflict, SessionNotFound, StoreFailed
 from prefect_mipro.models.candidates import Candidate, Duel, DuelState, Statistics
 from prefect_mipro.models.levers import LeverName
-from prefect_mipro.models.sessions import Session, SessionState
+from prefect_mipro.models.sessions import Session, SessionState, Spending
 from prefect_mipro.optimizer.failures import RETIRE_EVIDENCE
 from prefect_mipro.optimizer.promotion import challenger, verdict
 from prefect_mipro.optimizer.stopping import Progress, has_budget, has_goal, reached, used_up
+from prefect_mipro.server.ids import Clock
 from prefect_mipro.server.services.beliefs import Beliefs, Snapshot, generator
-from prefect_mipro.server.services.identity import Clock
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import LiveSession, Reserved
-from prefect_mipro.server.services.status import spending
+from prefect_mipro.server.services.session_cache import LiveSession, PromptCache, Reserved
 from prefect_mipro.server.store.store import Store
 
-# How often, in rewards, overdue rollouts are looked for.
+# How often overdue rewards are looked for: in rewards of a session, and in seconds for all.
 GIVE_UP_EVERY = 8
+GIVE_UP_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,10 @@ class Promotion:
     """The way from challenger to champion, for all sessions."""
 
     def __init__(
-        self, store: Store, knowledge: Knowledge, beliefs: Beliefs, *, clock: Clock
+        self, store: Store, prompts: PromptCache, beliefs: Beliefs, *, clock: Clock
     ) -> None:
         self._store = store
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._beliefs = beliefs
         self._clock = clock
 
@@ -47,7 +46,7 @@ class Promotion:
             live.rewards_at_give_up = session.rewards
             await self.give_up(session)
         if live.failures and await self._retire_failing(session, await self._beliefs.recent(live)):
-            # The next look finds the session without them.
+            # The next check finds the session without them.
             session = await self._store.session(session.session_id)
         elif config.mipro.promotion.enabled and session.state is SessionState.RUNNING:
             snapshot = await self._beliefs.recent(live)
@@ -110,9 +109,15 @@ class Promotion:
             and candidate not in failing
         ]
 
+    async def give_up_overdue(self) -> None:
+        """Count overdue rewards of all sessions, for those whose traffic has ended meanwhile."""
+        for session_id in await self._store.awaiting_rewards():
+            with suppress(SessionNotFound):
+                await self.give_up(await self._store.session(session_id))
+
     async def give_up(self, session: Session) -> None:
         """Count the rewards that are overdue as missing; later, while nothing can be written."""
-        settings = self._knowledge.config(session).mipro.missing_rewards
+        settings = self._prompts.config(session).mipro.missing_rewards
         now = self._clock()
         try:
             await self._store.give_up(
@@ -269,4 +274,21 @@ def _why_failing(candidate: Candidate) -> str:
     return (
         f"its prompt fails more often than the baseline: {counted.failures} of "
         f"{counted.calls} calls, the last with {candidate.last_failure}"
+    )
+
+
+def spending(session: Session, config: MiproConfig, totals: Statistics) -> Spending:
+    """Tokens so far and their cost, where the config tells a price."""
+    policy = totals.cost_usd_sum if config.has_prices else None
+    proposer = config.proposer_cost_usd(
+        prompt_tokens=session.proposer_prompt_tokens,
+        completion_tokens=session.proposer_completion_tokens,
+    )
+    known = [cost for cost in (policy, proposer) if cost is not None]
+    return Spending(
+        prompt_tokens=totals.prompt_tokens,
+        completion_tokens=totals.completion_tokens,
+        proposer_prompt_tokens=session.proposer_prompt_tokens,
+        proposer_completion_tokens=session.proposer_completion_tokens,
+        cost_usd=sum(known) if known else None,
     )

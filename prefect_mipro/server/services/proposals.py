@@ -1,4 +1,7 @@
-"""Proposals: the background rounds in which a session gets new lever versions."""
+"""Proposals: the background rounds in which a session gets new lever versions.
+
+Of the servers that share a database, one at a time proposes for a session.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 
@@ -16,18 +20,23 @@ from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import LeverVersion, ReviewState
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.optimizer import proposals
+from prefect_mipro.server.ids import Clock, NewId
 from prefect_mipro.server.services.beliefs import Beliefs, generator
-from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.knowledge import Knowledge
 from prefect_mipro.server.services.proposer import Proposer, Written
 from prefect_mipro.server.services.rounds import Round, not_shown, nothing_seen
-from prefect_mipro.server.services.turns import TURN_SECONDS, Turns
+from prefect_mipro.server.services.session_cache import PromptCache
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.registry import Upstreams
 
 TRACES_READ = 600
+
+# The turn of a server that has died ends then; one that lives renews its own in time. Their clocks
+# may differ by less than that. One that is set back frees the turns that it had taken.
+TURN_SECONDS = 30.0
+RENEWALS = 3
+WAIT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +48,7 @@ class Proposals:
         self,
         store: Store,
         upstreams: Upstreams,
-        knowledge: Knowledge,
+        prompts: PromptCache,
         beliefs: Beliefs,
         journal: Journal,
         *,
@@ -49,7 +58,7 @@ class Proposals:
         turn_seconds: float = TURN_SECONDS,
     ) -> None:
         self._store = store
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._beliefs = beliefs
         self._journal = journal
         self._telemetry = telemetry
@@ -107,7 +116,7 @@ class Proposals:
         return proposals.due(
             session,
             active=active,
-            settings=self._knowledge.config(session).mipro,
+            settings=self._prompts.config(session).mipro,
             seconds_since_round=away.total_seconds(),
         )
 
@@ -158,7 +167,7 @@ class Proposals:
         brings fewer than wanted, rewrites take their place. Also returns what the round could not
         learn from, and why.
         """
-        config = self._knowledge.config(session)
+        config = self._prompts.config(session)
         rng = generator(config, session, session.proposal_number)
         seen = await self._retire(await self._look(session), rng)
         warning = await self._left_out(seen)
@@ -183,7 +192,7 @@ class Proposals:
         snapshot = await self._beliefs.fresh(session)
         levers = await self._store.levers(session.session_id)
         traces = await self._store.example_traces(session.session_id, limit=TRACES_READ)
-        config = self._knowledge.config(session)
+        config = self._prompts.config(session)
         return await asyncio.to_thread(Round.of, config, snapshot, levers, traces)
 
     async def _left_out(self, seen: Round) -> str | None:
@@ -228,7 +237,7 @@ class Proposals:
 
     async def _add(self, seen: Round, new: Sequence[LeverVersion], *, reserved: int = 0) -> Round:
         """Store the new versions and their candidates, with room left for `reserved` more."""
-        most = self._knowledge.config(seen.snapshot.session).mipro.online_proposer_max_candidates
+        most = self._prompts.config(seen.snapshot.session).mipro.online_proposer_max_candidates
         room = max(0, most - len(seen.snapshot.active) - reserved)
         waiting = [version for version in new if version.review_is(ReviewState.WAITING)]
         new = [*waiting, *[version for version in new if version not in waiting][:room]]
@@ -243,3 +252,58 @@ class Proposals:
         else:
             self._telemetry.made(new)
         return await self._look_again(seen)
+
+
+class Turns:
+    """The turns of one server."""
+
+    def __init__(
+        self, store: Store, *, holder: str, clock: Clock, turn_seconds: float = TURN_SECONDS
+    ) -> None:
+        self._store = store
+        self._holder = holder
+        self._clock = clock
+        self._turn_seconds = turn_seconds
+
+    @asynccontextmanager
+    async def of(self, session_id: str) -> AsyncIterator[bool]:
+        """Whether the turn for that session is this server's; it is until the block ends."""
+        if not self._store.shared:
+            yield True
+            return
+        if not await self._take(session_id):
+            yield False
+            return
+        renewing = asyncio.create_task(self._renew(session_id))
+        try:
+            yield True
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await self._store.give_turn_back(session_id, holder=self._holder)
+
+    @asynccontextmanager
+    async def waited_for(self, session_id: str) -> AsyncIterator[None]:
+        """The turn for that session, as soon as no other server has it."""
+        while True:
+            async with self.of(session_id) as own:
+                if own:
+                    yield
+                    return
+            await asyncio.sleep(WAIT_SECONDS)
+
+    async def _renew(self, session_id: str) -> None:
+        held = True
+        while held:
+            await asyncio.sleep(self._turn_seconds / RENEWALS)
+            try:
+                held = await self._take(session_id)
+            except MiproError as error:
+                log.warning("turn_not_renewed", extra={"reason": type(error).__name__})
+        # What two servers propose at once cannot be mixed up: each version's number is given once.
+        log.warning("turn_lost", extra={"session_id": session_id})
+
+    async def _take(self, session_id: str) -> bool:
+        now = self._clock()
+        until = now + timedelta(seconds=self._turn_seconds)
+        return await self._store.take_turn(session_id, holder=self._holder, at=now, until=until)

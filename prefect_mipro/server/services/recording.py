@@ -13,12 +13,11 @@ from prefect_mipro.models.rollouts import CallFailure, Rollout, Trace
 from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.optimizer.demonstrations import room_for_demonstrations
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
-from prefect_mipro.server.services.calls import Served
-from prefect_mipro.server.services.identity import Clock, NewId
+from prefect_mipro.server.ids import Clock, NewId
+from prefect_mipro.server.services.calls import Served, likely_usage
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.live import LiveSession
-from prefect_mipro.server.services.redaction import Redaction
-from prefect_mipro.server.services.reservations import likely_usage
+from prefect_mipro.server.services.privacy import Redaction
+from prefect_mipro.server.services.session_cache import LiveSession
 from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.upstream.completions import Completion

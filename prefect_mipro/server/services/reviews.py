@@ -16,8 +16,8 @@ from prefect_mipro.models.levers import (
     ReviewState,
 )
 from prefect_mipro.models.reviews import DemonstrationReview, ReviewDecision, ReviewRequest
+from prefect_mipro.server.ids import Clock, NewId
 from prefect_mipro.server.services.beliefs import Beliefs
-from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.proposals import Proposals
 from prefect_mipro.server.store.store import Store
 

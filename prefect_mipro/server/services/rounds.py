@@ -29,8 +29,8 @@ from prefect_mipro.optimizer.demonstrations import ProposedSet, WorkedExample
 from prefect_mipro.optimizer.grounding import Grounding
 from prefect_mipro.optimizer.lint import Lint
 from prefect_mipro.optimizer.prompts import normalised
+from prefect_mipro.server.ids import NewId
 from prefect_mipro.server.services.beliefs import Snapshot
-from prefect_mipro.server.services.identity import NewId
 
 SOURCES_NAMED = 24
 

@@ -23,15 +23,18 @@ from prefect_mipro.optimizer.prompts import (
     characters,
     recognise,
 )
+from prefect_mipro.server.ids import NewId
 from prefect_mipro.server.services.assignment import Assigned, Assignments
-from prefect_mipro.server.services.calls import Call, Served, prompt_word
-from prefect_mipro.server.services.identity import NewId
+from prefect_mipro.server.services.calls import Call, Served, prompt_word, reserve, text_or_none
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import NOTHING, Live, LiveSession
-from prefect_mipro.server.services.looks import Looks
 from prefect_mipro.server.services.recording import Recorder, call_failure
-from prefect_mipro.server.services.reservations import reserve, text_or_none
+from prefect_mipro.server.services.rewards import PromotionChecks
+from prefect_mipro.server.services.session_cache import (
+    NOTHING,
+    LiveSession,
+    PromptCache,
+    SessionCache,
+)
 from prefect_mipro.server.upstream.interface import Reply
 from prefect_mipro.server.upstream.prompt_failures import prompt_failure
 from prefect_mipro.server.upstream.registry import Upstreams
@@ -51,12 +54,12 @@ class Serving:
     def __init__(
         self,
         upstreams: Upstreams,
-        knowledge: Knowledge,
-        live: Live,
+        prompts: PromptCache,
+        live: SessionCache,
         assignments: Assignments,
         journal: Journal,
         recorder: Recorder,
-        looks: Looks,
+        checks: PromotionChecks,
         *,
         new_id: NewId,
         timer: Callable[[], float] = time.perf_counter,
@@ -66,11 +69,11 @@ class Serving:
         self.assignments = assignments
         self.journal = journal
         self.recorder = recorder
-        self.looks = looks
+        self.checks = checks
         self.new_id = new_id
         self.timer = timer
         self.usage_requests = UsageRequests()
-        self._knowledge = knowledge
+        self._prompts = prompts
 
     def serve(self, session: Session, call: Call) -> AbstractAsyncContextManager[Served]:
         """Answer a call with its rollout's candidate. Leaving early cancels the upstream call.
@@ -105,7 +108,7 @@ class Serving:
     async def candidate_of(self, session_id: str, candidate_id: str) -> Candidate:
         """The session's candidate of that id. Raises CandidateNotFound."""
         with suppress(CandidateNotFound):
-            candidate = await self._knowledge.candidate(candidate_id)
+            candidate = await self._prompts.candidate(candidate_id)
             if candidate.session_id == session_id:
                 return candidate
         # One of another session is as unknown as one of none.
@@ -133,7 +136,7 @@ class Serving:
         recognised: Recognised | Mismatch | None,
     ) -> Applied:
         """The same for a session at hand."""
-        instruction, demonstrations = await self._knowledge.prompt_of(candidate)
+        instruction, demonstrations = await self._prompts.prompt_of(candidate)
         return apply(
             messages,
             prompt=live.config.initial_prompt,
@@ -405,7 +408,7 @@ class _Service:
             trace.usage, model=trace.model, cost_usd=trace.cost_usd, broken=trace.error != ""
         )
         if failure is not None:
-            serving.looks.begin(self._live.session_id)
+            serving.checks.begin(self._live.session_id)
 
     def _failure_of(self, asked: _Asked) -> CallFailure | None:
         """How the call failed because of the candidate's prompt, as far as its answer tells."""

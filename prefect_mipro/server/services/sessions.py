@@ -29,6 +29,8 @@ from prefect_mipro.models.sessions import (
     SessionStatus,
     SessionUrls,
 )
+from prefect_mipro.server.ids import Clock, NewId
+from prefect_mipro.server.services.access import ProxyUrls
 from prefect_mipro.server.services.beliefs import Beliefs
 from prefect_mipro.server.services.creation import (
     admit_models,
@@ -40,14 +42,10 @@ from prefect_mipro.server.services.creation import (
     strange_providers,
     unknown_fields,
 )
-from prefect_mipro.server.services.identity import Clock, NewId
 from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.promotion import Promotion
+from prefect_mipro.server.services.privacy import Redaction
 from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.services.proxy_urls import ProxyUrls
-from prefect_mipro.server.services.redaction import Redaction
+from prefect_mipro.server.services.session_cache import PromptCache, SessionCache
 from prefect_mipro.server.services.status import (
     Facts,
     candidate_reports,
@@ -74,10 +72,9 @@ class Sessions:
         self,
         store: Store,
         upstreams: Upstreams,
-        knowledge: Knowledge,
-        live: Live,
+        prompts: PromptCache,
+        live: SessionCache,
         beliefs: Beliefs,
-        promotion: Promotion,
         proposals: Proposals,
         journal: Journal,
         redaction: Redaction,
@@ -88,10 +85,9 @@ class Sessions:
     ) -> None:
         self._store = store
         self._upstreams = upstreams
-        self._knowledge = knowledge
+        self._prompts = prompts
         self._live = live
         self._beliefs = beliefs
-        self._promotion = promotion
         self._proposals = proposals
         self._journal = journal
         self._redaction = redaction
@@ -140,7 +136,6 @@ class Sessions:
     async def status(self, session_id: str) -> SessionStatus:
         """The status object. Raises SessionNotFound."""
         session = await self._store.session(session_id)
-        await self._promotion.give_up(session)
         facts = await self._facts(session)
         return status_of(facts, self._urls.of(facts.session), self._warnings(facts.config))
 
@@ -236,7 +231,7 @@ class Sessions:
 
     def policy_model(self, session: Session) -> str:
         """What the session's model is called, which may be its own id."""
-        return self._knowledge.config(session).policy.model or session.session_id
+        return self._prompts.config(session).policy.model or session.session_id
 
     async def candidates(
         self,
@@ -332,7 +327,7 @@ class Sessions:
                 raise CandidateNotFound.of(wanted.candidate_id)
         else:
             session_id = wanted.session_id or ""
-        config = self._knowledge.config(await self._store.session(session_id))
+        config = self._prompts.config(await self._store.session(session_id))
         if split is not None:
             seeds = _seeds_of(config, split)
             wanted = SeedEvalFilter(
@@ -365,7 +360,7 @@ class Sessions:
 
     async def _facts(self, session: Session) -> Facts:
         session_id = session.session_id
-        config = self._knowledge.config(session)
+        config = self._prompts.config(session)
         await self._journal.flush()
         duel = await self._store.duel(session_id)
         snapshot = await self._beliefs.fresh(session)

@@ -38,13 +38,13 @@ from prefect_mipro.models.sessions import (
     Session,
     SessionStatus,
     SessionUrls,
-    Spending,
 )
 from prefect_mipro.optimizer.demonstrations import known_room
 from prefect_mipro.optimizer.evidence import Vector
 from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.promotion import detectable_lift, log_evidence, log_evidence_against
 from prefect_mipro.server.services.beliefs import Snapshot, generator
+from prefect_mipro.server.services.promotion import spending
 from prefect_mipro.server.services.recording import lever_versions
 
 LARGEST_LOG_E_VALUE = math.log(1e9)
@@ -173,23 +173,6 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
         metadata=session.metadata,
         created_at=session.created_at,
         updated_at=session.updated_at,
-    )
-
-
-def spending(session: Session, config: MiproConfig, totals: Statistics) -> Spending:
-    """Tokens so far and their cost, where the config tells a price."""
-    policy = totals.cost_usd_sum if config.has_prices else None
-    proposer = config.proposer_cost_usd(
-        prompt_tokens=session.proposer_prompt_tokens,
-        completion_tokens=session.proposer_completion_tokens,
-    )
-    known = [cost for cost in (policy, proposer) if cost is not None]
-    return Spending(
-        prompt_tokens=totals.prompt_tokens,
-        completion_tokens=totals.completion_tokens,
-        proposer_prompt_tokens=session.proposer_prompt_tokens,
-        proposer_completion_tokens=session.proposer_completion_tokens,
-        cost_usd=sum(known) if known else None,
     )
 
 

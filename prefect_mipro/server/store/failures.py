@@ -240,6 +240,16 @@ def _count_failure(
     )
 
 
+def awaiting_rewards(connection: Connection) -> tuple[str, ...]:
+    """Return the ids of the sessions with rollouts that are neither rewarded nor given up.
+
+    It reads the row of every session: for work in the background.
+    """
+    settled = sessions.c.rewards + sessions.c.missing
+    awaiting = select(sessions.c.session_id).where(sessions.c.rollouts > settled)
+    return tuple(connection.scalars(awaiting))
+
+
 def give_up(
     connection: Connection,
     session_id: str,

@@ -143,6 +143,7 @@ class Store:
     post_trace = Changes(rollouts.post_trace)
 
     fall_back = Changes(failures.fall_back)
+    awaiting_rewards = Reads(failures.awaiting_rewards)
     give_up = Changes(failures.give_up)
     watermark = Reads(failures.watermark)
     failures = Reads(failures.newest_failures)

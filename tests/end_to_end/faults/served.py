@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from prefect_mipro.server.app import create_app
+from prefect_mipro.server.ids import Clock, utc_now
 from prefect_mipro.server.routes.dependencies import Backend
-from prefect_mipro.server.services.identity import Clock, utc_now
-from prefect_mipro.server.services.live import NOTHING
+from prefect_mipro.server.services.session_cache import NOTHING
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.store import Store
 from tests.end_to_end.conftest import CONFIG, messages_of

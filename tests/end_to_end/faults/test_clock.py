@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mipro.server.services.identity import utc_now
+from prefect_mipro.server.ids import utc_now
 from tests.end_to_end.faults.served import Counted, Served, served
 from tests.fake_upstream import FakeUpstream, better_with_demonstrations
 

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.models.keys import Key
 from prefect_mipro.server.app import create_app
-from prefect_mipro.server.services.keys import digest_of, new_key
+from prefect_mipro.server.services.access import digest_of, new_key
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_beside_server
 from tests.server.live import LiveServer

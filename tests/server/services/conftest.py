@@ -18,28 +18,16 @@ from pydantic import SecretStr
 from prefect_mipro.models.chat import ChatBody
 from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
 from prefect_mipro.models.sessions import CreateSession, SessionStatus
-from prefect_mipro.server.services.assignment import Assignments
-from prefect_mipro.server.services.beliefs import Beliefs
+from prefect_mipro.server.routes.dependencies import Backend as Services
 from prefect_mipro.server.services.calls import Call
-from prefect_mipro.server.services.forgetting import Forgetting
-from prefect_mipro.server.services.journal import Journal
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.looks import Looks
-from prefect_mipro.server.services.promotion import Promotion
-from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.services.proxy_urls import ProxyUrls
-from prefect_mipro.server.services.recording import Recorder
-from prefect_mipro.server.services.redaction import Redaction
-from prefect_mipro.server.services.reviews import Reviews
-from prefect_mipro.server.services.rollouts import Rollouts
-from prefect_mipro.server.services.serving import Serving
-from prefect_mipro.server.services.sessions import Sessions
+from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 from prefect_mipro.server.upstream.interface import StreamedUsage
 from prefect_mipro.server.upstream.registry import Upstreams
+from prefect_mipro.server.wiring import running as running_services
+from prefect_mipro.server.wiring import wire
 from tests.fake_upstream import completion_of, say_ok, stream_of
 
 
@@ -94,23 +82,24 @@ class Model:
     async def close(self) -> None: ...
 
 
-@dataclass
 class Backend:
-    """The services, a model and a clock that moves when told."""
+    """The services as a server wires them, a model, and a clock that moves when told."""
 
-    store: Store
-    model: Model
-    sessions: Sessions
-    urls: ProxyUrls
-    serving: Serving
-    rollouts: Rollouts
-    proposals: Proposals
-    journal: Journal
-    live: Live
-    looks: Looks
-    now: list[datetime]
-    reviews: Reviews
-    forgetting: Forgetting
+    def __init__(self, store: Store, model: Model, services: Services, now: list[datetime]) -> None:
+        self.store = store
+        self.model = model
+        self.now = now
+        self.services = services
+        self.sessions = services.sessions
+        self.urls = services.urls
+        self.serving = services.serving
+        self.rollouts = services.rollouts
+        self.proposals = services.proposals
+        self.journal = services.journal
+        self.live = services.live
+        self.checks = services.checks
+        self.reviews = services.reviews
+        self.forgetting = services.forgetting
 
     async def create(self, session_id: str = "s", **config: Any) -> SessionStatus:
         status, _ = await self.sessions.create(
@@ -185,87 +174,13 @@ async def running(database_url: str, *, name: str = "") -> AsyncIterator[Backend
     def new_id(kind: str) -> str:
         return f"{kind}_{name}{next(counter):06x}"
 
-    upstreams = Upstreams({"default": model})
-    knowledge = Knowledge(store)
-    live = Live(store, knowledge)
-    journal = Journal(store)
-    beliefs = Beliefs(store, knowledge)
-    promotion = Promotion(store, knowledge, beliefs, clock=clock)
-    telemetry = Telemetry()
-    proposals = Proposals(
-        store,
-        upstreams,
-        knowledge,
-        beliefs,
-        journal,
-        telemetry=telemetry,
+    settings = ServerSettings(public_url="http://127.0.0.1:1")
+    services = wire(
+        *(settings, store, Upstreams({"default": model}), Telemetry()),
         clock=clock,
         new_id=new_id,
-    )
-    redaction = Redaction()
-    recorder = Recorder(store, journal, redaction, clock=clock, new_id=new_id)
-    assignments = Assignments(store, knowledge, live, beliefs, promotion, journal, clock=clock)
-    looks = Looks(live, promotion, journal)
-    serving = Serving(
-        upstreams, knowledge, live, assignments, journal, recorder, looks, new_id=new_id
-    )
-    rollouts = Rollouts(
-        store,
-        live,
-        looks,
-        proposals,
-        redaction,
-        telemetry=telemetry,
-        clock=clock,
-        new_id=new_id,
-    )
-    urls = ProxyUrls(
-        store,
-        live,
-        public_url="http://127.0.0.1:1",
-        clock=clock,
         new_secret=lambda: next(secrets),
     )
-    sessions = Sessions(
-        store,
-        upstreams,
-        knowledge,
-        live,
-        beliefs,
-        promotion,
-        proposals,
-        journal,
-        redaction,
-        urls,
-        clock=clock,
-        new_id=new_id,
-    )
-    yield Backend(
-        store,
-        model,
-        sessions,
-        urls,
-        serving,
-        rollouts,
-        proposals,
-        journal,
-        live,
-        looks,
-        now,
-        Reviews(store, beliefs, proposals, clock=clock, new_id=new_id),
-        Forgetting(
-            store,
-            knowledge,
-            live,
-            beliefs,
-            proposals,
-            journal,
-            clock=clock,
-            new_id=new_id,
-        ),
-    )
-    await looks.close()
-    await proposals.close()
-    await journal.close()
-    await live.close()
+    async with running_services(services):
+        yield Backend(store, model, services, now)
     await store.close()

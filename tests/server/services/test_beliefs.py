@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from prefect_mipro.server.services.beliefs import REFIT_REWARDS, REFIT_ROLLOUTS, Beliefs
-from prefect_mipro.server.services.knowledge import Knowledge
+from prefect_mipro.server.services.session_cache import PromptCache
 from tests.server.services.conftest import Backend
 
 
 def beliefs_of(backend: Backend) -> Beliefs:
-    return Beliefs(backend.store, Knowledge(backend.store))
+    return Beliefs(backend.store, PromptCache(backend.store))
 
 
 async def test_a_belief_serves_until_enough_rewards_have_come(backend: Backend) -> None:

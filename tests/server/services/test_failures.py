@@ -73,7 +73,7 @@ async def run(
         answered.append(candidate_id if good else "")
         if good and score is not None:
             await backend.reward(f"r{number}", score(candidate_id))
-        await backend.looks.settle()
+        await backend.checks.settle()
     return answered
 
 
@@ -316,7 +316,7 @@ async def test_demonstrations_that_pass_the_context_are_made_smaller(backend: Ba
     for number in range(150):
         await backend.call(f"r{number}", text=f"Query: {number} " + "and so on " * 12)
         await backend.reward(f"r{number}")
-        await backend.looks.settle()
+        await backend.checks.settle()
         await backend.proposals.settle()
     status = await backend.sessions.status("s")
     in_play = [report for report in status.candidates.values() if report.status != "retired"]

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from prefect_mipro.errors import KeyRejected
 from prefect_mipro.models.keys import Key
-from prefect_mipro.server.services.keys import Keys, digest_of, new_key
+from prefect_mipro.server.services.access import Keys, digest_of, new_key
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.store import Store
 

@@ -150,6 +150,9 @@ async def test_a_reward_that_never_comes_counts_as_missing_after_its_time(
     assert (await backend.sessions.status("s")).reward_flow.in_flight == 2
     backend.pass_time(31.0)
     await backend.reward("found")
+    # Reading a status changes nothing; what a server does by itself counts the reward as missing.
+    assert (await backend.sessions.status("s")).reward_flow.in_flight == 1
+    await backend.services.promotion.give_up_overdue()
     flow = (await backend.sessions.status("s")).reward_flow
     assert (flow.rewarded, flow.in_flight, flow.missing, flow.watermark) == (1, 0, 1, 2)
 
@@ -161,6 +164,7 @@ async def test_a_missing_reward_counts_as_what_the_config_imputes(backend: Backe
     for i in range(4):
         await backend.call(f"lost{i}")
     backend.pass_time(61.0)
+    await backend.services.promotion.give_up_overdue()
     with_zeros = await backend.sessions.status("s")
     await backend.create("other", missing_rewards={"after_seconds": 60.0})
     without = await backend.sessions.status("other")
@@ -173,6 +177,7 @@ async def test_a_late_reward_counts_after_all(backend: Backend) -> None:
     await backend.create(missing_rewards={"after_seconds": 60.0})
     await backend.call("late")
     backend.pass_time(61.0)
+    await backend.services.promotion.give_up_overdue()
     assert (await backend.sessions.status("s")).reward_flow.missing == 1
     await backend.reward("late", 1.0)
     flow = (await backend.sessions.status("s")).reward_flow

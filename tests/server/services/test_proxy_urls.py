@@ -6,7 +6,7 @@ import pytest
 
 from prefect_mipro.errors import KeyRejected, SessionNotFound
 from prefect_mipro.models.sessions import CreateSession, SessionState
-from prefect_mipro.server.services.proxy_urls import ProxyUrls
+from prefect_mipro.server.services.access import ProxyUrls
 from tests.server.services.conftest import Backend, config_of
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from prefect_mipro.config import MiproConfig, TraceContent
 from prefect_mipro.models.exports import Part
-from prefect_mipro.server.services.redaction import NOT_KEPT, Redaction, digest
+from prefect_mipro.server.services.privacy import NOT_KEPT, Redaction, digest
 from tests.server.services.conftest import config_of
 from tests.server.store.records import reward, session, trace
 

@@ -12,7 +12,7 @@ from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Rollout
 from prefect_mipro.models.sessions import ForgetRequest
 from prefect_mipro.server.services.calls import Call
-from prefect_mipro.server.services.retention import Retention
+from prefect_mipro.server.services.privacy import Retention
 from prefect_mipro.server.store.audit import audit
 from tests.server.services.conftest import Backend, running
 

@@ -11,9 +11,8 @@ from sqlalchemy import Connection
 
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import Demonstration, DemonstrationSource, DemonstrationsValue
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.retention import PIECE, Retention
+from prefect_mipro.server.services.privacy import PIECE, Retention
+from prefect_mipro.server.services.session_cache import PromptCache, SessionCache
 from prefect_mipro.server.store.engine import inspected, open_store
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.store.upkeep import FREE_PAGES_KEPT
@@ -68,7 +67,7 @@ class Present:
 
 
 def retention(store: Store, present: Present, **days: float) -> Retention:
-    live = Live(store, Knowledge(store))
+    live = SessionCache(store, PromptCache(store))
     kept = days or {"traces_days": 30}
     return Retention(store, live, **kept, clock=present, pause_seconds=0)
 
@@ -122,7 +121,7 @@ async def test_rows_go_with_all_that_hangs_on_them_and_texts_may_go_before(
 
 
 async def test_a_rollout_that_was_removed_is_pinned_anew(store: Store) -> None:
-    live = Live(store, Knowledge(store))
+    live = SessionCache(store, PromptCache(store))
     session = await store.session("s1")
     present = Present()
     present.day = 91

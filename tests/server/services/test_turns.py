@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_mipro.server.services.identity import utc_now
-from prefect_mipro.server.services.turns import Turns
+from prefect_mipro.server.ids import utc_now
+from prefect_mipro.server.services.proposals import Turns
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.store import Store
 from tests.server.store.records import create

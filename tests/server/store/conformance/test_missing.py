@@ -76,6 +76,9 @@ async def test_a_rollout_is_given_up_when_it_is_too_old(served: Store) -> None:
     assert await served.watermark("s1") == 3
     assert await give_up(served, pinned_before=at(4)) == 0
     assert await missing(served) == 2
+    assert await served.awaiting_rewards() == ("s1",)
+    assert await give_up(served, pinned_before=at(9)) == 3
+    assert await served.awaiting_rewards() == ()
 
 
 async def test_a_time_without_a_zone_is_taken_as_utc(served: Store) -> None:

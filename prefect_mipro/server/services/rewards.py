@@ -1,12 +1,21 @@
-"""Rollouts that have been served, and the rewards that come back for them."""
+"""Rewards: attaching them to rollouts, and the promotion checks that follow."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from prefect_mipro.config import MiproConfig
-from prefect_mipro.errors import InputInvalid, RolloutNotFound, SessionEnded
+from prefect_mipro.errors import (
+    InputInvalid,
+    MiproError,
+    RolloutNotFound,
+    SessionEnded,
+    StoreFailed,
+)
 from prefect_mipro.models.base import ID_CHARACTERS
 from prefect_mipro.models.judgements import within
 from prefect_mipro.models.names import identifier, short_text
@@ -18,15 +27,18 @@ from prefect_mipro.models.rollouts import (
     Rollout,
 )
 from prefect_mipro.models.sessions import Session, SessionState
-from prefect_mipro.server.services.identity import Clock, NewId
-from prefect_mipro.server.services.live import Live
-from prefect_mipro.server.services.looks import Looks
+from prefect_mipro.server.ids import Clock, NewId
+from prefect_mipro.server.services.journal import Journal
+from prefect_mipro.server.services.privacy import EXAMPLE_KEYS, Redaction
+from prefect_mipro.server.services.promotion import Promotion
 from prefect_mipro.server.services.proposals import Proposals
-from prefect_mipro.server.services.redaction import EXAMPLE_KEYS, Redaction
+from prefect_mipro.server.services.session_cache import SessionCache
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.telemetry.watch import Telemetry
 
 EXPECTED_KEYS = ("expected", "expected_output")
+
+log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -35,8 +47,8 @@ class Rollouts:
     def __init__(
         self,
         store: Store,
-        live: Live,
-        looks: Looks,
+        live: SessionCache,
+        checks: PromotionChecks,
         proposals: Proposals,
         redaction: Redaction,
         *,
@@ -46,7 +58,7 @@ class Rollouts:
     ) -> None:
         self._store = store
         self._live = live
-        self._looks = looks
+        self._checks = checks
         self._proposals = proposals
         self._redaction = redaction
         self._telemetry = telemetry
@@ -90,7 +102,7 @@ class Rollouts:
             )
         elif not attached.duplicate and not session.state.final:
             # The reward is counted by now, whatever fails here.
-            await self._looks.look(session_id)
+            await self._checks.check(session_id)
             self._proposals.consider(session_id)
         stored = attached.reward
         return RewardReceipt(
@@ -148,3 +160,71 @@ def _first_text(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> str | Non
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             return str(value)
     return None
+
+
+class PromotionChecks:
+    """Checks of the evidence after rewards, one at a time for each session.
+
+    Rewards that come while a check is under way share the next one, which sees all of them: a flood
+    of rewards does not cost a check each.
+    """
+
+    def __init__(self, live: SessionCache, promotion: Promotion, journal: Journal) -> None:
+        self._live = live
+        self._promotion = promotion
+        self._journal = journal
+        self._failed: set[str] = set()
+        self._begun: dict[str, asyncio.Task[None]] = {}
+        self._next: dict[str, asyncio.Task[None]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def begin(self, session_id: str) -> None:
+        """Check in the background: a call of the session has failed because of its prompt."""
+        self._failed.add(session_id)
+        if session_id not in self._begun:
+            self._begun[session_id] = asyncio.create_task(self._check_failures(session_id))
+
+    async def settle(self) -> None:
+        """Wait until no check in the background is under way."""
+        await asyncio.gather(*self._begun.values(), return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give up the checks in the background. Later ones see the same facts."""
+        for task in self._begun.values():
+            task.cancel()
+        await self.settle()
+
+    async def check(self, session_id: str) -> None:
+        """Return once the rewards stored by now have been checked."""
+        upcoming = self._next.get(session_id)
+        if upcoming is None:
+            upcoming = self._next[session_id] = asyncio.create_task(self._check(session_id))
+        # Not this reward alone may wait for it.
+        await asyncio.shield(upcoming)
+
+    async def _check_failures(self, session_id: str) -> None:
+        """Check until no failure is left; failures that come meanwhile share the next check."""
+        try:
+            while session_id in self._failed:
+                self._failed.discard(session_id)
+                await self._journal.flush()
+                self._live.forget(session_id)
+                await self.check(session_id)
+        except MiproError as error:
+            log.warning(
+                "failures_not_considered",
+                extra={"session_id": session_id, "reason": error.message},
+            )
+        finally:
+            del self._begun[session_id]
+
+    async def _check(self, session_id: str) -> None:
+        turn = self._turns.get(session_id)
+        if turn is None:
+            turn = self._turns[session_id] = asyncio.Lock()
+        async with turn:
+            del self._next[session_id]
+            try:
+                await self._promotion.consider(await self._live.of(session_id))
+            except StoreFailed as error:
+                log.warning("evidence_not_considered", extra={"reason": error.message})

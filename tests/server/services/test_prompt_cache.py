@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_mipro.server.services.knowledge import Recent, session_bytes
+from prefect_mipro.server.services.session_cache import Recent, session_bytes
 from tests.server.store.records import session
 
 

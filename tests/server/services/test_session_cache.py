@@ -12,8 +12,12 @@ from sqlalchemy import Connection, event
 
 from prefect_mipro.errors import SessionNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.services.knowledge import Knowledge
-from prefect_mipro.server.services.live import OLDEST_SECONDS, REMEMBERED_PINS, Live
+from prefect_mipro.server.services.session_cache import (
+    OLDEST_SECONDS,
+    REMEMBERED_PINS,
+    PromptCache,
+    SessionCache,
+)
 from prefect_mipro.server.store.engine import open_beside_server, open_store
 from prefect_mipro.server.store.records import Standing
 from prefect_mipro.server.store.sqlite import SqliteDatabase
@@ -38,7 +42,7 @@ class Process:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.seconds = 100.0
-        self.live = Live(self.store, Knowledge(self.store), timer=lambda: self.seconds)
+        self.live = SessionCache(self.store, PromptCache(self.store), timer=lambda: self.seconds)
 
     async def state(self) -> SessionState:
         return (await self.live.of("s1")).session.state
@@ -200,7 +204,7 @@ async def test_changes_that_go_on_all_the_time_keep_nobody_waiting(store: Store)
             return found
 
     busy = Busy(store.database)
-    live = Live(busy, Knowledge(busy))
+    live = SessionCache(busy, PromptCache(busy))
     for _ in range(2):
         async with asyncio.timeout(20):
             assert (await live.of("s1")).session_id == "s1"

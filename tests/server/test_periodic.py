@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from prefect_mipro.errors import StoreFailed
-from prefect_mipro.server.services.periodic import Periodic
+from prefect_mipro.server.periodic import Periodic
 
 
 async def test_it_begins_at_once_and_goes_on_after_a_failure(
