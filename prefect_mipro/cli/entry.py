@@ -30,6 +30,7 @@ COMMANDS = {
             "demo:demo", "Optimize a prompt with the embedded model; no key.", "embedded"
         ),
         "doctor": Command("doctor:doctor", "Find out what is wrong, and what to do."),
+        "config": Command("config:app", "Check a session config before it is used."),
         "serve": Command("serve:serve", "Run the backend server.", "server"),
     },
     "Sessions": {
@@ -37,6 +38,8 @@ COMMANDS = {
         "candidates": Command(
             "candidates:candidates", "Show the candidates of a session, or one of them."
         ),
+        "rollouts": Command("rollouts:app", "Show what was asked and answered, the worst first."),
+        "traces": Command("rollouts:traces", "Show the calls of a rollout whole."),
         "promote": Command("candidates:promote", "Make a candidate the champion."),
         "retire": Command("candidates:retire", "Take a candidate out of play."),
         "retire-lever": Command(

@@ -7,7 +7,7 @@ from typing import Any
 from prefect_mipro.errors import AnswerInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.reviews import DemonstrationReview
-from prefect_mipro.models.rollouts import ExampleTrace
+from prefect_mipro.models.rollouts import ExampleTrace, RolloutReport, Trace
 from prefect_mipro.models.sessions import SessionStatus, SessionUrls
 
 
@@ -54,6 +54,16 @@ def examples_of(answer: JsonObject) -> tuple[ExampleTrace, ...]:
 def reviews_of(answer: JsonObject) -> tuple[DemonstrationReview, ...]:
     """Demonstration sets and their reviews."""
     return tuple(map(DemonstrationReview.model_validate, answer["items"]))
+
+
+def rollouts_of(answer: JsonObject) -> tuple[RolloutReport, ...]:
+    """Rewarded rollouts."""
+    return tuple(map(RolloutReport.model_validate, answer["items"]))
+
+
+def traces_of(answer: JsonObject) -> tuple[Trace, ...]:
+    """Recorded calls."""
+    return tuple(map(Trace.model_validate, answer["items"]))
 
 
 def as_it_is(answer: JsonObject) -> JsonObject:

@@ -80,6 +80,8 @@ class _Connection:
     sessions = _Method(operations.sessions)
     events = _Method(operations.events)
     examples = _Method(operations.examples)
+    rollouts = _Method(operations.rollouts)
+    traces = _Method(operations.traces)
     candidates = _Method(operations.candidates)
     candidate = _Method(operations.candidate)
     add_candidate = _Method(operations.add_candidate)

@@ -11,7 +11,15 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from prefect_mipro.client.answers import as_it_is, examples_of, reviews_of, status_of, urls_of
+from prefect_mipro.client.answers import (
+    as_it_is,
+    examples_of,
+    reviews_of,
+    rollouts_of,
+    status_of,
+    traces_of,
+    urls_of,
+)
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject, Record
 from prefect_mipro.models.chat import ChatMessage
@@ -20,7 +28,13 @@ from prefect_mipro.models.judgements import SCORE_KEYS, score_of
 from prefect_mipro.models.leases import Lease, TraceReceipt, TraceRequest
 from prefect_mipro.models.readiness import Ready
 from prefect_mipro.models.reviews import DemonstrationReview
-from prefect_mipro.models.rollouts import ExampleTrace, RewardReceipt, RewardRequest
+from prefect_mipro.models.rollouts import (
+    ExampleTrace,
+    RewardReceipt,
+    RewardRequest,
+    RolloutReport,
+    Trace,
+)
 from prefect_mipro.models.sessions import (
     CreateSession,
     DeletedSession,
@@ -350,6 +364,22 @@ def examples(
     """What a candidate answered in its newest rewarded rollouts of one call, newest first."""
     query = _query(candidate_id=candidate_id, limit=_page(limit))
     return _get(f"{_session_path(session_id)}/examples", examples_of, query)
+
+
+def rollouts(
+    session_id: str, *, order: str = "newest", limit: int = 100
+) -> Operation[tuple[RolloutReport, ...]]:
+    """Rewarded rollouts: the `newest` reward first, or the `worst` of the newest 2,000."""
+    query = _query(order=order, limit=_page(limit))
+    return _get(f"{_session_path(session_id)}/rollouts", rollouts_of, query)
+
+
+def traces(session_id: str, of: str) -> Operation[tuple[Trace, ...]]:
+    """The recorded calls of a rollout in their order, or the one call with the id `of`.
+
+    Raises RolloutNotFound where there is neither.
+    """
+    return _get(f"{_session_path(session_id)}/traces", traces_of, _query(of=of))
 
 
 def candidates(

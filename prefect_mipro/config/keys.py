@@ -39,6 +39,10 @@ INERT: Mapping[str, frozenset[str]] = {
 }
 
 
+# Addresses of the program, which the hosted service asked for: nobody misses anything without them.
+UNUSED = frozenset({"task_app_id", "task_app_url", "container_id", "container_url"})
+
+
 def check_path(path: object) -> None:
     """Raise ConfigInvalid unless a config can have a key at this dotted path."""
     if not isinstance(path, str):
@@ -91,6 +95,23 @@ def warnings(merged: Mapping[str, Any]) -> Iterator[str]:
         if key != "prompt_learning":
             yield f"{key} is not part of a session config and has no effect"
     yield from _section_warnings(PromptLearning, merged["prompt_learning"], "prompt_learning")
+
+
+def honoured(merged: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each key that is set and has an effect: its dotted path, and its value as it was written."""
+    yield from _section_honoured(PromptLearning, merged["prompt_learning"], "prompt_learning")
+
+
+def _section_honoured(
+    section: type[BaseModel], table: Mapping[str, Any], path: str
+) -> Iterator[tuple[str, Any]]:
+    fields = _fields(section)
+    for key in table.keys() & fields.keys() - INERT.get(path, frozenset()) - UNUSED:
+        inner, value = fields[key], table[key]
+        if inner and isinstance(value, Mapping):
+            yield from _section_honoured(inner, value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", value
 
 
 def _section_warnings(

@@ -223,6 +223,37 @@ class ExampleTrace(Record):
     shareable: bool = False
 
 
+class RolloutReport(Record):
+    """A rewarded rollout, as lists show it.
+
+    `reward` is scaled to [0, 1], `score` is what the caller sent. `input` and `output` are the
+    texts of its call, empty where it made several calls or none with text; `traces` has them all.
+    """
+
+    rollout_id: str
+    candidate_id: str
+    candidate_number: int
+    reward: float
+    score: float
+    feedback: str | None = None
+    expected: str | None = None
+    example_id: str | None = None
+    correlation_id: str | None = None
+    prompt_applied: bool | None = None
+    failure: FailureKind | None = None
+    input: str = ""
+    output: str = ""
+    pinned_at: datetime
+    rewarded_at: datetime
+
+
+class RolloutOrder(StrEnum):
+    """The order of a list of rollouts: the newest reward first, or the lowest."""
+
+    NEWEST = "newest"
+    WORST = "worst"
+
+
 class SeedEval(Record):
     """One rewarded rollout in the wire's seed-eval resource."""
 

@@ -65,7 +65,7 @@ def wire(
         *(upstreams, prompts, live, assignments, journal, recorder, checks), new_id=new_id
     )
     rollouts = Rollouts(
-        *(store, live, checks, proposals, redaction),
+        *(store, live, checks, proposals, redaction, journal),
         telemetry=telemetry,
         clock=clock,
         new_id=new_id,

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
-from prefect_mipro.models.base import SessionId
+from prefect_mipro.models.base import ID_CHARACTERS, SessionId
 from prefect_mipro.models.leases import TraceReceipt
 from prefect_mipro.models.levers import ReviewState
 from prefect_mipro.models.reviews import DemonstrationReview, ReviewRequest
-from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest
+from prefect_mipro.models.rollouts import RewardReceipt, RewardRequest, RolloutOrder
 from prefect_mipro.models.sessions import (
     CreateSession,
     DeletedSession,
@@ -76,6 +76,8 @@ def session_router(prefix: str, *, tag: str) -> APIRouter:
     router.add_api_route("/{session_id}/reward", reward, methods=["POST"])
     router.add_api_route("/{session_id}/events", events, methods=["GET"])
     router.add_api_route("/{session_id}/examples", examples, methods=["GET"])
+    router.add_api_route("/{session_id}/rollouts", rollouts, methods=["GET"])
+    router.add_api_route("/{session_id}/traces", traces, methods=["GET"])
     router.add_api_route("/{session_id}/champion", promote, methods=["POST"])
     router.add_api_route("/{session_id}/reviews", reviews, methods=["GET"])
     router.add_api_route("/{session_id}/reviews/{version}", review, methods=["POST"])
@@ -170,6 +172,30 @@ async def examples(
 ) -> Listing:
     """What a candidate answered in its newest rewarded rollouts of one call, newest first."""
     found = await sessions.examples(session_id, candidate_id, limit=limit)
+    return Listing(items=[each.model_dump(mode="json") for each in found])
+
+
+async def rollouts(
+    session_id: SessionId,
+    service: RolloutsOf,
+    order: RolloutOrder = RolloutOrder.NEWEST,
+    limit: Limit = 100,
+) -> Listing:
+    """Rewarded rollouts, the newest reward first, or the worst of the newest 2,000."""
+    found = await service.reports(session_id, order=order, limit=limit)
+    return Listing(items=[each.model_dump(mode="json") for each in found])
+
+
+async def traces(
+    session_id: SessionId,
+    of: Annotated[
+        str,
+        Query(min_length=1, max_length=ID_CHARACTERS, description="a rollout's id, or a call's"),
+    ],
+    service: RolloutsOf,
+) -> Listing:
+    """The calls of a rollout in their order, or one call: what was sent, and what was answered."""
+    found = await service.traces(session_id, of)
     return Listing(items=[each.model_dump(mode="json") for each in found])
 
 

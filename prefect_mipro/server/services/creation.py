@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 from prefect_mipro.config import MiproConfig, ProposalTrigger, ProposerMode
 from prefect_mipro.errors import ConfigInvalid, InputInvalid
-from prefect_mipro.models.base import ID_CHARACTERS, ID_PATTERN, JsonObject
+from prefect_mipro.models.base import ID_CHARACTERS, JsonObject
 from prefect_mipro.models.candidates import Candidate
 from prefect_mipro.models.levers import (
     Demonstration,
@@ -22,7 +21,7 @@ from prefect_mipro.models.levers import (
     LeverProvenance,
     LeverVersion,
 )
-from prefect_mipro.models.names import short_text
+from prefect_mipro.models.names import is_identifier, short_text
 from prefect_mipro.models.sessions import CreateSession, Session, SessionState
 from prefect_mipro.optimizer.prompts import placeholder_fault
 from prefect_mipro.server.ids import new_secret
@@ -134,18 +133,14 @@ def session_id_of(request: CreateSession, config: MiproConfig) -> str:
     system = request.system
     for told in (request.session_id, system and system.id, config.mipro.system_id):
         if told:
-            if not _usable(told):
+            if not is_identifier(told):
                 raise InputInvalid(
                     f"the session id {told[:80]!r} is not usable in a URL; use up to "
                     f"{ID_CHARACTERS} letters, digits, '_', '-', '.', ':' or '~'"
                 )
             return told
     name = system.name if system else None
-    return name if name and _usable(name) else str(uuid.uuid4())
-
-
-def _usable(session_id: str) -> bool:
-    return len(session_id) <= ID_CHARACTERS and bool(re.fullmatch(ID_PATTERN, session_id))
+    return name if name and is_identifier(name) else str(uuid.uuid4())
 
 
 def first_facts(

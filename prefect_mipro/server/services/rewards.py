@@ -25,6 +25,9 @@ from prefect_mipro.models.rollouts import (
     RewardReceipt,
     RewardRequest,
     Rollout,
+    RolloutOrder,
+    RolloutReport,
+    Trace,
 )
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.ids import Clock, NewId
@@ -51,6 +54,7 @@ class Rollouts:
         checks: PromotionChecks,
         proposals: Proposals,
         redaction: Redaction,
+        journal: Journal,
         *,
         telemetry: Telemetry,
         clock: Clock,
@@ -61,6 +65,7 @@ class Rollouts:
         self._checks = checks
         self._proposals = proposals
         self._redaction = redaction
+        self._journal = journal
         self._telemetry = telemetry
         self._clock = clock
         self._new_id = new_id
@@ -71,6 +76,27 @@ class Rollouts:
         if rollout is None:
             raise RolloutNotFound(f"session {session_id} has served no rollout {rollout_id!r}")
         return rollout
+
+    async def reports(
+        self, session_id: str, *, order: RolloutOrder, limit: int
+    ) -> tuple[RolloutReport, ...]:
+        """Rewarded rollouts, the newest or the worst first. Raises SessionNotFound."""
+        await self._journal.flush()
+        return await self._store.rollout_reports(session_id, order=order, limit=limit)
+
+    async def traces(self, session_id: str, rollout_or_trace_id: str) -> tuple[Trace, ...]:
+        """The calls of a rollout, or one call by its id.
+
+        Raises RolloutNotFound where there is neither, or its calls are kept no longer.
+        """
+        await self._journal.flush()
+        found = await self._store.traces_of(session_id, rollout_or_trace_id)
+        if not found:
+            raise RolloutNotFound(
+                f"session {session_id} has recorded no call of a rollout {rollout_or_trace_id!r}, "
+                "and none with this id"
+            )
+        return found
 
     async def reward(
         self, session_id: str, request: RewardRequest, *, request_key: str | None = None

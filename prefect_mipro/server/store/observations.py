@@ -7,11 +7,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select, tuple_
 
 from prefect_mipro.errors import CandidateNotFound
-from prefect_mipro.models.rollouts import ExampleTrace, SeedEval, user_of
+from prefect_mipro.models.rollouts import (
+    ExampleTrace,
+    RolloutOrder,
+    RolloutReport,
+    SeedEval,
+    Trace,
+    user_of,
+)
 from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.server.store.changes import check_session
 from prefect_mipro.server.store.records import Page, SeedEvalFilter, decode_cursor, encode_cursor
-from prefect_mipro.server.store.rows import frame_record
+from prefect_mipro.server.store.rows import frame_record, trace_record
 from prefect_mipro.server.store.schema import (
     candidates,
     example,
@@ -23,6 +30,8 @@ from prefect_mipro.server.store.schema import (
     unapplied,
 )
 
+# Of so many newest rewards the worst are found without an index of their own.
+WORST_OF = 2_000
 # A rollout succeeds from the middle of the reward's range on.
 SUCCESS = 0.5
 
@@ -69,6 +78,61 @@ def example_traces(
     return tuple(
         ExampleTrace.model_validate({**row, "user": user_of(row["metadata"])}) for row in rows
     )
+
+
+def rollout_reports(
+    connection: Connection, session_id: str, *, order: RolloutOrder, limit: int
+) -> tuple[RolloutReport, ...]:
+    """Rewarded rollouts: the newest, or the worst of the newest `WORST_OF`."""
+    query = (
+        select(
+            rollouts.c.rollout_id,
+            rollouts.c.candidate_id,
+            candidates.c.number.label("candidate_number"),
+            rollouts.c.reward,
+            rewards.c.score,
+            rewards.c.feedback,
+            rewards.c.expected,
+            rollouts.c.example_id,
+            func.coalesce(rollouts.c.correlation_id, rewards.c.correlation_id).label(
+                "correlation_id"
+            ),
+            rollouts.c.applied.label("prompt_applied"),
+            rollouts.c.failure,
+            func.coalesce(traces.c.input, "").label("input"),
+            func.coalesce(traces.c.output, "").label("output"),
+            rollouts.c.pinned_at,
+            rewards.c.received_at.label("rewarded_at"),
+        )
+        .join_from(rollouts, candidates, candidates.c.candidate_id == rollouts.c.candidate_id)
+        .join(rewards, _REWARD_OF_ROLLOUT)
+        .outerjoin(traces, traces.c.trace_id == rollouts.c.example_trace_id)
+        .where(rollouts.c.session_id == session_id, rewarded)
+    )
+    if order is RolloutOrder.WORST:
+        newest = select(func.max(rollouts.c.reward_number)).where(
+            rollouts.c.session_id == session_id, rewarded
+        )
+        query = query.where(rollouts.c.reward_number > newest.scalar_subquery() - WORST_OF)
+        query = query.order_by(rollouts.c.reward)
+    query = query.order_by(rollouts.c.reward_number.desc())
+    rows = connection.execute(query.limit(limit)).mappings().all()
+    if not rows:
+        check_session(connection, session_id)
+    return tuple(map(RolloutReport.model_validate, rows))
+
+
+def traces_of(
+    connection: Connection, session_id: str, rollout_or_trace_id: str
+) -> tuple[Trace, ...]:
+    """The calls of a rollout in their order, or the call with that id; empty if none is kept."""
+    query = select(traces).where(traces.c.session_id == session_id).order_by(traces.c.position)
+    for column in (traces.c.rollout_id, traces.c.trace_id):
+        rows = connection.execute(query.where(column == rollout_or_trace_id)).mappings().all()
+        if rows:
+            return tuple(map(trace_record, rows))
+    check_session(connection, session_id)
+    return ()
 
 
 def newest_frames(

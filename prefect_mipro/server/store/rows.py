@@ -119,6 +119,7 @@ ROLLOUT_COLUMNS = (
     _COLUMNS.epoch,
     _COLUMNS.applied,
 )
+TRACE_FIELDS = frozenset(Trace.model_fields) - {"usage"}
 TRACE_COLUMNS = tuple(column for column in traces.c if column.name != "position")
 FRAME_COLUMNS = tuple(column for column in frames.c if column.name != "position")
 
@@ -164,6 +165,12 @@ def trace_row(trace: Trace) -> tuple[Any, ...]:
         trace.cost_usd,
         _words(trace.model),
     )
+
+
+def trace_record(row: RowValues) -> Trace:
+    values = {name: row[name] for name in TRACE_FIELDS}
+    tokens = {name: row[name] for name in ("prompt_tokens", "completion_tokens")}
+    return Trace.model_validate({**values, "usage": tokens})
 
 
 def frame_row(call: CallRecord) -> tuple[Any, ...]:

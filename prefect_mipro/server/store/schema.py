@@ -395,6 +395,7 @@ traces = Table(
     Column("first_byte_seconds", Double),
     Column("cost_usd", Double),
     Column("model", Words),
+    Index(None, "session_id", "rollout_id"),
 )
 unapplied = traces.c.unapplied_reason != text("''")
 Index(

@@ -153,6 +153,8 @@ class Store:
     reward_blocks = Reads(blocks.blocks_of)
 
     example_traces = Reads(observations.example_traces)
+    rollout_reports = Reads(observations.rollout_reports)
+    traces_of = Reads(observations.traces_of)
     frames = Reads(observations.newest_frames)
     last_unapplied = Reads(observations.last_unapplied)
     seed_evals = Reads(observations.seed_evals)

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, event
 
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.levers import LeverName
+from prefect_mipro.models.rollouts import RolloutOrder
 from prefect_mipro.models.sessions import ForgetSubject
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.records import ForgetOrder, SeedEvalFilter, Texts
@@ -97,6 +98,10 @@ QUESTIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
     "example_traces of a candidate": lambda store: store.example_traces(
         "s1", candidate_id=BASELINE, limit=9
     ),
+    "newest rollout_reports": lambda store: store.rollout_reports(
+        "s1", order=RolloutOrder.NEWEST, limit=9
+    ),
+    "traces_of": lambda store: store.traces_of("s1", "none"),
     "duel": lambda store: store.duel("s1"),
     "duel_observations": lambda store: store.duel_observations("s1", 1),
     "awaited_in_duel": lambda store: store.awaited_in_duel("s1", 1),
