@@ -21,7 +21,7 @@ from prefect_mipro.errors import MiproError
 from prefect_mipro.server.__main__ import _Server
 from prefect_mipro.server.settings import ServerSettings
 from prefect_mipro.tasks.openai_clients import AsyncOpenAIClient, OpenAIClient
-from prefect_mipro.transport import CLIENT_IDLE_SECONDS, SERVER_IDLE_SECONDS
+from prefect_mipro.transport import CLIENT_IDLE_SECONDS, SERVER_IDLE_SECONDS, retry_after_seconds
 from tests.client.backend import KEY, Answer, Backend
 
 QUESTION: Any = [{"role": "user", "content": "hello"}]
@@ -126,3 +126,10 @@ def test_no_redirect_takes_a_key_or_a_prompt_elsewhere(backend: Backend, status:
     with Client(backend.url, KEY) as client, pytest.raises(MiproError, match="redirects to"):
         client.health()
     assert [each.path for each in backend.received] == ["/chat/completions", "/health"]
+
+
+def test_a_date_to_come_back_counts_from_the_date_of_the_answer_itself() -> None:
+    due, sent = "Mon, 05 Jan 2015 10:00:30 GMT", "Mon, 05 Jan 2015 10:00:00 GMT"
+    assert retry_after_seconds(due, sent=sent) == 30.0
+    assert retry_after_seconds(sent, sent=due) == 0.0
+    assert retry_after_seconds(due, sent="some day") == 0.0

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,6 +26,7 @@ from prefect_mipro.errors import (
     error_class,
 )
 from prefect_mipro.models.base import JsonObject
+from prefect_mipro.transport import retry_after_seconds
 
 T = TypeVar("T")
 
@@ -178,7 +178,9 @@ def _refusal(reply: httpx.Response, send: Send, key: str) -> MiproError:
         status=reply.status_code,
         url=str(reply.request.url),
         body_snippet=snippet,
-        retry_after_seconds=_retry_after_seconds(reply),
+        retry_after_seconds=retry_after_seconds(
+            reply.headers.get("retry-after"), sent=reply.headers.get("date")
+        ),
     )
 
 
@@ -208,21 +210,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _retry_after_seconds(reply: httpx.Response) -> float | None:
-    """Seconds, or a date: counted from the answer's own `Date`, so no two clocks are compared."""
-    value = reply.headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            due = parsedate_to_datetime(value)
-            sent = parsedate_to_datetime(reply.headers.get("date", ""))
-            seconds = (due - sent).total_seconds()
-        except (TypeError, ValueError):
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _passing(error: MiproError) -> bool:

@@ -26,8 +26,8 @@ from prefect_mipro.models.sessions import CreateSession, NewEpoch, Promote, Stat
 from prefect_mipro.server.routes.bodies import parse_json
 from prefect_mipro.server.upstream.completions import read
 from prefect_mipro.server.upstream.events import Events
-from prefect_mipro.server.upstream.patience import retry_after_seconds
 from prefect_mipro.server.upstream.refusals import openai_refusal
+from prefect_mipro.transport import retry_after_seconds
 from tests.server.scripted_upstream import DONE, event
 
 some = settings(max_examples=30)

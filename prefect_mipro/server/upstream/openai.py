@@ -36,10 +36,10 @@ from prefect_mipro.server.upstream.patience import (
     REPEATED_STATUSES,
     BackOff,
     Timeouts,
-    retry_after_seconds,
 )
 from prefect_mipro.server.upstream.quoted_keys import keys_in, without
 from prefect_mipro.server.upstream.waits import Watch
+from prefect_mipro.transport import retry_after_seconds
 
 CHAT_PATH = "/chat/completions"
 CALLER_KEY_HEADER = "x-provider-key"

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 # Some servers answer 500 to input that they cannot process; they would do so each time.
 REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 LONGEST_TICK_SECONDS = 0.25
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -51,28 +47,3 @@ class BackOff:
         """The wait before that repeat, counted from 0."""
         wait_seconds = min(self.first_wait_seconds * 2.0**repeat, self.longest_wait_seconds)
         return wait_seconds * (1.0 - self.chance() / 2)
-
-
-def retry_after_seconds(header: str | None, *, sent: str | None = None) -> float | None:
-    """A Retry-After header as seconds from now; it holds seconds or a date (RFC 9110, 10.2.3).
-
-    `sent` is the answer's own Date header. A date counts from there, so that no two clocks are
-    compared; from this machine's present where the answer has none.
-    """
-    if header is None:
-        return None
-    text = header.strip()
-    if _SECONDS.fullmatch(text):
-        return float(text)
-    due = _seconds_of(text)
-    if due is None:
-        return None
-    now = _seconds_of(sent or "")
-    return max(0.0, due - (time.time() if now is None else now))
-
-
-def _seconds_of(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
