@@ -144,7 +144,6 @@ async def template_of(store: Store) -> Template:
     session = await store.session(SESSION_ID)
     (row,) = (await store.part(session, Part.TRACE, limit=9)).items
     (reward,) = (await store.part(session, Part.REWARD, limit=9)).items
-    frame = row["frame"]
     trace = Trace.model_validate(
         {
             **{name: row[name] for name in Trace.model_fields if name in row},
@@ -154,7 +153,7 @@ async def template_of(store: Store) -> Template:
             ),
         }
     )
-    call = CallRecord(trace, "", frame["sensors"], frame["lever_versions"], (), applied=True)
+    call = CallRecord(trace, applied=True)
     return Template(trace, call, reward)
 
 
@@ -202,12 +201,7 @@ def called(template: Template, words: Words, rollout_id: str, at: datetime) -> C
             "output": answered,
         }
     own = {"trace_id": trace_id, "rollout_id": rollout_id, "created_at": at, **texts}
-    return replace(
-        template.call,
-        trace=trace.model_copy(update=own),
-        frame_id=new_id("frame"),
-        trace_ids=(trace_id, rollout_id),
-    )
+    return replace(template.call, trace=trace.model_copy(update=own))
 
 
 def rewarded(template: Template, rollout_id: str, at: datetime) -> Reward:

@@ -290,21 +290,9 @@ def _insert_facts(connection: Connection, *, duel_from: int) -> None:
         latency_seconds="0.25",
         prompt_tokens="40",
         completion_tokens="4",
+        estimated="0",
         created_at=at,
     )
-    for kind, where in (("latency", "1"), ("reward", rewarded)):
-        sensor = f'[{{"name":"{kind}","kind":"custom","value":1.0,"units":null,"metadata":{{}}}}]'
-        _insert(
-            connection,
-            schema.frames,
-            where=where,
-            **rollout,
-            frame_id=f"'frame_{kind}_' || {name}",
-            created_at=at,
-            sensors=f"'{sensor}'",
-            lever_versions=f"""'{{"mipro.prompt.{SESSION_ID}":1}}'""",
-            trace_ids=f"""'["trace_' || {name} || '"]'""",
-        )
     _insert(
         connection,
         schema.rewards,

@@ -23,8 +23,8 @@ The peers' dependencies clash with ours, so they live in a virtual environment o
 TensorZero also needs the programs of PostgreSQL (`apt install postgresql`). What is not installed
 is left out, and said. In every round each cell goes through all systems, so that what else the
 machine does concerns all alike; figures are medians over rounds, differences and ratios those
-within a round. When all is measured, our server is killed, and the database must hold a rollout, a
-trace and a frame for each call that was answered.
+within a round. When all is measured, our server is killed, and the database must hold a rollout and
+a trace for each call that was answered.
 
 Cells: c32 and c128 are 32 and 128 connections, the upstream answers at once; c32-400 is
 c32 with 400 of our sessions, which get the calls in turns; c1, c16 and the same with 50 ms are for

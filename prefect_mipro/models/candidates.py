@@ -8,7 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from prefect_mipro.models.base import Record
-from prefect_mipro.models.levers import LeverName, LeverVersion
+from prefect_mipro.models.levers import LeverName, LeverVersion, LeverVersions, lever_versions
 
 
 class Statistics(Record):
@@ -97,6 +97,16 @@ class Candidate(Record):
     def levers(self) -> tuple[int, int]:
         """The versions of (instruction, demonstrations)."""
         return (self.instruction_version, self.demonstrations_version)
+
+    @property
+    def lever_versions(self) -> LeverVersions:
+        """The versions that the candidate stands for, by the wire's lever ids."""
+        return lever_versions(
+            self.session_id,
+            number=self.number,
+            instruction_version=self.instruction_version,
+            demonstrations_version=self.demonstrations_version,
+        )
 
     @property
     def arm(self) -> Arm:

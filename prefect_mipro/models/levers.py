@@ -158,3 +158,14 @@ def lever_id(session_id: str, lever: LeverName) -> str:
 
 LeverVersions = dict[str, int]
 """Lever id to version number."""
+
+
+def lever_versions(
+    session_id: str, *, number: int, instruction_version: int, demonstrations_version: int
+) -> LeverVersions:
+    """The versions that a candidate stands for, by the wire's lever ids."""
+    return {
+        prompt_lever_id(session_id): number,
+        lever_id(session_id, LeverName.INSTRUCTION): instruction_version,
+        lever_id(session_id, LeverName.DEMONSTRATIONS): demonstrations_version,
+    }

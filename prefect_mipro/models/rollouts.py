@@ -96,7 +96,8 @@ class Trace(Record):
     `unapplied_reason` is empty when the candidate's prompt took the baseline's place, else the
     reason why it could not. `model` is the one that the answer names. `first_byte_seconds` is the
     time to the first token of a stream, else to the first byte. `latency_seconds` is `None` where
-    a program that called its model itself does not know it.
+    a program that called its model itself does not know it. `estimated` says that nobody told the
+    tokens, so that they are guessed from the texts.
     """
 
     trace_id: str
@@ -113,6 +114,7 @@ class Trace(Record):
     latency_seconds: float | None
     first_byte_seconds: float | None = None
     usage: Usage = Usage()
+    estimated: bool = False
     cost_usd: float | None = None
     model: str | None = None
     created_at: datetime

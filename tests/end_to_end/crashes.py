@@ -248,12 +248,6 @@ _COUNTED = (
         "GROUP BY rollout_id",
     ),
     (
-        "frames of calls",
-        "SELECT rollout_id, count(*) FROM mipro_frames WHERE trace_ids LIKE '%trace_%' "
-        "GROUP BY rollout_id",
-        "SELECT rollout_id, count(*) FROM mipro_traces GROUP BY rollout_id",
-    ),
-    (
         "rewards in blocks",
         "SELECT candidate_id, sum(rewards), total(reward_sum) FROM mipro_reward_blocks "
         "GROUP BY candidate_id",

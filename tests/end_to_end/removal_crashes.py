@@ -28,17 +28,16 @@ from prefect_mipro.models.levers import Demonstration, DemonstrationSource, Demo
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.changes import UNDER_DELETION
 from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.removal import FORGOTTEN_EVENT
 from prefect_mipro.server.store.store import Store
 from tests.end_to_end.conftest import BackendProcess
 from tests.end_to_end.crashes import SESSION_ID, Crashes
 from tests.server.store.records import (
     START,
-    call,
     candidate,
     create,
     demonstrations,
-    frame,
     reward,
     rollout,
     trace,
@@ -169,15 +168,8 @@ class RemovalCrashes(Crashes):
         await store.pin([rollout(name, pinned_at=at, **own) for name in names])
         await store.record_calls(
             [
-                call(
+                CallRecord(
                     trace(f"trace_{name}", name, input=text, created_at=at, **own),
-                    frame(
-                        f"frame_{name}",
-                        name,
-                        trace_ids=(f"trace_{name}",),
-                        created_at=at,
-                        **own,
-                    ),
                 )
                 for name in names
             ]

@@ -37,7 +37,7 @@ from prefect_mipro.optimizer.prompts import (
 )
 from prefect_mipro.server.ids import Clock, NewId
 from prefect_mipro.server.services.calls import likely_usage
-from prefect_mipro.server.services.recording import Recorder, call_failure, lever_versions
+from prefect_mipro.server.services.recording import Recorder, call_failure
 from prefect_mipro.server.services.rewards import Rollouts
 from prefect_mipro.server.services.serving import Serving
 from prefect_mipro.server.services.session_cache import LiveSession, PromptCache
@@ -185,11 +185,10 @@ class Leases:
         if estimated:
             usage = likely_usage(posted.messages, answer_text(response))
         trace = self._trace(session, rollout, posted, response, usage, request_key)
+        trace = trace.model_copy(update={"estimated": estimated})
         live = await self._serving.live.of(session_id)
         failure = await self._failure_of(live, trace, posted, candidate)
-        duplicate = await self._recorder.post(
-            trace, live, candidate=candidate, estimated=estimated, failure=failure
-        )
+        duplicate = await self._recorder.post(trace, live, failure=failure)
         if failure is not None:
             self._serving.checks.begin(session_id)
         return TraceReceipt(
@@ -258,7 +257,7 @@ class Leases:
             candidate_id=leased.candidate.candidate_id,
             number=leased.candidate.number,
             levers=leased.levers,
-            lever_versions=lever_versions(leased.candidate),
+            lever_versions=leased.candidate.lever_versions,
             placeholders=placeholders_of(prompt) if prompt else (),
             policy=LeasedPolicy(
                 model=config.policy.model,

@@ -29,7 +29,6 @@ DIGEST_PREFIX = "hmac-sha256:"
 DIGEST_CHARACTERS = 32
 EXAMPLE_KEYS = ("example_id", "seed")
 
-_SAID = frozenset({"error", "reason"})
 _WARNING = (
     "no texts of traces and rewards are kept (trace_content is 'off'), so nothing is learned from "
     "what was said: no demonstrations from traffic, and proposals that know the prompts and the "
@@ -75,10 +74,7 @@ class Redaction:
             return rows
         match part:
             case Part.TRACE:
-                return [
-                    {**row, **_emptied_trace(row), "frame": _without_words(row.get("frame"))}
-                    for row in rows
-                ]
+                return [{**row, **_emptied_trace(row)} for row in rows]
             case Part.REWARD:
                 return [{**row, **_emptied_reward(row)} for row in rows]
             case Part.ROLLOUT:
@@ -116,28 +112,6 @@ def _emptied_reward(values: Mapping[str, Any]) -> JsonObject:
     metadata = told if isinstance(told, Mapping) else {}
     kept = {name: metadata[name] for name in EXAMPLE_KEYS if name in metadata}
     return {"feedback": None, "expected": None, "artifact": None, "metadata": kept or None}
-
-
-def _objects(value: object) -> list[JsonObject]:
-    found = value if isinstance(value, list | tuple) else []
-    return [item for item in found if isinstance(item, dict)]
-
-
-def _without_words(frame: object) -> object:
-    """A sensor frame that says that something was amiss, and not what."""
-    if not isinstance(frame, dict):
-        return frame
-    sensors = [
-        {
-            **sensor,
-            "metadata": {
-                name: NOT_KEPT if name in _SAID else value
-                for name, value in (sensor.get("metadata") or {}).items()
-            },
-        }
-        for sensor in _objects(frame.get("sensors"))
-    ]
-    return {**frame, "sensors": sensors}
 
 
 class Retention:

@@ -1,4 +1,4 @@
-"""What is kept of a proxied call: its trace, its sensor frame, its counts."""
+"""What is kept of a proxied call: its trace and its counts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from prefect_mipro.errors import Conflict, MiproError
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Candidate
-from prefect_mipro.models.levers import LeverName, LeverVersions, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import CallFailure, Rollout, Trace
-from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.optimizer.demonstrations import room_for_demonstrations
 from prefect_mipro.optimizer.prompts import Applied, answer_text, user_text
 from prefect_mipro.server.ids import Clock, NewId
@@ -27,17 +25,9 @@ CALLER_WENT_AWAY = 499
 
 log = logging.getLogger(__name__)
 
-# As plain text, which is what is written.
-_TIMING = SensorKind.TIMING.value
-_RESOURCE = SensorKind.RESOURCE.value
-_CONTEXT_APPLY = SensorKind.CONTEXT_APPLY.value
-_TRACE = SensorKind.TRACE.value
-_NO_METADATA: JsonObject = {}
-_ESTIMATED: JsonObject = {"estimated": True}
-
 
 class Recorder:
-    """The traces and frames of all sessions."""
+    """The traces of all sessions."""
 
     def __init__(
         self,
@@ -100,6 +90,7 @@ class Recorder:
             latency_seconds=latency_seconds,
             first_byte_seconds=served.first_byte_seconds if served else None,
             usage=usage,
+            estimated=estimated,
             cost_usd=cost_usd,
             model=model,
             created_at=self._clock(),
@@ -109,13 +100,8 @@ class Recorder:
         if kept is not trace:
             size_bytes = 0
         size_bytes += sum(len(str(message.get("content"))) for message in kept.messages)
-        call = self._call(
-            kept,
-            candidate,
-            estimated=estimated,
-            applied=applied.mismatch is None,
-            failure=failure,
-            if_removed=if_removed,
+        call = CallRecord(
+            kept, applied=applied.mismatch is None, failure=failure, if_removed=if_removed
         )
         self._journal.record(call, size_bytes=size_bytes)
         if applied.mismatch:
@@ -127,8 +113,6 @@ class Recorder:
         trace: Trace,
         live: LiveSession,
         *,
-        candidate: Candidate,
-        estimated: bool,
         failure: CallFailure | None,
     ) -> bool:
         """Write the trace of a call made elsewhere, once; whether its id was there already.
@@ -138,7 +122,7 @@ class Recorder:
         kept = self._redaction.trace(trace, live.config)
         # Only the program knows that it used the prompt; that it did not, it says.
         applied = False if trace.unapplied_reason else None
-        call = self._call(kept, candidate, estimated=estimated, applied=applied, failure=failure)
+        call = CallRecord(kept, applied=applied, failure=failure)
         stored = await self._store.post_trace(call)
         if _content(stored) != _content(kept):
             raise Conflict(
@@ -148,27 +132,6 @@ class Recorder:
         if stored is kept and trace.unapplied_reason:
             _tell_unapplied(live, "the candidate's prompt", "a posted trace without it")
         return stored is not kept
-
-    def _call(
-        self,
-        trace: Trace,
-        candidate: Candidate,
-        *,
-        estimated: bool,
-        applied: bool | None,
-        failure: CallFailure | None,
-        if_removed: Rollout | None = None,
-    ) -> CallRecord:
-        return CallRecord(
-            trace,
-            frame_id=f"frame_{trace.trace_id.removeprefix('trace_')}",
-            sensors=_sensors(trace, estimated=estimated),
-            lever_versions=lever_versions(candidate),
-            trace_ids=(trace.trace_id, trace.rollout_id),
-            applied=applied,
-            failure=failure,
-            if_removed=if_removed,
-        )
 
 
 def _tell_unapplied(live: LiveSession, looked_for: str, came: str) -> None:
@@ -211,42 +174,4 @@ def call_failure(
 
 def _content(trace: Trace) -> JsonObject:
     """What two traces of one id must have in common: what was posted, not what followed from it."""
-    return trace.model_dump(exclude={"created_at", "cost_usd", "input", "output"})
-
-
-def lever_versions(candidate: Candidate) -> LeverVersions:
-    """The versions a candidate stands for, by the wire's lever ids."""
-    session_id = candidate.session_id
-    return {
-        prompt_lever_id(session_id): candidate.number,
-        lever_id(session_id, LeverName.INSTRUCTION): candidate.instruction_version,
-        lever_id(session_id, LeverName.DEMONSTRATIONS): candidate.demonstrations_version,
-    }
-
-
-def _sensors(trace: Trace, *, estimated: bool) -> list[JsonObject]:
-    usage, none = trace.usage, _NO_METADATA
-    counted = _ESTIMATED if estimated else none
-    why = {"reason": trace.unapplied_reason} if trace.unapplied_reason else none
-    error = {"error": trace.error} if trace.error else none
-    sensors = [
-        _sensor("prompt_tokens", _RESOURCE, usage.prompt_tokens, "tokens", counted),
-        _sensor("completion_tokens", _RESOURCE, usage.completion_tokens, "tokens", counted),
-        _sensor("prompt_applied", _CONTEXT_APPLY, not why, None, why),
-        _sensor("status", _TRACE, trace.status, None, error),
-    ]
-    if trace.latency_seconds is not None:
-        sensors.insert(0, _sensor("latency", _TIMING, trace.latency_seconds, "seconds", none))
-    if trace.first_byte_seconds is not None:
-        waited = trace.first_byte_seconds
-        sensors.append(_sensor("time_to_first_token", _TIMING, waited, "seconds", none))
-    if trace.cost_usd is not None:
-        sensors.append(_sensor("cost_usd", _RESOURCE, trace.cost_usd, "USD", counted))
-    return sensors
-
-
-def _sensor(
-    name: str, kind: str, value: float, units: str | None, metadata: JsonObject
-) -> JsonObject:
-    """A `Sensor` as plain JSON: no call waits for records that nobody reads."""
-    return {"name": name, "kind": kind, "value": value, "units": units, "metadata": metadata}
+    return trace.model_dump(exclude={"created_at", "cost_usd", "input", "output", "estimated"})

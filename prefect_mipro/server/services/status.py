@@ -45,7 +45,6 @@ from prefect_mipro.optimizer.posterior import Posterior
 from prefect_mipro.optimizer.promotion import detectable_lift, log_evidence, log_evidence_against
 from prefect_mipro.server.services.beliefs import Snapshot, generator
 from prefect_mipro.server.services.promotion import spending
-from prefect_mipro.server.services.recording import lever_versions
 
 LARGEST_LOG_E_VALUE = math.log(1e9)
 
@@ -132,7 +131,7 @@ def status_of(facts: Facts, urls: SessionUrls, warnings: Sequence[str]) -> Sessi
             mutation_count=len(facts.candidates) - 1,
             latest_version=max(numbers.values()),
         ),
-        lever_versions=lever_versions(champion),
+        lever_versions=champion.lever_versions,
         best_lever_version=best.number,
         prompt_lever_id=lever_id,
         candidate_lever_versions=numbers,

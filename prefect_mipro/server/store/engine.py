@@ -369,12 +369,12 @@ def _is_current(connection: Connection, name: str) -> bool:
     migrations = ScriptDirectory.from_config(_config(connection))
     present = set(context.get_current_heads())
     if unknown := present - {migration.revision for migration in migrations.walk_revisions()}:
-        raise StoreFailed(_written_by_another(name, ", ".join(sorted(unknown))))
+        raise StoreFailed(_written_by_another(name, min(unknown), migrations.get_heads()[0]))
     return present == set(migrations.get_heads())
 
 
-def _written_by_another(name: str, schema: str) -> str:
-    if re.fullmatch(r"\d{4}", schema):
+def _written_by_another(name: str, schema: str, ours: str) -> str:
+    if _number(schema) < _number(ours):
         return (
             f"the database {name} was written by a development version of prefect-mipro (schema "
             f"{schema}) and cannot be upgraded; export its sessions with that version "
@@ -385,3 +385,8 @@ def _written_by_another(name: str, schema: str) -> str:
         f"the database {name} was written by a newer release of prefect-mipro (schema {schema}); "
         "install that release, or name another database"
     )
+
+
+def _number(schema: str) -> int:
+    """The number of a schema, `v2`; 0 for one of the time before they had this form."""
+    return int(schema[1:]) if re.fullmatch(r"v\d+", schema) else 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select, tuple_
 
 from prefect_mipro.errors import CandidateNotFound
+from prefect_mipro.models.levers import LeverVersions, lever_versions
 from prefect_mipro.models.rollouts import (
     ExampleTrace,
     RolloutOrder,
@@ -15,14 +17,13 @@ from prefect_mipro.models.rollouts import (
     Trace,
     user_of,
 )
-from prefect_mipro.models.sensors import SensorFrame
+from prefect_mipro.models.sensors import SensorFrame, frame_of_call, frame_of_reward
 from prefect_mipro.server.store.changes import check_session
 from prefect_mipro.server.store.records import Page, SeedEvalFilter, decode_cursor, encode_cursor
-from prefect_mipro.server.store.rows import frame_record, trace_record
+from prefect_mipro.server.store.rows import reward_record, trace_record
 from prefect_mipro.server.store.schema import (
     candidates,
     example,
-    frames,
     rewarded,
     rewards,
     rollouts,
@@ -35,6 +36,13 @@ WORST_OF = 2_000
 # A rollout succeeds from the middle of the reward's range on.
 SUCCESS = 0.5
 
+_VERSIONS = (
+    candidates.c.number,
+    candidates.c.instruction_version,
+    candidates.c.demonstrations_version,
+)
+# What the sensors of a call do not need.
+_TEXTS: dict[str, Any] = {"input": "", "output": "", "messages": [], "response": None}
 _REWARD_OF_ROLLOUT = and_(
     rewards.c.session_id == rollouts.c.session_id, rewards.c.rollout_id == rollouts.c.rollout_id
 )
@@ -138,17 +146,53 @@ def traces_of(
 def newest_frames(
     connection: Connection, session_id: str, *, limit: int
 ) -> tuple[SensorFrame, ...]:
-    """The newest frames, newest first."""
+    """The frames of the newest calls and rewards, newest first."""
+    found = [
+        *_frames_of_calls(connection, session_id, limit),
+        *_frames_of_rewards(connection, session_id, limit),
+    ]
+    if not found:
+        check_session(connection, session_id)
+    return tuple(sorted(found, key=lambda frame: frame.created_at, reverse=True)[:limit])
+
+
+def _frames_of_calls(connection: Connection, session_id: str, limit: int) -> Iterator[SensorFrame]:
+    told = [column for column in traces.c if column.name not in _TEXTS]
     query = (
-        select(frames)
-        .where(frames.c.session_id == session_id)
-        .order_by(frames.c.position.desc())
+        select(*told, *_VERSIONS)
+        .join(candidates, candidates.c.candidate_id == traces.c.candidate_id)
+        .where(traces.c.session_id == session_id)
+        .order_by(traces.c.position.desc())
         .limit(limit)
     )
-    rows = connection.execute(query).mappings().all()
-    if not rows:
-        check_session(connection, session_id)
-    return tuple(frame_record(row) for row in rows)
+    for row in connection.execute(query).mappings():
+        trace = trace_record({**row, **_TEXTS})
+        yield frame_of_call(trace, _versions(session_id, row))
+
+
+def _frames_of_rewards(
+    connection: Connection, session_id: str, limit: int
+) -> Iterator[SensorFrame]:
+    pinned = rollouts.c.candidate_id.label("pinned_candidate_id")
+    query = (
+        select(rewards, pinned, *_VERSIONS)
+        .join_from(rollouts, rewards, _REWARD_OF_ROLLOUT)
+        .join(candidates, candidates.c.candidate_id == rollouts.c.candidate_id)
+        .where(rollouts.c.session_id == session_id, rewarded)
+        .order_by(rollouts.c.reward_number.desc())
+        .limit(limit)
+    )
+    for row in connection.execute(query).mappings():
+        yield frame_of_reward(
+            reward_record(row),
+            rollout_id=row["rollout_id"],
+            candidate_id=row["pinned_candidate_id"],
+            versions=_versions(session_id, row),
+        )
+
+
+def _versions(session_id: str, row: RowMapping) -> LeverVersions:
+    return lever_versions(session_id, **{column.name: row[column.name] for column in _VERSIONS})
 
 
 def last_unapplied(connection: Connection, session_id: str) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.candidates import Duel, Statistics
-from prefect_mipro.models.levers import LeverVersions
 from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Rollout, Trace
 from prefect_mipro.models.sessions import ForgetSubject, Session, SessionState
 
@@ -90,18 +89,13 @@ class Withdrawal:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call as it is written: its trace, and the frame of its sensors as plain JSON.
+    """A call as it is written.
 
-    `sensors` are `Sensor`s as they are read back: name, kind, value, units and metadata. `applied`
-    is whether the candidate's prompt was in the call, `None` where only the program knows.
-    `if_removed` is the rollout as the call began it, if its rollout was removed before.
+    `applied` is whether the candidate's prompt was in the call, `None` where only the program
+    knows. `if_removed` is the rollout as the call began it, if its rollout was removed before.
     """
 
     trace: Trace
-    frame_id: str
-    sensors: Sequence[JsonObject]
-    lever_versions: LeverVersions
-    trace_ids: Sequence[str]
     applied: bool | None = None
     failure: CallFailure | None = None
     if_removed: Rollout | None = None
@@ -146,7 +140,6 @@ class Texts(StrEnum):
     """Where the words of programs and their users are kept."""
 
     TRACES = "traces"
-    FRAMES = "frames"
     REWARDS = "rewards"
 
 

@@ -53,7 +53,6 @@ from prefect_mipro.server.store.schema import (
     events,
     example_rewards,
     forget_requests,
-    frames,
     lever_versions,
     metadata,
     past_epochs,
@@ -68,10 +67,9 @@ from prefect_mipro.server.store.schema import (
 )
 from prefect_mipro.server.store.upkeep import (
     ROLLOUT_COLUMNS,
-    delete_frames,
-    first_frames,
+    delete_calls,
+    first_calls,
     remove_found,
-    trace_ids_of,
 )
 
 PIECE = 500
@@ -85,7 +83,7 @@ _OLDER = rollouts.c.position <= (
     .where(sessions.c.session_id == _SESSION)
     .scalar_subquery()
 )
-# Whose rows grow with the traffic. Calls come first: they are found by their frames.
+# Whose rows grow with the traffic, beside the calls.
 _GROWING: tuple[tuple[Column[str] | Column[int], ColumnElement[bool]], ...] = (
     (events.c.seq, true()),
     (rewards.c.reward_id, true()),
@@ -143,7 +141,7 @@ def thin(connection: Connection, session_id: str, *, limit: int) -> int:
     Returns how many were deleted. Counters stay: the session is about to be deleted as a whole.
     """
     # Of the first kind of row that it has any of.
-    deleted = delete_frames(connection, first_frames(connection, session_id, limit), session_id)
+    deleted = delete_calls(connection, first_calls(connection, session_id, limit))
     for key, condition in _GROWING:
         deleted = deleted or _delete_some(connection, key, condition, session_id, limit=limit)
     return deleted
@@ -240,16 +238,13 @@ def call_texts(
     limit: int,
     cursor: str | None,
 ) -> Page[CallTexts]:
-    """The calls of these rollouts among the next `limit` frames of the session."""
-    found = _next_frames(connection, session_id, limit=limit, cursor=cursor)
-    going = [frame for frame in found if frame.rollout_id in rollout_ids]
-    named = trace_ids_of(going)
+    """The calls of these rollouts among the next `limit` calls of the session."""
+    found = _next_calls(connection, session_id, limit=limit, cursor=cursor)
+    going = [call.position for call in found if call.rollout_id in rollout_ids]
     query = select(traces.c.trace_id, traces.c.input, traces.c.output).where(
-        traces.c.session_id == session_id,
-        traces.c.trace_id.in_(named),
-        traces.c.rollout_id.in_({frame.rollout_id for frame in going}),
+        traces.c.position.in_(going)
     )
-    rows = connection.execute(query).all() if named else []
+    rows = connection.execute(query).all() if going else []
     return Page(tuple(CallTexts(*row) for row in rows), _next(found, limit))
 
 
@@ -310,37 +305,22 @@ def remove_calls(
     limit: int,
     cursor: str | None,
 ) -> str | None:
-    """Remove the frames of these or of removed rollouts among the next `limit` frames.
+    """Remove the calls of these or of removed rollouts among the next `limit` calls.
 
-    Their traces go with them. Other traces lose the messages that were sent, if those contained one
-    of the `emptied` lever versions. Returns the cursor of the next frames; `None` after the last.
+    Other calls lose the messages that were sent, if those contained one of the `emptied` lever
+    versions. Returns the cursor of the next calls; `None` after the last.
     """
     session_id = order.session_id
-    found = _next_frames(connection, session_id, limit=limit, cursor=cursor)
+    found = _next_calls(connection, session_id, limit=limit, cursor=cursor)
     going_ids = _going(connection, session_id, {row.rollout_id for row in found}, rollout_ids)
-    going = [frame for frame in found if frame.rollout_id in going_ids]
+    going = [call for call in found if call.rollout_id in going_ids]
     if going:
-        # The frame of a reward names what its sender called a trace, which may be another's.
-        removed = connection.execute(
-            delete(traces).where(
-                traces.c.session_id == session_id,
-                traces.c.trace_id.in_(trace_ids_of(going)),
-                traces.c.rollout_id.in_(going_ids),
-            )
-        ).rowcount
-        positions = [frame.position for frame in going]
-        connection.execute(delete(frames).where(frames.c.position.in_(positions)))
-        _count(connection, order, calls=removed)
+        _count(connection, order, calls=delete_calls(connection, going))
     made_of_them = _made_of(connection, session_id, emptied)
-    if served := trace_ids_of(frame for frame in found if frame.candidate_id in made_of_them):
+    if served := [call.position for call in found if call.candidate_id in made_of_them]:
         connection.execute(
             update(traces)
-            .where(
-                traces.c.session_id == session_id,
-                traces.c.trace_id.in_(served),
-                traces.c.candidate_id.in_(made_of_them),
-                cast(traces.c.messages, Text) != "[]",
-            )
+            .where(traces.c.position.in_(served), cast(traces.c.messages, Text) != "[]")
             .values(messages=[])
         )
     return _next(found, limit)
@@ -458,11 +438,11 @@ def _made_of(
     return set(connection.scalars(query))
 
 
-def _next_frames(
+def _next_calls(
     connection: Connection, session_id: str, *, limit: int, cursor: str | None
 ) -> Sequence[Row[Any]]:
     (after,) = decode_cursor(cursor, int) if cursor else (0,)
-    return first_frames(connection, session_id, limit, after=after)
+    return first_calls(connection, session_id, limit, after=after)
 
 
 def _next(found: Sequence[Row[Any]], limit: int) -> str | None:

@@ -19,9 +19,7 @@ from sqlalchemy import (
 )
 
 from prefect_mipro.errors import CandidateNotFound, RewardConflict, RolloutNotFound
-from prefect_mipro.models.levers import LeverName, lever_id, prompt_lever_id
 from prefect_mipro.models.rollouts import Reward, Rollout
-from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.optimizer.examples import expected_deviation
 from prefect_mipro.server.store.blocks import count_reward, make_room
 from prefect_mipro.server.store.changes import Change, changing, check_candidates, check_session
@@ -30,7 +28,6 @@ from prefect_mipro.server.store.records import Attached
 from prefect_mipro.server.store.rows import (
     Values,
     example_key,
-    frame_values,
     reward_record,
     rollout_record,
     rollout_values,
@@ -40,7 +37,6 @@ from prefect_mipro.server.store.schema import (
     candidates,
     duels,
     example_rewards,
-    frames,
     removed_rollouts,
     rewards,
     rollouts,
@@ -108,12 +104,6 @@ _COUNT_AS_EVIDENCE = (
         missing=candidates.c.missing + _MISSING,
     )
 )
-_VERSIONS = (
-    candidates.c.instruction_version,
-    candidates.c.demonstrations_version,
-    candidates.c.number,
-)
-_SELECT_VERSIONS = select(*_VERSIONS).where(candidates.c.candidate_id == _CANDIDATE)
 _REWARD_CANDIDATE = (
     update(candidates)
     .where(candidates.c.candidate_id == _CANDIDATE)
@@ -123,7 +113,7 @@ _REWARD_CANDIDATE = (
         reward_sum=candidates.c.reward_sum + _TIMES * _VALUE,
         reward_square_sum=candidates.c.reward_square_sum + _TIMES * _VALUE * _VALUE,
     )
-    .returning(*_VERSIONS, candidates.c.rewards, candidates.c.reward_sum)
+    .returning(candidates.c.rewards, candidates.c.reward_sum)
 )
 _REWARD_DUEL = (
     update(duels)
@@ -341,9 +331,7 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
         connection.execute(_TAKE_FAILURE_BACK, of_rollout)
         connection.execute(_COUNT_FAILURE_BACK, _of(rollout))
     if rollout.is_evidence:
-        versions, deviations = _count_reward(change, rewarded, missing_now=-int(late))
-    else:
-        versions = connection.execute(_SELECT_VERSIONS, _of(rollout)).one()
+        deviations = _count_reward(change, rewarded, missing_now=-int(late))
     connection.execute(
         _UPDATE_ROLLOUT,
         {
@@ -356,7 +344,6 @@ def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
             **deviations,
         },
     )
-    connection.execute(insert(frames), frame_values(_frame(rollout, reward, versions)))
     earned = f"rollout {rollout.rollout_id} of {rollout.candidate_id} earned {value:g}"
     data = {
         "rollout_id": rollout.rollout_id,
@@ -398,7 +385,7 @@ def tell_applied(change: Change, rollout_id: str, applied: bool) -> None:
     if rollout.reward is None:
         return
     if applied:
-        _, deviations = _count_reward(change, rollout)
+        deviations = _count_reward(change, rollout)
         connection.execute(_UPDATE_ROLLOUT, {**of_rollout, **deviations})
     else:
         _take_reward_back(
@@ -418,12 +405,10 @@ def _of(rollout: Rollout) -> Values:
     }
 
 
-def _count_reward(
-    change: Change, rollout: Rollout, *, missing_now: int = 0
-) -> tuple[Row[Any], Values]:
+def _count_reward(change: Change, rollout: Rollout, *, missing_now: int = 0) -> Values:
     """Count it as evidence: for candidate, duel, example and block.
 
-    Returns the candidate's versions, and what was added for example and block.
+    Returns what was added for example and block.
     """
     assert rollout.reward is not None
     counted = _add_reward(change, rollout, times=1, missing_now=missing_now)
@@ -436,7 +421,7 @@ def _count_reward(
     # Chance did not choose who answers after a fallback: the harder inputs fail.
     if not rollout.fell_back:
         _add_to_block(change, rollout, expected_deviation=expected, times=1)
-    return counted, {"deviation": deviation, "expected_deviation": expected}
+    return {"deviation": deviation, "expected_deviation": expected}
 
 
 def _take_reward_back(
@@ -502,27 +487,4 @@ def _add_to_example(change: Change, example_id: str, deviation: float, *, times:
             "rewards": times,
             "deviation_sum": deviation,
         },
-    )
-
-
-def _frame(rollout: Rollout, reward: Reward, versions: Row[Any]) -> SensorFrame:
-    sensor = Sensor(
-        name="reward",
-        kind=SensorKind.REWARD,
-        value=reward.value,
-        metadata={"score": reward.score, "reward_id": reward.reward_id},
-    )
-    return SensorFrame(
-        frame_id=f"frame_{reward.reward_id.removeprefix('reward_')}",
-        session_id=rollout.session_id,
-        rollout_id=rollout.rollout_id,
-        candidate_id=rollout.candidate_id,
-        created_at=reward.received_at,
-        sensors=(sensor,),
-        lever_versions={
-            lever_id(rollout.session_id, LeverName.INSTRUCTION): versions.instruction_version,
-            lever_id(rollout.session_id, LeverName.DEMONSTRATIONS): versions.demonstrations_version,
-            prompt_lever_id(rollout.session_id): versions.number,
-        },
-        trace_ids=() if reward.trace_ref is None else (reward.trace_ref,),
     )

@@ -1,4 +1,4 @@
-"""Rollouts and their calls: pins, traces and frames, many at once."""
+"""Rollouts and their calls: pins and traces, many at once."""
 
 from __future__ import annotations
 
@@ -34,17 +34,14 @@ from prefect_mipro.server.store.rewards import (
     tell_applied,
 )
 from prefect_mipro.server.store.rows import (
-    FRAME_COLUMNS,
     ROLLOUT_COLUMNS,
     TRACE_COLUMNS,
-    frame_row,
     rollout_row,
     trace_row,
 )
 from prefect_mipro.server.store.schema import (
     candidates,
     duels,
-    frames,
     rewards,
     rollouts,
     sessions,
@@ -192,7 +189,7 @@ def note_applied(
 
 
 def record_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
-    """Insert traces and frames, and add the calls to the statistics of their candidates.
+    """Insert traces, and add the calls to the statistics of their candidates.
 
     What the calls say of `applied` is noted as by `note_applied`. A failed call marks its rollout,
     unless the rollout has its reward or was given up. After a refused call no reward is awaited; in
@@ -228,7 +225,6 @@ def _record(connection: Connection, calls: Sequence[CallRecord]) -> None:
         for call in calls
     ]
     insert_rows(connection, traces, TRACE_COLUMNS, rows)
-    insert_rows(connection, frames, FRAME_COLUMNS, [frame_row(call) for call in calls])
 
 
 def _emptied(connection: Connection, calls: Sequence[CallRecord]) -> set[str]:

@@ -18,11 +18,9 @@ from prefect_mipro.models.levers import (
     LeverVersion,
 )
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
-from prefect_mipro.models.sensors import SensorFrame
 from prefect_mipro.models.sessions import Event, Session
 from prefect_mipro.server.json_text import json_text
-from prefect_mipro.server.store.records import CallRecord
-from prefect_mipro.server.store.schema import frames, microseconds, rollouts, traces, words
+from prefect_mipro.server.store.schema import microseconds, rollouts, traces, words
 
 Values = dict[str, Any]
 RowValues = Mapping[str, Any] | RowMapping
@@ -121,7 +119,6 @@ ROLLOUT_COLUMNS = (
 )
 TRACE_FIELDS = frozenset(Trace.model_fields) - {"usage"}
 TRACE_COLUMNS = tuple(column for column in traces.c if column.name != "position")
-FRAME_COLUMNS = tuple(column for column in frames.c if column.name != "position")
 
 
 def rollout_row(rollout: Rollout, *, position: int, epoch: int) -> tuple[Any, ...]:
@@ -150,20 +147,21 @@ def trace_row(trace: Trace) -> tuple[Any, ...]:
         trace.session_id,
         trace.rollout_id,
         trace.candidate_id,
-        json_text(trace.messages),
-        None if trace.response is None else json_text(trace.response),
-        words(trace.input),
-        words(trace.output),
-        words(trace.unapplied_reason),
         trace.status,
-        words(trace.error),
         trace.latency_seconds,
+        trace.first_byte_seconds,
         trace.usage.prompt_tokens,
         trace.usage.completion_tokens,
-        microseconds(trace.created_at),
-        trace.first_byte_seconds,
+        trace.estimated,
         trace.cost_usd,
         _words(trace.model),
+        microseconds(trace.created_at),
+        words(trace.unapplied_reason),
+        words(trace.error),
+        words(trace.input),
+        words(trace.output),
+        json_text(trace.messages),
+        None if trace.response is None else json_text(trace.response),
     )
 
 
@@ -173,30 +171,8 @@ def trace_record(row: RowValues) -> Trace:
     return Trace.model_validate({**values, "usage": tokens})
 
 
-def frame_row(call: CallRecord) -> tuple[Any, ...]:
-    trace = call.trace
-    return (
-        call.frame_id,
-        trace.session_id,
-        trace.rollout_id,
-        trace.candidate_id,
-        microseconds(trace.created_at),
-        json_text(call.sensors),
-        json_text(call.lever_versions),
-        json_text(call.trace_ids),
-    )
-
-
 def _words(text: str | None) -> str | None:
     return None if text is None else words(text)
-
-
-def frame_record(row: RowValues) -> SensorFrame:
-    return SensorFrame.model_validate(dict(row))
-
-
-def frame_values(frame: SensorFrame) -> Values:
-    return {**dict(frame), "sensors": [sensor.model_dump(mode="json") for sensor in frame.sensors]}
 
 
 def reward_record(row: RowValues) -> Reward:

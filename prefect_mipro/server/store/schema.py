@@ -373,28 +373,32 @@ Index(
     postgresql_where=failed,
 )
 
+# The large columns come last: SQLite reads those before them without them.
 traces = Table(
     "mipro_traces",
     metadata,
     Column("position", RowNumber, primary_key=True),
     Column("trace_id", Text, nullable=False, unique=True),
-    Column("session_id", Text, nullable=False),
+    _session(),
     Column("rollout_id", Text, nullable=False),
     Column("candidate_id", Text, nullable=False),
-    Column("messages", JSON, nullable=False),
-    Column("response", JSON(none_as_null=True)),
-    Column("input", Words, nullable=False),
-    Column("output", Words, nullable=False),
-    Column("unapplied_reason", Words, nullable=False),
     Column("status", BigInteger, nullable=False),
-    Column("error", Words, nullable=False),
     Column("latency_seconds", Double),
+    Column("first_byte_seconds", Double),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-    Column("first_byte_seconds", Double),
+    # Whether the tokens are guessed from the texts.
+    Column("estimated", Boolean, nullable=False, default=False),
     Column("cost_usd", Double),
     Column("model", Words),
+    Column("created_at", UtcTime, nullable=False),
+    Column("unapplied_reason", Words, nullable=False),
+    Column("error", Words, nullable=False),
+    Column("input", Words, nullable=False),
+    Column("output", Words, nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("response", JSON(none_as_null=True)),
+    Index(None, "session_id", "position"),
     Index(None, "session_id", "rollout_id"),
 )
 unapplied = traces.c.unapplied_reason != text("''")
@@ -404,21 +408,6 @@ Index(
     traces.c.position,
     sqlite_where=unapplied,
     postgresql_where=unapplied,
-)
-
-frames = Table(
-    "mipro_frames",
-    metadata,
-    Column("position", RowNumber, primary_key=True),
-    Column("frame_id", Text, nullable=False),
-    _session(),
-    Column("rollout_id", Text, nullable=False),
-    Column("candidate_id", Text),
-    Column("created_at", UtcTime, nullable=False),
-    Column("sensors", JSON, nullable=False),
-    Column("lever_versions", JSON, nullable=False),
-    Column("trace_ids", JSON, nullable=False),
-    Index(None, "session_id", "position"),
 )
 
 rewards = Table(

@@ -25,7 +25,6 @@ from sqlalchemy import (
     Select,
     Table,
     func,
-    insert,
     select,
     tuple_,
 )
@@ -34,7 +33,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from prefect_mipro.errors import Conflict, InputInvalid, SessionNotFound
 from prefect_mipro.models.base import JsonObject
 from prefect_mipro.models.exports import Part
-from prefect_mipro.models.sensors import SensorKind
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.store.changes import (
     UNDER_DELETION,
@@ -52,11 +50,11 @@ from prefect_mipro.server.store.rows import (
     candidate_record,
     duel_record,
     event_record,
-    frame_record,
     lever_record,
     reward_record,
     rollout_record,
     session_record,
+    trace_record,
 )
 from prefect_mipro.server.store.schema import (
     UtcTime,
@@ -64,7 +62,6 @@ from prefect_mipro.server.store.schema import (
     duels,
     events,
     example_rewards,
-    frames,
     lever_versions,
     metadata,
     past_epochs,
@@ -107,7 +104,7 @@ _RECORDS: Mapping[Table, Callable[[Values], object]] = {
     duels: duel_record,
     rollouts: rollout_record,
     rewards: reward_record,
-    frames: frame_record,
+    traces: trace_record,
     events: event_record,
 }
 
@@ -118,8 +115,7 @@ def read_part(
     """A page of a part's rows as plain JSON, by their key, without the session's secrets.
 
     Rollouts and traces are limited to the rollouts that `session` counts: later ones may run with
-    candidates that were not listed yet. A trace has its sensor frame under `frame`. A page may have
-    fewer rows than `limit`, or none, and another page after it.
+    candidates that were not listed yet.
     """
     if part is Part.SESSION:
         return Page((_session(connection, session.session_id),))
@@ -142,37 +138,13 @@ def _session(connection: Connection, session_id: str) -> JsonObject:
 def _calls(
     connection: Connection, session: Session, *, limit: int, cursor: str | None
 ) -> Page[JsonObject]:
-    """Traces with the frames of their sensors, found by the frames: those have an index."""
-    key = (frames.c.position,)
-    query = _rows_of(session, key, limit=limit, cursor=cursor)
-    found = connection.execute(query).mappings().all()
-    frame_of = {row["trace_ids"][0]: row for row in found if _is_of_call(row)}
-    trace_of = _traces(connection, session, frame_of) if frame_of else {}
-    items = tuple(
-        {**_call_told(trace_of[trace_id]), "frame": _call_told(frame)}
-        for trace_id, frame in frame_of.items()
-        if trace_id in trace_of
+    key = (traces.c.position,)
+    told = (rollouts.c.session_id == traces.c.session_id) & (
+        rollouts.c.rollout_id == traces.c.rollout_id
     )
-    return Page(items, _next(found, key, limit))
-
-
-def _traces(
-    connection: Connection, session: Session, trace_ids: Iterable[str]
-) -> dict[str, RowMapping]:
-    query = (
-        select(traces)
-        .join(
-            rollouts,
-            (rollouts.c.session_id == traces.c.session_id)
-            & (rollouts.c.rollout_id == traces.c.rollout_id),
-        )
-        .where(
-            traces.c.trace_id.in_(trace_ids),
-            traces.c.session_id == session.session_id,
-            rollouts.c.position <= session.rollouts,
-        )
-    )
-    return {row["trace_id"]: row for row in connection.execute(query).mappings()}
+    query = _rows_of(session, key, limit=limit, cursor=cursor).join(rollouts, told)
+    rows = connection.execute(query.where(rollouts.c.position <= session.rollouts)).mappings().all()
+    return Page(tuple(map(_call_told, rows)), _next(rows, key, limit))
 
 
 def _rows_of(
@@ -192,12 +164,6 @@ def _next(rows: Any, key: tuple[Column[Any], ...], limit: int) -> str | None:
     if len(rows) < limit:
         return None
     return encode_cursor(*(rows[-1][column.name] for column in key))
-
-
-def _is_of_call(frame: RowMapping) -> bool:
-    """A reward's frame may name a trace too, which it is not the frame of."""
-    kinds = {sensor["kind"] for sensor in frame["sensors"]}
-    return bool(frame["trace_ids"]) and SensorKind.REWARD not in kinds
 
 
 def _call_told(row: RowMapping) -> JsonObject:
@@ -327,8 +293,7 @@ def _is_imported(change: Change) -> bool:
 
 def _check_counts(connection: Connection, session_id: str, lines: Mapping[str, int]) -> None:
     """Raise Conflict unless all rows are there."""
-    # Each trace came with a frame, and frames have an index.
-    for part, table in {**_TABLES, Part.TRACE: frames}.items():
+    for part, table in {**_TABLES, Part.TRACE: traces}.items():
         query = select(func.count()).select_from(table).where(table.c.session_id == session_id)
         found = connection.scalar(query) or 0
         # More may be: rollouts that began meanwhile.
@@ -340,14 +305,12 @@ def _check_counts(connection: Connection, session_id: str, lines: Mapping[str, i
 
 
 def _write_calls(connection: Connection, session_id: str, rows: Sequence[JsonObject]) -> None:
-    """Traces that are new here, with their frames, in the order in which they were told."""
+    """Traces that are new here, in the order in which they were told."""
     told = [row.get("trace_id") for row in rows]
     known = set(connection.scalars(select(traces.c.trace_id).where(traces.c.trace_id.in_(told))))
     new = [row for row in rows if row.get("trace_id") not in known]
     if new:
         _insert(connection, traces, session_id, _values(traces, new))
-        of_frames = _values(frames, [row.get("frame") or {} for row in new])
-        _insert(connection, frames, session_id, of_frames)
 
 
 def _insert(connection: Connection, table: Table, session_id: str, rows: Iterable[Values]) -> None:
@@ -359,8 +322,6 @@ def _insert(connection: Connection, table: Table, session_id: str, rows: Iterabl
 
 @cache
 def _insertion(dialect: str, table: Table) -> Executable:
-    if table is frames:  # they have no key of their own
-        return insert(table)
     made = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     return made.on_conflict_do_nothing()
 

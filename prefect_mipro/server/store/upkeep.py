@@ -3,16 +3,16 @@
 Removed rollouts, calls and events stay counted for the session, its candidates, duels, blocks and
 examples: beliefs do not change. Of each rollout its id is kept, so that no reward counts twice.
 
-No index is needed for it. Calls and frames are numbered as they come, so that the old ones are the
-first ones; rewards are read in the order of their keys. Rewarded rollouts go in the order of their
-rewards, other rollouts in the order of their pins; where the first ones in that order are not old,
-none behind them is looked for.
+No index is needed for it. Calls are numbered as they come, so that the old ones are the first ones;
+rewards are read in the order of their keys. Rewarded rollouts go in the order of their rewards,
+other rollouts in the order of their pins; where the first ones in that order are not old, none
+behind them is looked for.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
@@ -48,7 +48,6 @@ from prefect_mipro.server.store.schema import (
     VERSION_TABLE,
     duels,
     events,
-    frames,
     lever_versions,
     removed_rollouts,
     rewarded,
@@ -69,8 +68,6 @@ _TRACE_HAS_TEXT = or_(
     traces.c.output != "",
     *(column.not_in(("", FORGOTTEN)) for column in (traces.c.error, traces.c.unapplied_reason)),
 )
-_SAID = ("error", "reason")
-_FRAME_HAS_TEXT = or_(*(cast(frames.c.sensors, Text).contains(f'"{word}"') for word in _SAID))
 _OF_REWARDS = (
     rewards.c.feedback,
     rewards.c.expected,
@@ -88,19 +85,19 @@ ROLLOUT_COLUMNS = (
     rollouts.c.applied,
 )
 _SESSION = bindparam("of_session", type_=Text)
-_FRAMES = (
+_CALLS = (
     select(
-        frames.c.position,
-        frames.c.rollout_id,
-        frames.c.candidate_id,
-        frames.c.trace_ids,
-        frames.c.created_at,
+        traces.c.position,
+        traces.c.trace_id,
+        traces.c.rollout_id,
+        traces.c.candidate_id,
+        traces.c.created_at,
     )
     .where(
-        frames.c.session_id == _SESSION,
-        frames.c.position > bindparam("of_position", type_=BigInteger),
+        traces.c.session_id == _SESSION,
+        traces.c.position > bindparam("of_position", type_=BigInteger),
     )
-    .order_by(frames.c.position)
+    .order_by(traces.c.position)
 )
 
 # Where demonstrations come from that the caller has not marked as safe to show.
@@ -147,25 +144,22 @@ def forget_texts(
 ) -> Swept:
     """Empty the texts of older rows among the next `limit` after the cursor.
 
-    Calls and frames are read in the order in which they came, up to the first that is not old.
+    Calls are read in the order in which they came, up to the first that is not old.
     Numbers stay, and so does whether a call failed.
     """
     if texts is Texts.REWARDS:
         return _of_rewards(connection, before=before, limit=limit, cursor=cursor)
-    table = traces if texts is Texts.TRACES else frames
     (first,) = decode_cursor(cursor, int) if cursor else (0,)
     rows = connection.execute(
-        select(table.c.position, table.c.created_at)
-        .where(table.c.position > first)
-        .order_by(table.c.position)
+        select(traces.c.position, traces.c.created_at)
+        .where(traces.c.position > first)
+        .order_by(traces.c.position)
         .limit(limit)
     ).all()
     old = [row.position for row in takewhile(lambda row: row.created_at < before, rows)]
     if not old:
         return Swept(0, None)
-    piece = table.c.position.between(first + 1, old[-1])
-    forget_piece = _of_traces if table is traces else _of_frames
-    swept = forget_piece(connection, piece)
+    swept = _of_traces(connection, traces.c.position.between(first + 1, old[-1]))
     return Swept(swept, encode_cursor(old[-1]) if len(old) == limit else None)
 
 
@@ -201,25 +195,6 @@ def _forgotten(column: Column[str]) -> ColumnElement[str]:
     return case((column != "", FORGOTTEN), else_="")
 
 
-def _of_frames(connection: Connection, piece: ColumnElement[bool]) -> int:
-    found = select(frames.c.position, frames.c.sensors).where(piece, _FRAME_HAS_TEXT)
-    rows = connection.execute(found).all()
-    for row in rows:
-        sensors = [
-            {
-                **sensor,
-                "metadata": {
-                    name: value for name, value in sensor["metadata"].items() if name not in _SAID
-                },
-            }
-            for sensor in row.sensors
-        ]
-        connection.execute(
-            update(frames).where(frames.c.position == row.position).values(sensors=sensors)
-        )
-    return len(rows)
-
-
 def _of_rewards(
     connection: Connection, *, before: datetime, limit: int, cursor: str | None
 ) -> Swept:
@@ -251,8 +226,8 @@ def remove_old(
 ) -> Removed:
     """Remove at most `limit` rows of one kind from before `before`; no rows when none is left.
 
-    Rollouts go with their rewards, then calls with their frames, rewards that still wait for their
-    rollouts, and events. The rollouts of the newest duel stay. All counters stay as they are,
+    Rollouts go with their rewards, then calls, rewards that still wait for their rollouts, and
+    events. The rollouts of the newest duel stay. All counters stay as they are,
     except that rollouts whose rewards were awaited now count as missing.
     """
     with changing(connection, session_id) as change:
@@ -343,20 +318,20 @@ def _keep_ids(change: Change, found: Sequence[Row[Any]]) -> None:
 
 
 def _remove_calls(change: Change, *, before: datetime, limit: int) -> int:
-    first = first_frames(change.connection, change.session_id, limit)
-    old = [frame for frame in first if frame.created_at < before]
+    first = first_calls(change.connection, change.session_id, limit)
+    old = [call for call in first if call.created_at < before]
     if old:
         # Rollouts that stay have nothing left to learn from.
         change.connection.execute(
             update(rollouts)
             .where(
                 rollouts.c.session_id == change.session_id,
-                rollouts.c.rollout_id.in_({frame.rollout_id for frame in old}),
-                rollouts.c.example_trace_id.in_(trace_ids_of(old)),
+                rollouts.c.rollout_id.in_({call.rollout_id for call in old}),
+                rollouts.c.example_trace_id.in_([call.trace_id for call in old]),
             )
             .values(example_trace_id=null())
         )
-    return delete_frames(change.connection, old, change.session_id)
+    return delete_calls(change.connection, old)
 
 
 def _remove_waiting_rewards(change: Change, *, before: datetime, limit: int) -> int:
@@ -381,34 +356,20 @@ def _remove_events(change: Change, *, before: datetime, limit: int) -> int:
     return len(old)
 
 
-def first_frames(
+def first_calls(
     connection: Connection, session_id: str, limit: int, *, after: int = 0
 ) -> Sequence[Row[Any]]:
-    """The session's first frames after a position: those of calls and of rewards."""
+    """The session's first calls after a position, without their texts."""
     of = {"of_session": session_id, "of_position": after}
-    return connection.execute(_FRAMES.limit(limit), of).all()
+    return connection.execute(_CALLS.limit(limit), of).all()
 
 
-def delete_frames(connection: Connection, found: Sequence[Row[Any]], session_id: str) -> int:
-    """Delete these frames of the session with their traces; how many."""
-    if not found:
-        return 0
-    connection.execute(
-        delete(traces).where(
-            traces.c.session_id == session_id, traces.c.trace_id.in_(trace_ids_of(found))
-        )
-    )
-    positions = [frame.position for frame in found]
-    connection.execute(delete(frames).where(frames.c.position.in_(positions)))
+def delete_calls(connection: Connection, found: Sequence[Row[Any]]) -> int:
+    """Delete these calls; how many."""
+    if found:
+        positions = [call.position for call in found]
+        connection.execute(delete(traces).where(traces.c.position.in_(positions)))
     return len(found)
-
-
-def trace_ids_of(found: Iterable[Row[Any]]) -> set[str]:
-    """What frames name as their traces.
-
-    A reward's frame names what its sender called a trace, which may be another session's.
-    """
-    return {trace_id for frame in found for trace_id in frame.trace_ids}
 
 
 def require_writable(connection: Connection) -> None:

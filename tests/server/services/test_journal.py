@@ -16,7 +16,7 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.store.engine import open_store
 from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
-from tests.server.store.records import BASELINE, call, create, frame, rollout, trace
+from tests.server.store.records import BASELINE, create, rollout, trace
 
 
 @pytest.fixture
@@ -55,9 +55,8 @@ def under_way(journal: Journal) -> Iterator[None]:
 
 
 def recorded(number: int, rollout_id: str = "r", candidate_id: str = BASELINE) -> CallRecord:
-    return call(
+    return CallRecord(
         trace(f"t{number}", rollout_id, candidate_id=candidate_id),
-        frame(f"f{number}", rollout_id, candidate_id=candidate_id),
     )
 
 
@@ -113,7 +112,7 @@ async def test_a_store_that_refused_something_is_not_trusted_at_once(
 ) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
     await journal.pin(rollout("r1"))
-    with refusing(file, "mipro_frames"):
+    with refusing(file, "mipro_traces"):
         journal.record(recorded(1, "r1"), size_bytes=1)
         await journal.flush()
     await journal.pin(rollout("r2"))
@@ -215,7 +214,7 @@ async def test_closing_writes_all(store: Store) -> None:
 async def test_what_the_store_refuses_is_written_later(store: Store, file: Path) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001)
     await journal.pin(rollout("r"))
-    with refusing(file, "mipro_frames"):
+    with refusing(file, "mipro_traces"):
         journal.record(recorded(1), size_bytes=1)
         await journal.flush()
         assert journal.waiting == 1
@@ -232,7 +231,7 @@ async def test_what_the_store_refuses_is_written_later(store: Store, file: Path)
 async def test_a_full_journal_takes_no_calls_until_it_is_written(store: Store, file: Path) -> None:
     journal = Journal(store, delay_seconds=0.001, retry_seconds=0.001, most_recordings=3)
     await journal.pin(rollout("r"))
-    with refusing(file, "mipro_frames"):
+    with refusing(file, "mipro_traces"):
         for number in range(3):
             with under_way(journal):
                 journal.record(recorded(number), size_bytes=1)
@@ -289,7 +288,7 @@ async def test_what_is_refused_at_the_end_is_counted_as_lost(store: Store, file:
     journal = Journal(store, delay_seconds=1_000)
     await journal.pin(rollout("r"))
     journal.record(recorded(1), size_bytes=1)
-    with refusing(file, "mipro_frames"):
+    with refusing(file, "mipro_traces"):
         await journal.close()
     assert (journal.counts.lost, journal.waiting) == (1, 0)
 
@@ -305,9 +304,7 @@ async def test_recordings_of_a_deleted_session_or_rollout_are_no_loss_and_hold_u
     await store.delete_session("deleted")
     journal.record(recorded(0, "r"), size_bytes=1)
     journal.record(recorded(1, "removed"), size_bytes=1)
-    journal.record(
-        call(trace("trace_x", "r", **other), frame("frame_x", "r", **other)), size_bytes=1
-    )
+    journal.record(CallRecord(trace("trace_x", "r", **other)), size_bytes=1)
     late, pinned = journal.pin(rollout("r2", **other)), journal.pin(rollout("r3"))
     with caplog.at_level(logging.WARNING):
         await journal.flush()

@@ -82,11 +82,9 @@ def test_equal_texts_of_a_session_have_equal_digests_and_those_of_another_differ
 
 
 def test_what_comes_in_with_an_import_is_kept_no_better() -> None:
-    sensors = [{"name": "status", "metadata": {"error": SAID}}]
-    call = {**SPOKEN.model_dump(mode="json"), "frame": {"sensors": sensors}}
     redaction = Redaction(OFF)
     for part, row in (
-        (Part.TRACE, call),
+        (Part.TRACE, SPOKEN.model_dump(mode="json")),
         (Part.REWARD, REWARDED.model_dump(mode="json")),
     ):
         assert SAID not in str(redaction.rows(part, [row]))
@@ -94,6 +92,6 @@ def test_what_comes_in_with_an_import_is_kept_no_better() -> None:
     assert rollout == {"example_trace_id": None}
 
 
-@pytest.mark.parametrize("row", [{}, {"messages": 7, "frame": 7}, {"messages": [SAID]}])
+@pytest.mark.parametrize("row", [{}, {"messages": 7}, {"messages": [SAID]}])
 def test_a_line_that_is_no_trace_holds_no_words_either(row: dict[str, object]) -> None:
     assert SAID not in str(Redaction(OFF).rows(Part.TRACE, [row]))

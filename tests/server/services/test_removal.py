@@ -13,8 +13,9 @@ from prefect_mipro.server.services.journal import Journal
 from prefect_mipro.server.services.removal import Removal
 from prefect_mipro.server.store.audit import Check, audit
 from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
-from tests.server.store.records import call, create, frame, reward, rollout, trace
+from tests.server.store.records import create, reward, rollout, trace
 
 CALLS = 24
 
@@ -45,8 +46,7 @@ async def serve(store: Store, journal: Journal, session_id: str, begun: asyncio.
         for number in range(CALLS):
             name = f"{session_id}_{number}"
             await journal.pin(rollout(name, **of))
-            seen = frame(f"frame_{name}", name, trace_ids=(f"trace_{name}", name), **of)
-            journal.record(call(trace(f"trace_{name}", name, **of), seen), size_bytes=1)
+            journal.record(CallRecord(trace(f"trace_{name}", name, **of)), size_bytes=1)
             await store.add_reward(reward(f"reward_{name}", name, session_id=session_id))
             rewarded += 1
             if rewarded == CALLS // 4:

@@ -14,15 +14,14 @@ from prefect_mipro.models.levers import Demonstration, DemonstrationSource, Demo
 from prefect_mipro.server.services.privacy import PIECE, Retention
 from prefect_mipro.server.services.session_cache import PromptCache, SessionCache
 from prefect_mipro.server.store.engine import inspected, open_store
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
 from prefect_mipro.server.store.upkeep import FREE_PAGES_KEPT
 from tests.server.store.records import (
     at,
-    call,
     candidate,
     create,
     demonstrations,
-    frame,
     pin,
     reward,
     rollout,
@@ -44,13 +43,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 async def call_on(store: Store, *days: float) -> None:
     """A call at each of these times."""
     calls = [
-        call(
+        CallRecord(
             trace(f"trace_{day}_{number}", created_at=at(day * DAY)),
-            frame(
-                f"frame_{day}_{number}",
-                trace_ids=(f"trace_{day}_{number}",),
-                created_at=at(day * DAY),
-            ),
         )
         for number, day in enumerate(days)
     ]
@@ -113,8 +107,8 @@ async def test_rows_go_with_all_that_hangs_on_them_and_texts_may_go_before(
     assert await sweeps.sweep() == 2  # a trace and a reward without their words
     assert await store.rollout("s1", "r1")
     present.day = 91
-    # A rollout, two frames, and the events of its reward; the session's own came at its beginning.
-    assert await sweeps.sweep() == 1 + 2 + 3
+    # A rollout, a call, and the events of its reward; the session's own came at its beginning.
+    assert await sweeps.sweep() == 1 + 1 + 3
     assert await store.rollout("s1", "r1") is None
     assert await sweeps.sweep() == 0
     assert (await store.session("s1")).removed_rollouts == 1
@@ -174,9 +168,8 @@ async def test_the_space_goes_back_to_the_disk(store: Store, tmp_path: Path) -> 
     large = 8 * FREE_PAGES_KEPT
     await store.record_calls(
         [
-            call(
+            CallRecord(
                 trace("trace_1", messages=({"role": "user", "content": "long " * 800 * large},)),
-                frame("frame_1", trace_ids=("trace_1",)),
             )
         ]
     )

@@ -15,7 +15,6 @@ from prefect_mipro.models.levers import (
     LeverVersion,
 )
 from prefect_mipro.models.rollouts import Reward, Rollout, Trace
-from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
 from prefect_mipro.models.sessions import Session, SessionState
 from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
@@ -148,41 +147,15 @@ def trace(trace_id: str = "trace_1", rollout_id: str = "r1", **values: Any) -> T
     )
 
 
-def frame(frame_id: str = "frame_1", rollout_id: str = "r1", **values: Any) -> SensorFrame:
-    return SensorFrame(
-        **{
-            "frame_id": frame_id,
-            "session_id": "s1",
-            "rollout_id": rollout_id,
-            "candidate_id": BASELINE,
-            "created_at": START,
-            "sensors": (
-                Sensor(name="latency", kind=SensorKind.TIMING, value=0.25, units="seconds"),
-                Sensor(name="context_apply", kind=SensorKind.CONTEXT_APPLY, value=True),
-            ),
-            "lever_versions": {"mipro.prompt.s1": 1},
-            "trace_ids": ("trace_1",),
-            **values,
-        }
-    )
-
-
-def call(of: Trace, seen: SensorFrame, *, applied: bool | None = None) -> CallRecord:
-    """A trace and its frame as they are written."""
-    sensors = [sensor.model_dump(mode="json") for sensor in seen.sensors]
-    told = seen.frame_id, sensors, seen.lever_versions, seen.trace_ids
-    return CallRecord(of, *told, applied=applied)
-
-
 async def pin(store: Store, wanted: Rollout) -> Rollout:
     """Pin one by itself."""
     (pinned,) = await store.pin([wanted])
     return pinned
 
 
-async def record(store: Store, of: Trace, seen: SensorFrame) -> None:
+async def record(store: Store, of: Trace) -> None:
     """Record one call by itself."""
-    await store.record_calls([call(of, seen)])
+    await store.record_calls([CallRecord(of)])
 
 
 def duel(number: int = 1, challenger_id: str = "cand_2", **values: Any) -> Duel:

@@ -24,7 +24,6 @@ from tests.server.store.records import (
     challenge,
     create,
     duel,
-    frame,
     pin,
     record,
     reward,
@@ -79,7 +78,7 @@ async def live(store: Store) -> None:
     await store.add_reward(reward("reward_waiting", "r9", 0.75))
     for number in range(1, 67):
         await pin(store, served(number))
-    await record(store, trace(), frame())
+    await record(store, trace())
     for number in (4, 1, 2, 66, 3, 33, 34, 32):
         await store.add_reward(reward(f"reward_{number}", f"r{number}", number % 5 / 4))
     await store.close_duel("s1", 1, DuelState.WON, at=at(66), reason="e-value 25")

@@ -14,15 +14,14 @@ from sqlalchemy import Connection, StaticPool, create_engine
 from prefect_mipro.errors import CandidateNotFound, Conflict, RolloutNotFound, StoreFailed
 from prefect_mipro.models.sessions import SessionState
 from prefect_mipro.server.store.engine import open_store
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.sqlite import SqliteDatabase
 from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
-    call,
     challenge,
     create,
-    frame,
     pin,
     record,
     reward,
@@ -52,22 +51,19 @@ async def test_a_work_that_fails_half_way_leaves_nothing_among_others(
 ) -> None:
     await create(file_store)
     await pin(file_store, rollout())
-    await record(file_store, trace(), frame())
-    twice = [call(trace("t2"), frame("f2")), call(trace(), frame("f3"))]
+    await record(file_store, trace())
+    twice = [CallRecord(trace("t2")), CallRecord(trace())]
     outcomes = await asyncio.gather(
         file_store.record_calls(twice),
         file_store.add_reward(reward()),
-        record(file_store, trace("t4"), frame("f4")),
+        record(file_store, trace("t4")),
         return_exceptions=True,
     )
     assert isinstance(outcomes[0], Conflict)
     statistics = (await file_store.candidate(BASELINE)).statistics
     assert (statistics.calls, statistics.rewards) == (2, 1)
-    assert [f.frame_id for f in await file_store.frames("s1", limit=9)] == [
-        "f4",
-        "frame_1",
-        "frame_1",
-    ]
+    traces = await file_store.traces_of("s1", "r1")
+    assert [kept.trace_id for kept in traces] == ["trace_1", "t4"]
 
 
 async def test_each_who_waits_for_a_failed_transaction_has_an_error_of_their_own(
@@ -122,14 +118,14 @@ async def test_any_number_of_rollouts_and_calls_is_written_in_order(
     assert [(r.rollout_id, r.position) for r in pinned] == [(f"r{n}", n + 1) for n in range(number)]
     await file_store.record_calls(
         [
-            call(trace(f"t{n}", f"r{n}", candidate_id=r.candidate_id), frame(f"f{n}", f"r{n}"))
+            CallRecord(trace(f"t{n}", f"r{n}", candidate_id=r.candidate_id))
             for n, r in enumerate(wanted)
         ]
     )
     totals = await file_store.totals("s1")
     assert (totals.rollouts, totals.calls, totals.prompt_tokens) == (number, number, 7 * number)
-    frames = await file_store.frames("s1", limit=1_000)
-    assert [f.frame_id for f in frames] == [f"f{n}" for n in reversed(range(number))]
+    for n in range(number):
+        assert [kept.trace_id for kept in await file_store.traces_of("s1", f"r{n}")] == [f"t{n}"]
 
 
 async def test_of_a_rollout_that_is_wanted_twice_at_once_the_first_is_pinned(
@@ -151,10 +147,10 @@ async def test_calls_of_one_rollout_in_one_batch_are_no_example(file_store: Stor
         await file_store.add_reward(reward(f"reward_{rollout_id}", rollout_id))
     await file_store.record_calls(
         [
-            call(trace("t1", "alone"), frame("f1", "alone")),
-            call(trace("t2", "twice"), frame("f2", "twice")),
-            call(trace("t3", "twice"), frame("f3", "twice")),
-            call(trace("t4", "alone", status=500), frame("f4", "alone")),
+            CallRecord(trace("t1", "alone")),
+            CallRecord(trace("t2", "twice")),
+            CallRecord(trace("t3", "twice")),
+            CallRecord(trace("t4", "alone", status=500)),
         ]
     )
     (example,) = await file_store.example_traces("s1", limit=9)
@@ -165,9 +161,7 @@ async def test_one_unknown_rollout_keeps_a_batch_of_calls_out(file_store: Store)
     await create(file_store)
     await pin(file_store, rollout())
     with pytest.raises(RolloutNotFound, match="'r9'"):
-        await file_store.record_calls(
-            [call(trace("t1"), frame("f1")), call(trace("t2", "r9"), frame("f2", "r9"))]
-        )
+        await file_store.record_calls([CallRecord(trace("t1")), CallRecord(trace("t2", "r9"))])
     assert (await file_store.candidate(BASELINE)).statistics.calls == 0
 
 
@@ -197,7 +191,7 @@ async def test_those_who_watch_are_told_of_changes_but_not_of_calls(file_store: 
     changed: list[str] = []
     file_store.watch(changed.append)
     await pin(file_store, rollout())
-    await record(file_store, trace(), frame())
+    await record(file_store, trace())
     assert changed == []
     await file_store.set_state("s1", SessionState.PAUSED, at=at(1))
     await file_store.add_reward(reward())

@@ -264,11 +264,12 @@ async def test_a_database_of_a_development_version_is_refused_and_left_alone(
     empty_url: str,
 ) -> None:
     await (await open_store(empty_url)).close()
-    await run(empty_url, "UPDATE mipro_schema SET version_num = '0012'")
-    for opened in (open_store, open_beside_server):
-        with pytest.raises(StoreFailed, match=r"0012.*sessions export.*sessions import"):
-            await opened(empty_url)
-    await run(empty_url, "UPDATE mipro_schema SET version_num = 'v1'")
+    for old in ("0012", "v1"):
+        await run(empty_url, f"UPDATE mipro_schema SET version_num = '{old}'")
+        for opened in (open_store, open_beside_server):
+            with pytest.raises(StoreFailed, match=rf"{old}.*sessions export.*sessions import"):
+                await opened(empty_url)
+    await run(empty_url, "UPDATE mipro_schema SET version_num = 'v2'")
     await (await open_store(empty_url)).close()
 
 
@@ -293,10 +294,10 @@ async def test_a_transaction_that_fails_half_way_leaves_nothing(
     await pin(file_store, rollout())
     before = await file_store.session("s1"), await file_store.candidate(BASELINE)
     other = sqlite3.connect(migrated_file)
-    other.execute("ALTER TABLE mipro_frames RENAME TO away")
-    with pytest.raises(StoreFailed, match="mipro_frames"):
+    other.execute("ALTER TABLE mipro_events RENAME TO away")
+    with pytest.raises(StoreFailed, match="mipro_events"):
         await file_store.add_reward(reward())
-    other.execute("ALTER TABLE away RENAME TO mipro_frames")
+    other.execute("ALTER TABLE away RENAME TO mipro_events")
     other.close()
     assert (await file_store.session("s1"), await file_store.candidate(BASELINE)) == before
     assert not (await file_store.add_reward(reward())).duplicate

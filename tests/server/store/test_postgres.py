@@ -19,7 +19,7 @@ from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.schema import VERSION_TABLE, metadata
 from prefect_mipro.server.store.store import Store
 from tests.postgres import Postgres
-from tests.server.store.records import call, create, frame, pin, rollout, session, trace
+from tests.server.store.records import create, pin, rollout, session, trace
 
 SCHEMA = text("""
     SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
@@ -192,4 +192,4 @@ def call_of(pinned: Rollout) -> CallRecord:
         "candidate_id": pinned.candidate_id,
     }
     name = f"{pinned.session_id}_{pinned.rollout_id}"
-    return call(trace(f"trace_{name}", **of), frame(f"frame_{name}", **of))
+    return CallRecord(trace(f"trace_{name}", **of))

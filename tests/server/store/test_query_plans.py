@@ -25,7 +25,6 @@ from tests.server.store.records import (
     challenge,
     create,
     duel,
-    frame,
     pin,
     record,
     reward,
@@ -52,7 +51,7 @@ QUESTIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
     "rollout": lambda store: store.rollout("s1", "r1"),
     "pin": lambda store: pin(store, rollout("r8", duel_number=1, predicted_reward=0.5)),
     "pin again": lambda store: pin(store, rollout("r1")),
-    "record_call": lambda store: record(store, trace("t8"), frame("f8")),
+    "record_call": lambda store: record(store, trace("t8")),
     "add_reward": lambda store: store.add_reward(reward("reward_8", "r2"), request_key="k"),
     "add_reward of a past epoch": lambda store: store.add_reward(reward("reward_7", "past")),
     "add_reward without ids": lambda store: store.add_reward(reward("reward_9", None)),
@@ -153,7 +152,7 @@ async def _fill(store: Store) -> None:
     await store.open_duel(duel())
     for number in range(6):
         await pin(store, rollout(f"r{number}", correlation_id="c", example_id=str(number)))
-    await record(store, trace(unapplied_reason="no system message"), frame())
+    await record(store, trace(unapplied_reason="no system message"))
     await store.add_reward(reward())
 
 

@@ -9,15 +9,14 @@ import pytest
 from prefect_mipro.models.candidates import Statistics
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
-    call,
     challenge,
     create,
     duel,
-    frame,
     pin,
     reward,
     rollout,
@@ -31,8 +30,7 @@ async def tell(
     """Record a call of the rollout."""
     reason = "" if applied is not False else "the messages are others"
     of = trace(trace_id, rollout_id, unapplied_reason=reason)
-    seen = frame(f"frame_of_{trace_id}", rollout_id)
-    await store.record_calls([call(of, seen, applied=applied)])
+    await store.record_calls([CallRecord(of, applied=applied)])
 
 
 async def statistics(store: Store) -> Statistics:

@@ -11,23 +11,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from prefect_mipro.errors import CandidateNotFound, SessionNotFound
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.sessions import SessionState
-from prefect_mipro.server.store.records import SessionFilter
+from prefect_mipro.server.store.records import CallRecord, SessionFilter
 from prefect_mipro.server.store.removal import NEWEST_ROLLOUTS
 from prefect_mipro.server.store.schema import metadata
 from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_parts import fill
-from tests.server.store.records import (
-    BASELINE,
-    at,
-    call,
-    create,
-    frame,
-    pin,
-    record,
-    reward,
-    rollout,
-    trace,
-)
+from tests.server.store.records import BASELINE, at, create, pin, record, reward, rollout, trace
 
 
 async def rows_of(database_url: str, session_id: str) -> dict[str, int]:
@@ -92,8 +81,8 @@ async def test_its_many_rows_go_in_pieces_of_the_size_that_is_asked_for(
     assert max(pieces) == 2
     assert len(pieces) > 4
     left = await rows_of(database_url, "s1")
-    growing = ("mipro_traces", "mipro_frames", "mipro_events", "mipro_rewards")
-    assert [left[name] for name in growing] == [0] * 4
+    growing = ("mipro_traces", "mipro_events", "mipro_rewards")
+    assert [left[name] for name in growing] == [0] * 3
     assert left["mipro_sessions"] == 1
 
 
@@ -102,7 +91,7 @@ async def test_a_trace_that_a_reward_calls_its_own_stays_with_its_session(store:
     await create(store, "s2")
     other: dict[str, Any] = {"session_id": "s2", "candidate_id": "baseline_of_s2"}
     await pin(store, rollout(**other))
-    await record(store, trace("trace_of_s2", **other), frame(trace_ids=("trace_of_s2",), **other))
+    await record(store, trace("trace_of_s2", **other))
     await pin(store, rollout())
     await store.add_reward(reward(trace_ref="trace_of_s2"))
     await store.delete_session("s1")
@@ -150,7 +139,7 @@ async def test_what_comes_late_is_refused_and_leaves_nothing(
     with pytest.raises(SessionNotFound):
         await pin(store, rollout("r2"))
     with pytest.raises(SessionNotFound):
-        await store.record_calls([call(trace(), frame())])
+        await store.record_calls([CallRecord(trace())])
     with pytest.raises(SessionNotFound):
         await store.add_reward(reward())
     with pytest.raises(SessionNotFound):
@@ -168,7 +157,7 @@ async def test_calls_that_end_meanwhile_go_with_the_rest(store: Store, database_
     await pin(store, rollout())
     while await store.thin("s1", limit=9):
         pass
-    await store.record_calls([call(trace(), frame())])
+    await store.record_calls([CallRecord(trace())])
     await store.delete_session("s1")
     assert not any((await rows_of(database_url, "s1")).values())
 

@@ -8,16 +8,15 @@ import pytest
 
 from prefect_mipro.models.candidates import DuelObservation, DuelState
 from prefect_mipro.models.rollouts import CallFailure, FailedRollout, FailureKind
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
 from tests.server.store.records import (
     BASELINE,
     at,
-    call,
     challenge,
     create,
     duel,
     event_types,
-    frame,
     pin,
     reward,
     rollout,
@@ -44,7 +43,7 @@ def failure(kind: FailureKind = FailureKind.REFUSED, **values: object) -> CallFa
 async def fail(store: Store, failed: CallFailure, rollout_id: str = "r1") -> None:
     number = rollout_id.removeprefix("r")
     own = {"candidate_id": failed.candidate_id, "status": 400, "created_at": at(1)}
-    made = call(trace(f"trace_{number}", rollout_id, **own), frame(f"frame_{number}", rollout_id))
+    made = CallRecord(trace(f"trace_{number}", rollout_id, **own))
     await store.record_calls([replace(made, failure=failed)])
 
 
@@ -84,9 +83,7 @@ async def test_a_refused_call_settles_its_rollout_and_counts_as_zero_in_the_duel
 async def test_a_rollout_fails_once(dueling: Store) -> None:
     await fail(dueling, failure())
     await pin(dueling, rollout("r2", CHALLENGER))
-    second = call(
-        trace("trace_9", "r1", candidate_id=CHALLENGER, status=400), frame("frame_9", "r1")
-    )
+    second = CallRecord(trace("trace_9", "r1", candidate_id=CHALLENGER, status=400))
     await dueling.record_calls([replace(second, failure=failure())])
     assert await counted(dueling) == (2, 0, 1, 1)
 

@@ -7,11 +7,11 @@ import pytest
 from prefect_mipro.errors import Conflict
 from prefect_mipro.models.levers import LeverName
 from prefect_mipro.models.sessions import ForgetSubject
-from prefect_mipro.server.store.records import ForgetOrder
+from prefect_mipro.server.store.records import CallRecord, ForgetOrder
 from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_retention import fill, told
 from tests.server.store.conformance.test_trimming import require_whole
-from tests.server.store.records import BASELINE, at, call, challenge, frame, pin, rollout, trace
+from tests.server.store.records import BASELINE, at, challenge, pin, rollout, trace
 
 ORDER = ForgetOrder("forget_1", "s1", ForgetSubject.USER, "ada", requested_at=at(0))
 INSTRUCTION = [(LeverName.INSTRUCTION, 2)]
@@ -24,8 +24,7 @@ async def test_an_order_takes_its_rollouts_and_its_lever_out(
     await challenge(store)
     await pin(store, rollout("other", "cand_2"))
     of = {"candidate_id": "cand_2"}
-    seen = frame("frame_other", "other", trace_ids=("trace_other", "other"), **of)
-    await store.record_calls([call(trace("trace_other", "other", **of), seen)])
+    await store.record_calls([CallRecord(trace("trace_other", "other", **of))])
     await store.set_champion("s1", "cand_2", at=at(1), reason="")
     before = await store.totals("s1"), await store.reward_blocks("s1")
     await store.begin_forgetting(ORDER)

@@ -19,7 +19,6 @@ from tests.server.store.records import (
     create,
     demonstrations,
     event_types,
-    frame,
     instruction,
     pin,
     record,
@@ -125,9 +124,7 @@ async def test_totals_are_the_sums_over_all_candidates(store: Store) -> None:
     assert await store.totals("s1") == Statistics()
     for number, candidate_id in enumerate([BASELINE, "cand_2", "cand_2"]):
         await pin(store, rollout(f"r{number}", candidate_id))
-        await record(
-            store, trace(f"t{number}", f"r{number}", candidate_id=candidate_id), frame(f"f{number}")
-        )
+        await record(store, trace(f"t{number}", f"r{number}", candidate_id=candidate_id))
     await store.add_reward(reward("reward_1", "r1", 0.5))
     await store.retire("s1", ["cand_2"], at=at(1), reason="behind")
     await store.give_up("s1", after_rewards=1, pinned_before=START, at=at(1))

@@ -15,7 +15,6 @@ from tests.server.store.records import (
     at,
     challenge,
     create,
-    frame,
     pin,
     record,
     reward,
@@ -31,7 +30,6 @@ async def run(store: Store, number: int, candidate_id: str = BASELINE, score: fl
     await record(
         store,
         trace(f"trace_{number}", name, candidate_id=candidate_id),
-        frame(f"frame_call_{number}", name),
     )
     await store.add_reward(
         reward(f"reward_{number}", name, score, feedback="good", received_at=at(number))
@@ -41,7 +39,7 @@ async def run(store: Store, number: int, candidate_id: str = BASELINE, score: fl
 async def test_an_example_is_what_was_asked_answered_and_rewarded(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    await record(store, trace("trace_1", input="2+2", output="4"), frame())
+    await record(store, trace("trace_1", input="2+2", output="4"))
     await store.add_reward(
         reward(value=0.5, example_id="17", expected="four", feedback="in words, please")
     )
@@ -65,7 +63,7 @@ async def test_examples_are_the_newest_rewarded_ones(store: Store) -> None:
     for number in (2, 1, 3):
         await run(store, number)
     await pin(store, rollout("r4"))
-    await record(store, trace("trace_4", "r4"), frame("frame_4", "r4"))
+    await record(store, trace("trace_4", "r4"))
     found = await store.example_traces("s1", limit=2)
     assert [example.trace_id for example in found] == ["trace_3", "trace_1"]
 
@@ -108,7 +106,7 @@ async def test_rollouts_without_exactly_one_answered_call_with_text_are_no_examp
     await create(store)
     await pin(store, rollout())
     for number, values in enumerate(calls):
-        await record(store, trace(f"trace_{number}", **values), frame(f"frame_{number}"))
+        await record(store, trace(f"trace_{number}", **values))
     await store.add_reward(reward())
     assert await store.example_traces("s1", limit=9) == ()
 
@@ -116,8 +114,8 @@ async def test_rollouts_without_exactly_one_answered_call_with_text_are_no_examp
 async def test_a_failed_call_before_the_answered_one_does_no_harm(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    await record(store, trace("trace_1", status=503, error="busy"), frame("frame_1"))
-    await record(store, trace("trace_2"), frame("frame_2"))
+    await record(store, trace("trace_1", status=503, error="busy"))
+    await record(store, trace("trace_2"))
     await store.add_reward(reward())
     (example,) = await store.example_traces("s1", limit=9)
     assert example.trace_id == "trace_2"
@@ -126,10 +124,12 @@ async def test_a_failed_call_before_the_answered_one_does_no_harm(store: Store) 
 async def test_frames_come_newest_first(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    frames = [frame(f"frame_{number}", created_at=at(-number)) for number in range(3)]
-    for number, recorded in enumerate(frames):
-        await record(store, trace(f"trace_{number}", created_at=at(-number)), recorded)
-    assert await store.frames("s1", limit=2) == (frames[2], frames[1])
+    for number in range(3):
+        await record(store, trace(f"trace_{number}", created_at=at(number)))
+    await store.add_reward(reward("reward_9", received_at=at(1.5)))
+    newest = await store.frames("s1", limit=3)
+    assert [frame.frame_id for frame in newest] == ["frame_2", "frame_9", "frame_1"]
+    assert [sensor.name for sensor in newest[1].sensors] == ["reward"]
 
 
 async def test_the_last_reason_why_a_candidate_could_not_be_put_in(store: Store) -> None:
@@ -137,9 +137,7 @@ async def test_the_last_reason_why_a_candidate_could_not_be_put_in(store: Store)
     await pin(store, rollout())
     assert await store.last_unapplied("s1") is None
     for number, reason in enumerate(["first", "second", ""]):
-        await record(
-            store, trace(f"trace_{number}", unapplied_reason=reason), frame(f"frame_{number}")
-        )
+        await record(store, trace(f"trace_{number}", unapplied_reason=reason))
     assert await store.last_unapplied("s1") == "second"
 
 

@@ -18,7 +18,6 @@ from tests.server.store.records import (
     challenge,
     create,
     duel,
-    frame,
     pin,
     record,
     reward,
@@ -54,13 +53,12 @@ async def fill(store: Store) -> Session:
         await record(
             store,
             trace(f"trace_{number}", name, created_at=at(number)),
-            frame(f"frame_{number}", name, trace_ids=(f"trace_{number}", name)),
         )
         if number:
             await store.add_reward(reward(f"reward_{number}", name, trace_ref="trace_0"))
     other: dict[str, Any] = {"session_id": "s2", "candidate_id": "baseline_of_s2"}
     await pin(store, rollout("of_s2", **other))
-    await record(store, trace("trace_9", "of_s2", **other), frame("frame_9", "of_s2", **other))
+    await record(store, trace("trace_9", "of_s2", **other))
     return await store.session("s1")
 
 
@@ -91,14 +89,12 @@ async def test_pages_of_any_length_have_the_same_rows(store: Store) -> None:
             assert await rows_of(store, filled, part, limit=limit) == whole, part
 
 
-async def test_a_trace_comes_once_with_the_frame_of_its_sensors(store: Store) -> None:
+async def test_a_trace_comes_once_in_the_order_of_the_calls(store: Store) -> None:
     filled = await fill(store)
     rows = await rows_of(store, filled, Part.TRACE)
     assert [row["trace_id"] for row in rows] == [f"trace_{number}" for number in range(5)]
     assert rows[0]["messages"] == [{"role": "user", "content": "What?"}]
     assert rows[0]["created_at"] == START.isoformat()
-    assert rows[0]["frame"]["frame_id"] == "frame_0"
-    assert rows[0]["frame"]["sensors"][0]["name"] == "latency"
     assert "position" not in rows[0]
 
 
@@ -113,7 +109,7 @@ async def test_the_secret_of_the_session_is_not_told(store: Store) -> None:
 async def test_rollouts_that_began_since_are_left_out_with_their_traces(store: Store) -> None:
     filled = await fill(store)
     await pin(store, rollout("late"))
-    await record(store, trace("trace_late", "late"), frame("frame_late", "late"))
+    await record(store, trace("trace_late", "late"))
     rollouts = await rows_of(store, filled, Part.ROLLOUT)
     assert [row["rollout_id"] for row in rollouts] == [f"r{number}" for number in range(5)]
     traces = await rows_of(store, filled, Part.TRACE)

@@ -9,22 +9,13 @@ import pytest
 from prefect_mipro.errors import CandidateNotFound, RolloutNotFound, SessionNotFound
 from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.rollouts import Trace
+from prefect_mipro.server.store.records import CallRecord
 from prefect_mipro.server.store.store import Store
-from tests.server.store.records import (
-    BASELINE,
-    at,
-    call,
-    create,
-    frame,
-    pin,
-    reward,
-    rollout,
-    trace,
-)
+from tests.server.store.records import BASELINE, at, create, pin, reward, rollout, trace
 
 
 async def post(store: Store, of: Trace) -> Trace:
-    return await store.post_trace(call(of, frame(f"frame_of_{of.trace_id}", of.rollout_id)))
+    return await store.post_trace(CallRecord(of))
 
 
 async def test_it_is_counted_and_kept_as_a_proxied_call_is(store: Store) -> None:
@@ -33,8 +24,7 @@ async def test_it_is_counted_and_kept_as_a_proxied_call_is(store: Store) -> None
     assert await post(store, trace()) == trace()
     counted = (await store.candidate(BASELINE)).statistics
     assert (counted.calls, counted.prompt_tokens, counted.latency_seconds_sum) == (1, 7, 0.25)
-    (seen,) = await store.frames("s1", limit=5)
-    assert seen.rollout_id == "r1"
+    assert await store.traces_of("s1", "r1") == (trace(),)
     await store.add_reward(reward())
     (example,) = await store.example_traces("s1", limit=5)
     assert (example.trace_id, example.output) == ("trace_1", "That.")
@@ -64,7 +54,7 @@ async def test_the_same_again_changes_nothing_and_is_answered_as_it_was(store: S
     await post(store, first)
     assert await post(store, trace(created_at=at(9))) == first
     assert (await store.candidate(BASELINE)).statistics.calls == 1
-    assert len(await store.frames("s1", limit=5)) == 1
+    assert len(await store.traces_of("s1", "r1")) == 1
 
 
 async def test_an_id_is_taken_by_whatever_trace_has_it(store: Store) -> None:
@@ -104,7 +94,7 @@ async def test_a_rollout_that_nobody_pinned_has_no_traces(store: Store) -> None:
         await post(store, trace())
     with pytest.raises(SessionNotFound):
         await post(store, trace(session_id="s2"))
-    assert await store.frames("s1", limit=5) == ()
+    assert await store.traces_of("s1", "r1") == ()
 
 
 async def test_a_candidate_of_nobody_leaves_nothing_behind(store: Store) -> None:

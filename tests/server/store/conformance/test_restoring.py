@@ -170,7 +170,7 @@ async def test_rows_without_their_session_are_refused(store: Store, source: Stor
         (Part.SESSION, {"baseline_id": None}, "baseline_id"),
         (Part.ROLLOUT, {"position": "first"}, "position"),
         (Part.ROLLOUT, {"pinned_at": "yesterday"}, "pinned_at"),
-        (Part.TRACE, {"frame": {}}, "frame_id"),
+        (Part.TRACE, {"status": "fine"}, "status"),
         (Part.LEVER_VERSION, {"lever": "temperature"}, "'temperature'"),
         (Part.LEVER_VERSION, {"value": {"demonstrations": 5}}, "demonstrations"),
         (Part.DUEL, {"state": "asleep"}, "state"),

@@ -8,10 +8,9 @@ import pytest
 
 from prefect_mipro.models.exports import Part
 from prefect_mipro.models.rollouts import Trace
-from prefect_mipro.models.sensors import Sensor, SensorFrame, SensorKind
-from prefect_mipro.server.store.records import SeedEvalFilter, Swept, Texts
+from prefect_mipro.server.store.records import CallRecord, SeedEvalFilter, Swept, Texts
 from prefect_mipro.server.store.store import Store
-from tests.server.store.records import at, call, create, frame, pin, reward, rollout, trace
+from tests.server.store.records import at, create, pin, reward, rollout, trace
 
 SAID = "a private word"
 
@@ -22,7 +21,7 @@ async def fill(store: Store, *, calls: int = 4, unapplied_reason: str = SAID) ->
     for number in range(calls):
         moment = at(60 * number)
         await pin(store, rollout(f"r{number}", pinned_at=moment))
-        await store.record_calls([call(*_spoken(number, unapplied_reason))])
+        await store.record_calls([CallRecord(_spoken(number, unapplied_reason))])
         await store.add_reward(
             reward(
                 f"reward_{number}",
@@ -36,9 +35,9 @@ async def fill(store: Store, *, calls: int = 4, unapplied_reason: str = SAID) ->
         )
 
 
-def _spoken(number: int, unapplied_reason: str) -> tuple[Trace, SensorFrame]:
+def _spoken(number: int, unapplied_reason: str) -> Trace:
     moment = at(60 * number)
-    spoken = trace(
+    return trace(
         f"trace_{number}",
         f"r{number}",
         messages=({"role": "user", "content": SAID},),
@@ -48,17 +47,6 @@ def _spoken(number: int, unapplied_reason: str) -> tuple[Trace, SensorFrame]:
         unapplied_reason=unapplied_reason,
         created_at=moment,
     )
-    sensor = Sensor(
-        name="prompt_applied", kind=SensorKind.CONTEXT_APPLY, value=False, metadata={"reason": SAID}
-    )
-    seen = frame(
-        f"frame_{number}",
-        f"r{number}",
-        sensors=(sensor,),
-        trace_ids=(f"trace_{number}", f"r{number}"),
-        created_at=moment,
-    )
-    return spoken, seen
 
 
 async def swept(store: Store, texts: Texts, *, before: float, limit: int = 100) -> Swept:

@@ -23,7 +23,6 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
-    frame,
     pin,
     record,
     reward,
@@ -268,7 +267,7 @@ async def test_rewards_calls_and_pins_at_once_do_not_wait_for_each_other_in_circ
     await pin_all(store, *(f"r{n}" for n in range(15)))
     await asyncio.gather(
         *(store.add_reward(reward(f"reward_{n}", f"r{n}")) for n in range(15)),
-        *(record(store, trace(f"t{n}", f"r{n}"), frame(f"f{n}", f"r{n}")) for n in range(15)),
+        *(record(store, trace(f"t{n}", f"r{n}")) for n in range(15)),
         *(pin(store, rollout(f"r{n}")) for n in range(15, 30)),
     )
     statistics = (await store.candidate(BASELINE)).statistics

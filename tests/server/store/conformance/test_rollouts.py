@@ -17,7 +17,6 @@ from tests.server.store.records import (
     create,
     duel,
     event_types,
-    frame,
     pin,
     record,
     reward,
@@ -123,7 +122,7 @@ async def test_a_pin_attaches_the_reward_that_waits_for_it(store: Store) -> None
 async def test_pins_and_calls_leave_the_event_feed_alone(store: Store) -> None:
     created = await create(store)
     await pin(store, rollout())
-    await record(store, trace(), frame())
+    await record(store, trace())
     assert await event_types(store, since=1) == []
     assert (await store.session("s1")).version == created.version
 
@@ -131,12 +130,10 @@ async def test_pins_and_calls_leave_the_event_feed_alone(store: Store) -> None:
 async def test_calls_add_up_in_the_statistics(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    await record(store, trace("t1"), frame("f1"))
-    await record(store, trace("t2", unapplied_reason="no system message"), frame("f2"))
-    await record(
-        store, trace("t3", status=503, response=None, output="", usage=Usage()), frame("f3")
-    )
-    await record(store, trace("t4", error="stream broke"), frame("f4"))
+    await record(store, trace("t1"))
+    await record(store, trace("t2", unapplied_reason="no system message"))
+    await record(store, trace("t3", status=503, response=None, output="", usage=Usage()))
+    await record(store, trace("t4", error="stream broke"))
     assert (await store.candidate(BASELINE)).statistics == Statistics(
         rollouts=1,
         calls=4,
@@ -151,29 +148,29 @@ async def test_calls_add_up_in_the_statistics(store: Store) -> None:
 async def test_calls_at_once_are_all_counted(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    await asyncio.gather(*(record(store, trace(f"t{n}"), frame(f"f{n}")) for n in range(30)))
+    await asyncio.gather(*(record(store, trace(f"t{n}")) for n in range(30)))
     assert (await store.candidate(BASELINE)).statistics.calls == 30
-    assert len(await store.frames("s1", limit=100)) == 30
+    assert len(await store.traces_of("s1", "r1")) == 30
 
 
 async def test_a_call_is_recorded_once(store: Store) -> None:
     await create(store)
     await pin(store, rollout())
-    await record(store, trace(), frame())
+    await record(store, trace())
     with pytest.raises(Conflict):
-        await record(store, trace(), frame())
+        await record(store, trace())
     assert (await store.candidate(BASELINE)).statistics.calls == 1
-    assert len(await store.frames("s1", limit=100)) == 1
+    assert len(await store.traces_of("s1", "r1")) == 1
 
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_a_call_belongs_to_a_pinned_rollout(store: Store, status: int) -> None:
     with pytest.raises(SessionNotFound):
-        await record(store, trace(status=status), frame())
+        await record(store, trace(status=status))
     await create(store)
     with pytest.raises(RolloutNotFound, match="'r1'"):
-        await record(store, trace(status=status), frame())
+        await record(store, trace(status=status))
     await pin(store, rollout())
     with pytest.raises(CandidateNotFound, match="'cand_9'"):
-        await record(store, trace(status=status, candidate_id="cand_9"), frame())
-    assert await store.frames("s1", limit=1) == ()
+        await record(store, trace(status=status, candidate_id="cand_9"))
+    assert await store.traces_of("s1", "r1") == ()

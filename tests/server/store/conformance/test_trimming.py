@@ -16,20 +16,18 @@ from prefect_mipro.models.levers import (
 )
 from prefect_mipro.server.store.audit import audit
 from prefect_mipro.server.store.engine import inspected
-from prefect_mipro.server.store.records import SeedEvalFilter
+from prefect_mipro.server.store.records import CallRecord, SeedEvalFilter
 from prefect_mipro.server.store.store import Store
 from tests.server.store.conformance.test_failures import fail, failure
 from tests.server.store.conformance.test_retention import fill
 from tests.server.store.records import (
     BASELINE,
     at,
-    call,
     candidate,
     challenge,
     create,
     demonstrations,
     duel,
-    frame,
     pin,
     reward,
     rollout,
@@ -37,8 +35,8 @@ from tests.server.store.records import (
 )
 
 LONG_AFTER = 1e6
-# What a rollout of `fill` leaves: itself, the frames of its call and its reward, two events.
-ROWS_OF_A_ROLLOUT = 5
+# What a rollout of `fill` leaves: itself with its reward, its call, two events.
+ROWS_OF_A_ROLLOUT = 4
 
 
 async def removed(
@@ -89,14 +87,8 @@ async def test_a_clock_that_was_wrong_for_a_while_keeps_nothing_for_good(
         await pin(store, rollout(name, pinned_at=at(moment)))
         await store.record_calls(
             [
-                call(
+                CallRecord(
                     trace(f"trace_{number}", name, **created),
-                    frame(
-                        f"frame_{number}",
-                        name,
-                        trace_ids=(f"trace_{number}",),
-                        created_at=at(moment),
-                    ),
                 )
             ]
         )

@@ -10,7 +10,7 @@ from alembic import op
 
 from prefect_mipro.server.store.schema import metadata
 
-revision = "v1"
+revision = "v2"
 down_revision = None
 
 
