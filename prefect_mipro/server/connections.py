@@ -156,8 +156,8 @@ class Stragglers:
     """Ends connections whose client keeps the server waiting: for a request, or with an answer.
 
     A request may take 30 seconds, and a second more for every 10 KB of it. Of an answer something
-    must be taken within two minutes. It is looked at them every few seconds, so that no call pays
-    for it.
+    must be taken within two minutes. Connections are checked every few seconds, off the request
+    path.
     """
 
     def __init__(

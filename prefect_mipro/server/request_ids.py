@@ -15,7 +15,7 @@ OUR_HEADER = b"x-mipro-request-id"
 def named(scope: Scope, send: Send) -> Send:
     """Begin the request of that scope. Its answer, sent by what comes back, carries its id.
 
-    Of several ids that the caller tells the first counts, as of all headers.
+    If the header is repeated, the first value is used, as of all headers.
     """
     told = dict(reversed(scope["headers"])).get(ANYONES_HEADER, b"")
     request_id = begin_request(told.decode("latin-1")).encode()

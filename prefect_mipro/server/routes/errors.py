@@ -91,13 +91,13 @@ def openai_error(error: MiproError) -> JsonObject:
 
 
 async def on_mipro_error(request: Request, error: Exception) -> Response:
-    """Ours: the class says the status, and its name travels."""
+    """The answer to an error of ours: its class gives the status, and its name travels."""
     assert isinstance(error, MiproError)
     return error_response(request, error)
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's: the request does not fit its model."""
+    """The answer to a request that does not fit its model."""
     assert isinstance(error, RequestValidationError)
     problems = list(error.errors())
     sentences = [_sentence(problem) for problem in problems[:PROBLEMS_NAMED]]
@@ -107,7 +107,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's: no such route, or not with this method."""
+    """The answer where there is no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     path = short(_without_secret(request.url.path), 80)
     if error.status_code == 404:
@@ -121,7 +121,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unknown_error(request: Request, error: Exception) -> Response:
-    """A fault of ours. The server logs its traceback; the caller learns no internals.
+    """The answer to an unexpected error: the log has its traceback, the caller no internals.
 
     The HTTP server ends the connection after it, which the answer has to say.
     """
@@ -133,7 +133,7 @@ async def on_unknown_error(request: Request, error: Exception) -> Response:
 
 
 def log_failure(error: MiproError) -> None:
-    """Say which part failed. Not where: the paths of the proxy hold secrets."""
+    """Log which part failed, without the path: those of the proxy hold secrets."""
     fields: JsonObject = {"error": type(error).__name__, "status": error.status}
     if not isinstance(error, CompletionInvalid):  # it quotes what the model said
         fields["reason"] = error.message
@@ -150,7 +150,7 @@ def short(value: object, length: int = 80) -> str:
 
 
 def _possible_methods(request: Request) -> list[str]:
-    """All that are served on the request's path; its own exception names those of one route."""
+    """All methods served on the request's path; the exception itself names one route's."""
 
     def is_served(method: str) -> bool:
         scope = {**request.scope, "method": method}

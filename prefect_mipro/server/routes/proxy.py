@@ -272,7 +272,7 @@ def _call(rollout_id: str | None, given: _Given, body: ChatBody, metered: Metere
 
 
 class _Answer:
-    """What goes back to the caller. Once it has started, no other answer can."""
+    """The answer to the caller. Once it has started, no other answer can."""
 
     def __init__(self, send: Send, metered: MeteredCall) -> None:
         self._send = send
@@ -280,14 +280,14 @@ class _Answer:
         self.started = False
 
     async def whole(self, served: Served, body: bytes) -> None:
-        """The body at once."""
+        """Send the whole body at once."""
         await self._start(served, (b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.body", "body": body})
         self._metered.finished()
         await _leave_the_machine()
 
     async def stream(self, served: Served) -> None:
-        """Each piece as it comes. A failure on the way becomes the last event."""
+        """Send each piece as it comes. A failure on the way becomes the last event."""
         unbuffered = (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
         await self._start(served, *unbuffered, streaming=True)
         try:
@@ -309,7 +309,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def _end_with(self, error: MiproError) -> None:
-        """An error as the last event."""
+        """Send an error as the last event."""
         await self._send_piece(b"\n\ndata: " + orjson.dumps(openai_error(error)) + b"\n\n")
         await self._end()
 

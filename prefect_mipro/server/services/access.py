@@ -37,7 +37,7 @@ def new_key() -> SecretStr:
 
 
 def digest_of(key: SecretStr) -> str:
-    """What is kept of a key. It has no salt: nobody guesses 256 random bits."""
+    """The digest under which a key is stored; unsalted, because nobody guesses 256 random bits."""
     return hashlib.sha256(key.get_secret_value().encode("utf-8", "replace")).hexdigest()
 
 
@@ -47,7 +47,7 @@ class _Known(NamedTuple):
 
 
 class Keys:
-    """The keys that callers may use. The stored ones are as they were `OLDEST_SECONDS` ago.
+    """The keys that callers may use. Stored keys are at most `OLDEST_SECONDS` out of date.
 
     While there is no key at all, and none was ever made, everybody may call if `open_to_all`: a
     server that no other machine reaches. Once the last key is revoked, nobody may.
@@ -101,7 +101,7 @@ class Keys:
 
 
 def _workspace(digests: Iterable[str], known: Iterable[_Known]) -> str | None:
-    """The first one's that is known. How long it takes tells nothing of what is known."""
+    """The workspace of the first known key, found in a time that does not depend on the keys."""
     found = [
         workspace
         for digest in digests
@@ -112,7 +112,7 @@ def _workspace(digests: Iterable[str], known: Iterable[_Known]) -> str | None:
 
 
 class Workspaces:
-    """The workspaces of all sessions."""
+    """Ownership checks: a session of another workspace is reported as not found."""
 
     def __init__(self, store: Store, live: SessionCache, prompts: PromptCache) -> None:
         self._store = store
@@ -120,12 +120,12 @@ class Workspaces:
         self._prompts = prompts
 
     async def check_session(self, session_id: str, workspace: str) -> None:
-        """Raise SessionNotFound unless it is one of the workspace's."""
+        """Raise SessionNotFound unless the session belongs to the workspace."""
         if await self._of(session_id) != workspace:
             raise SessionNotFound.of(session_id)
 
     async def check_candidate(self, candidate_id: str, workspace: str) -> None:
-        """Raise CandidateNotFound unless it is one of a session of the workspace."""
+        """Raise CandidateNotFound unless the candidate's session belongs to the workspace."""
         candidate = await self._prompts.candidate(candidate_id)
         if await self._of(candidate.session_id) != workspace:
             raise CandidateNotFound.of(candidate_id)
@@ -154,7 +154,7 @@ class ProxyUrls:
         self._new_secret = new_secret
 
     def of(self, session: Session) -> SessionUrls:
-        """Where the session's proxy is."""
+        """The URLs of the session's proxy."""
         url = f"{self._public_url}/api/mipro/v1/{session.session_id}.{session.proxy_secret}"
         return SessionUrls(
             online_url=url, proxy_url=url, chat_completions_url=f"{url}/chat/completions"

@@ -1,4 +1,4 @@
-"""Which candidate serves a rollout: the one that it is pinned to, or one that is chosen now.
+"""Assignment: the candidate that a rollout is pinned to, or a new choice.
 
 Where the database is this server's alone, a pin is written while the model is asked already, and
 its call waits for it only before it answers: no call is longer for its pin, and no answer goes out
@@ -35,7 +35,7 @@ FindCandidate = Callable[[str], Awaitable[Candidate]]
 
 
 class Assigned:
-    """The candidate to go ahead with, and the pin of its rollout, which may be under way.
+    """The candidate of a call, and the pin of its rollout, which may be under way.
 
     `shares` are the candidates' shares of the traffic when it was pinned, as far as they are known.
     `if_removed` is the rollout to pin where another server has removed the one of a remembered pin;
@@ -66,13 +66,13 @@ class Assigned:
         *,
         find: FindCandidate,
     ) -> Assigned:
-        """Not settled before the pin is."""
+        """An assignment that is final once its pin is stored."""
         assigned = cls(candidate, shares)
         assigned._pin, assigned._find = pin, find
         return assigned
 
     async def settled(self) -> Candidate:
-        """The candidate that the rollout is pinned to, once it is.
+        """The candidate that the rollout is pinned to, once the pin is stored.
 
         It is another one where the rollout was pinned so long ago that this server does not
         remember it, or where another server was first. Raises StoreFailed where it cannot be
@@ -87,7 +87,7 @@ class Assigned:
         return await self._find(pinned.candidate_id)
 
     def is_pinned_to(self, candidate: Candidate) -> bool:
-        """Whether it is settled, and so."""
+        """Whether the rollout is known to be pinned to that candidate."""
         pin = self._pin
         if pin is None:
             return candidate is self.candidate
@@ -97,7 +97,7 @@ class Assigned:
 
 
 class Assignments:
-    """The candidates of all rollouts."""
+    """Assignment of candidates to the rollouts of all sessions."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Assignments:
         own: Reserved = NOTHING,
         trust_memory: bool = True,
     ) -> Assigned:
-        """The pinned candidate, else one that is chosen. `own` is what the call has reserved.
+        """The pinned candidate, or a new choice. `own` is what the call has reserved.
 
         `applied` says whether a candidate's prompt has a place in the call's messages, and is kept
         with the pin: a reward that comes before the call's trace is in the store knows it. Without
@@ -276,5 +276,5 @@ class Assignments:
 
 
 def _certain(candidate_id: str) -> Choice:
-    """No chance in it: the session has ended, or the candidate was chosen before."""
+    """An assignment without a draw: the session has ended, or the candidate was chosen before."""
     return Choice(candidate_id, propensity=1.0, propensities={candidate_id: 1.0})

@@ -1,4 +1,4 @@
-"""What is believed about each session's candidates, and how their traffic is shared out."""
+"""Beliefs: the posterior of each session's candidates, and how their traffic is shared out."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ class Snapshot:
 
     @cached_property
     def active_ids(self) -> tuple[str, ...]:
-        """Their ids, by number."""
+        """The ids of the candidates in play, by number."""
         return tuple(candidate.candidate_id for candidate in self.active)
 
     @cached_property
     def most_rewards(self) -> float:
-        """Up to how many rewards of the session it serves."""
+        """The number of the session's rewards up to which the snapshot may be used."""
         present = sum(block.rewards for block in self.blocks if block.epoch == self.session.epoch)
         return self.session.rewards + max(REFIT_REWARDS, REFIT_REWARDS_SHARE * present)
 
     @cached_property
     def most_rollouts(self) -> float:
-        """Up to how many rollouts of the session it serves."""
+        """The number of the session's rollouts up to which the snapshot may be used."""
         if len(self.active) == 1:  # nothing to share out
             return math.inf
         awaited = sum(candidate.statistics.in_flight for candidate in self.candidates)
@@ -86,7 +86,7 @@ class Snapshot:
 
     @cached_property
     def most_failures(self) -> float:
-        """From how many failed rollouts on it serves no longer."""
+        """The number of failed rollouts from which on the snapshot is out of date."""
         return self.failures.total + max(1.0, REFIT_FAILURES_SHARE * self.failures.total)
 
     @property
@@ -100,7 +100,7 @@ class Snapshot:
         )
 
     def suits(self, session: Session | LiveSession) -> bool:
-        """Whether little enough has happened since."""
+        """Whether the snapshot is recent enough for the session."""
         then = self.session
         if isinstance(session, LiveSession):
             if session.active_candidates != len(self.active):
@@ -128,7 +128,7 @@ class Beliefs:
         self._fitting: dict[str, asyncio.Task[Snapshot]] = {}
 
     async def recent(self, session: Session | LiveSession) -> Snapshot:
-        """What was believed last, unless too much has happened since. `session` is as of now."""
+        """The latest snapshot, unless too much has happened since. `session` is as of now."""
         held = self._held.get(session.session_id)
         if held is not None and held.suits(session):
             return held
@@ -142,7 +142,7 @@ class Beliefs:
         return await asyncio.shield(under_way)
 
     async def fresh(self, session: Session) -> Snapshot:
-        """What is to be believed now."""
+        """A snapshot of the facts as they are now."""
         candidates = await self._store.candidates(session.session_id)
         blocks = await self._store.reward_blocks(session.session_id)
         failures = await self._store.failures(session.session_id)
@@ -153,7 +153,7 @@ class Beliefs:
         return snapshot
 
     def forget(self, session_id: str) -> None:
-        """Believe anew at the next choice: the candidates have changed."""
+        """Make a new snapshot at the next choice: the candidates have changed."""
         self._held.drop(session_id)
 
 
@@ -217,13 +217,13 @@ def _of_epoch(arm: Arm, blocks: Sequence[RewardBlock]) -> Arm:
 
 
 def generator(config: MiproConfig, session: Session, *of: int) -> np.random.Generator:
-    """Chance that depends on the session's seed and name, and on what it is for."""
+    """A random generator seeded by the session's seed and name, and by its purpose."""
     name = zlib.crc32(session.session_id.encode())
     return np.random.default_rng([config.mipro.seed & 0xFFFFFFFF, name, *of])
 
 
 class Chance:
-    """Numbers that depend on the session's seed and name, and on the rollout, and on nothing else.
+    """Random numbers that depend on the session's seed and name and on the rollout alone.
 
     They are cut from a digest: making a numpy generator takes twenty times as long.
     """

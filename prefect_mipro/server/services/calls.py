@@ -118,7 +118,7 @@ class Served:
 
     @property
     def content_type(self) -> str:
-        """The upstream's; JSON for a refusal. Where the upstream says none, what the body is."""
+        """The upstream's content type; JSON for a refusal, and by the body where there is none."""
         if self.is_refusal:
             return JSON
         return self._reply.content_type or (EVENT_STREAM if self._is_stream else JSON)
@@ -142,7 +142,7 @@ class Served:
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The events as they arrive. The time of the first byte is that of the first token.
+        """Yield the events as they arrive. `first_byte_seconds` is the time to the first token.
 
         Raises UpstreamUnreachable after a stream that was not over when it ended.
         """
@@ -212,7 +212,7 @@ def most_usage(live: LiveSession, body: ChatBody) -> Usage:
 
 
 def likely_usage(messages: Sequence[ChatMessage], answer: str) -> Usage:
-    """What a call has used whose upstream did not say: its tokens by the length of the texts."""
+    """An estimate of a call's tokens by the length of its texts, where the upstream told none."""
     return Usage(
         prompt_tokens=sum(map(_bytes, messages)) // BYTES_PER_TOKEN + 1,
         completion_tokens=-(-len(answer.encode("utf-8", "replace")) // BYTES_PER_TOKEN),

@@ -1,4 +1,4 @@
-"""What a create call asks for: its config, its id, and the first facts of the session."""
+"""Creation: the config and the id of a create call, and the first facts of its session."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def admit_models(config: MiproConfig, upstreams: Upstreams) -> None:
 
 
 def strange_providers(config: MiproConfig, upstreams: Upstreams) -> list[str]:
-    """The providers whose calls go to the default one, because the server does not know them."""
+    """Warnings about providers that the server does not know: their calls go to the default one."""
     policy, proposer = config.policy, config.mipro.proposer
     named = {"prompt_learning.policy.provider": None if policy.inference_url else policy.provider}
     if not proposer.inference_url:
@@ -107,7 +107,7 @@ def strange_providers(config: MiproConfig, upstreams: Upstreams) -> list[str]:
 
 
 def unknown_fields(request: CreateSession) -> list[str]:
-    """The fields of a create call that nothing here reads."""
+    """Warnings about the fields of a create call that nothing reads."""
     known = CreateSession.model_fields
     return [
         f"the field {name[:80]!r} of the create call is not known and has no effect"
@@ -209,7 +209,7 @@ def human_levers(
     reason: str,
     at: datetime,
 ) -> list[LeverVersion]:
-    """New lever versions of a human's making, children of the champion's. Raises InputInvalid."""
+    """Lever versions written by a person, children of the champion's. Raises InputInvalid."""
     text = instruction.strip()
     if not text:
         raise InputInvalid("the candidate's instruction is empty; send its text")

@@ -149,7 +149,7 @@ class Journal:
             )
 
     def require_pins(self) -> None:
-        """Raise StoreFailed while a pin would wait long, and where the last ones failed, soon."""
+        """Raise StoreFailed while a pin would wait long, earlier where the last pins failed."""
         seconds = self.pinning_seconds
         if self._refusal is not None and seconds > self._slow_pins_seconds:
             self.counts.refused += 1
@@ -164,7 +164,7 @@ class Journal:
 
     @property
     def pinning_seconds(self) -> float:
-        """How long the transaction of pins that is under way takes already."""
+        """How long the present transaction of pins has taken so far."""
         if self._pinning_since is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._pinning_since
@@ -175,16 +175,16 @@ class Journal:
         return not self._trusted or self.pinning_seconds > self._slow_pins_seconds
 
     def begin_call(self) -> None:
-        """One more call is under way, until `end_call`. Raises Overloaded without room for it."""
+        """Count a call as under way, until `end_call`. Raises Overloaded without room for it."""
         self.require_room()
         self.calls_in_flight += 1
 
     def end_call(self) -> None:
-        """It is over."""
+        """Count a call as over."""
         self.calls_in_flight -= 1
 
     def pin(self, rollout: Rollout) -> asyncio.Future[Rollout]:
-        """Pin it with the next transaction: the rollout as it was pinned first."""
+        """Pin a rollout with the next transaction. Returns the rollout as it was pinned first."""
         pinned: asyncio.Future[Rollout] = asyncio.get_running_loop().create_future()
         self._pins.append((rollout, pinned))
         if self._pinning is None:
@@ -192,7 +192,7 @@ class Journal:
         return pinned
 
     def record(self, call: CallRecord, *, size_bytes: int) -> None:
-        """Write it soon."""
+        """Queue a recording for the next batch."""
         self._accepted += 1
         self._recordings.append(_Recording(call, size_bytes))
         self._size_bytes += size_bytes
@@ -203,7 +203,7 @@ class Journal:
             self._due = loop.call_later(self._delay_seconds, self._write_now)
 
     async def flush(self) -> None:
-        """Write what is here now, for who is about to read it; until the store refuses."""
+        """Write what is queued now, before it is read. Gives up once the store refuses."""
         last = self._accepted
         while self._accepted - len(self._recordings) < last:
             self._write_now()
@@ -212,7 +212,7 @@ class Journal:
                 return
 
     async def close(self) -> None:
-        """Write all that is here. What the store refuses now is lost, and said to be."""
+        """Write all that is queued. What the store refuses now is lost, and logged as lost."""
         self._closing.set()
         while self._pinning is not None:
             await self._pinning
@@ -225,7 +225,7 @@ class Journal:
     # pins
 
     async def _pin_all(self) -> None:
-        """One transaction after the other, each with all that was asked for meanwhile."""
+        """Run one transaction after the other, each with all pins requested meanwhile."""
         try:
             while self._pins:
                 await self._gather()
@@ -235,7 +235,7 @@ class Journal:
             self._pinning = None
 
     async def _gather(self) -> None:
-        """Let the calls come that are here already: a turn of an idle loop takes no time."""
+        """Let calls that have arrived join in: a turn of an idle event loop takes no time."""
         for _ in range(min(self.calls_in_flight - 1, GATHERING_TURNS)):
             await asyncio.sleep(0)
 
@@ -270,12 +270,12 @@ class Journal:
         return self._refusal
 
     def _doubt(self) -> None:
-        """The store has refused something."""
+        """Note that the store has refused something."""
         self._trusted = False
         self._doubted_until = asyncio.get_running_loop().time() + self._trusted_after_seconds
 
     def _trust(self) -> None:
-        """The store has taken pins."""
+        """Note that the store has taken pins."""
         if self._refusal is not None:
             self._refusal = None
             log.info("pins_taken_again")
@@ -291,7 +291,7 @@ class Journal:
             self._writing = asyncio.create_task(self._write(len(self._recordings)))
 
     async def _write(self, number: int) -> None:
-        """Write the oldest ones, and what has come to a full batch meanwhile."""
+        """Write the oldest recordings, and whatever has filled a batch meanwhile."""
         try:
             while number > 0 or len(self._recordings) >= BATCH:
                 batch = [self._recordings[i] for i in range(min(BATCH, len(self._recordings)))]
@@ -308,7 +308,7 @@ class Journal:
                 self._due = loop.call_later(self._delay_seconds, self._write_now)
 
     async def _write_batch(self, calls: Sequence[CallRecord]) -> None:
-        """Returns when they are in the store, or lost."""
+        """Write one batch. Returns when its recordings are stored, or lost."""
         try:
             await self._until_taken(partial(self._store.record_calls, calls), calls)
         except MiproError:
@@ -326,7 +326,7 @@ class Journal:
     async def _until_taken(
         self, write: Callable[[], Awaitable[object]], calls: Sequence[CallRecord]
     ) -> None:
-        """Write them again and again while the store takes nothing. Raises its other errors."""
+        """Retry a batch while the store takes nothing. Raises the store's other errors."""
         while True:
             try:
                 await write()
@@ -348,7 +348,7 @@ class Journal:
                 return
 
     def _tell(self, *, refused: bool) -> None:
-        """Wake those who wait for the next attempt."""
+        """Wake the callers that wait for the next attempt."""
         self._refused = refused
         self._attempted.set()
         self._attempted = asyncio.Event()

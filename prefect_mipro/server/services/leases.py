@@ -60,7 +60,7 @@ class _Leased:
 
     @property
     def levers(self) -> LeasedLevers:
-        """The values as they may be shown: without what would give the example's answer away."""
+        """The lever values that may be shown: nothing that gives the example's answer away."""
         session_id = self.candidate.session_id
         return LeasedLevers(
             instruction=LeasedInstruction(
@@ -133,7 +133,7 @@ class Leases:
         return await self._lease(session, asked, leased, applied)
 
     async def rendered(self, session_id: str, asked: LeaseRequest) -> Lease:
-        """The same with the whole prompt in it, made of the caller's inputs or messages.
+        """A lease with the whole prompt in it, made of the caller's inputs or messages.
 
         Raises InputInvalid, and pins nothing, where there is no prompt to be made of them.
         """
@@ -237,7 +237,7 @@ class Leases:
         return _Leased(candidate, instruction, demonstrations, asked.example_id)
 
     async def _note_applied(self, session_id: str, rollout_id: str, applied: bool | None) -> None:
-        """Keep what is known now, where an earlier lease or call has pinned the rollout."""
+        """Store whether the prompt was used, where the rollout was pinned before."""
         if applied is None:
             return
         rollout = await self._rollouts.find(session_id, rollout_id)
@@ -300,7 +300,7 @@ class Leases:
         )
 
     def _trace_id(self, session_id: str, request_key: str | None) -> str:
-        """The same for each repeat of a request."""
+        """A trace's id, the same for each repeat of a request."""
         if request_key is None:
             return self._new_id("trace")
         digest = hashlib.sha256(f"{session_id}\n{request_key}".encode()).hexdigest()
@@ -363,5 +363,5 @@ def _completion_of(output: str, *, whole: bool) -> JsonObject:
 
 
 def _said(text: str) -> str:
-    """What a caller says, in the length and the characters in which it can be kept."""
+    """A caller's text, in the length and the characters that can be stored."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:LONGEST_SAYING]

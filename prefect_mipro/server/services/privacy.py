@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Redaction:
-    """The server's own setting. A session's config may ask for less to be kept, never for more."""
+    """Redaction by the server's setting. A session's config may keep less, never more."""
 
     content: TraceContent = TraceContent.FULL
 
@@ -53,7 +53,7 @@ class Redaction:
         return TraceContent.OFF not in (self.content, config.mipro.trace_content)
 
     def warnings(self, config: MiproConfig) -> list[str]:
-        """What the session loses by it."""
+        """Warnings about what the session cannot learn from redacted texts."""
         return [] if self.keeps_all(config) else [_WARNING]
 
     def trace(self, trace: Trace, config: MiproConfig) -> Trace:
@@ -115,7 +115,7 @@ def _emptied_reward(values: Mapping[str, Any]) -> JsonObject:
 
 
 class Retention:
-    """The sweeps of one server: what is kept for `traces_days`, and what for `rollouts_days`.
+    """Retention: texts are kept for `traces_days`, rows for `rollouts_days`.
 
     Without a number of days texts, or rows, are kept for good.
     """
@@ -140,7 +140,7 @@ class Retention:
         self._cursors: dict[Texts, str | None] = dict.fromkeys(Texts)
 
     async def sweep(self) -> int:
-        """Remove and empty what is old by now, and give back what is free in the database.
+        """Empty and remove what has become old, and give free space back.
 
         Returns how many rows were removed or emptied.
         """
@@ -171,7 +171,7 @@ class Retention:
             await asyncio.sleep(self._pause_seconds)
 
     async def _give_back_space(self) -> int:
-        """Give free pages back; how many."""
+        """Give free pages back. Returns how many."""
         pages = 0
         while piece := await self._store.give_back_space():
             pages += piece
@@ -179,7 +179,7 @@ class Retention:
         return pages
 
     async def _remove(self, kept_for: timedelta) -> int:
-        """Remove old rows; how many."""
+        """Remove old rows. Returns how many."""
         rows = 0
         for session_id in await self._store.session_ids():
             # One that is being imported or deleted is left alone.

@@ -116,7 +116,7 @@ class Promotion:
                 await self.give_up(await self._store.session(session_id))
 
     async def give_up(self, session: Session) -> None:
-        """Count the rewards that are overdue as missing; later, while nothing can be written."""
+        """Count overdue rewards as missing. Put off while the database takes no writes."""
         settings = self._prompts.config(session).mipro.missing_rewards
         now = self._clock()
         try:
@@ -239,7 +239,7 @@ class Promotion:
         return session
 
     async def _awaited(self, duel: Duel, settings: PromotionSettings) -> int:
-        """How many of its rewards may still come. Only asked for where it makes a difference."""
+        """The number of a duel's rewards that may still come, read where it makes a difference."""
         if duel.rollouts < settings.max_rollouts:
             return 0
         return await self._store.awaited_in_duel(duel.session_id, duel.number)
@@ -256,7 +256,7 @@ class Promotion:
         )
 
     async def _exploration_value(self, session: Session, live: LiveSession) -> float | None:
-        """`None` where no rule asks for it, and while there is too little to judge by."""
+        """The exploration value; `None` where no rule asks for it or too little is known."""
         config = live.config
         if config.prompt_learning.termination_config.min_exploration_value is None:
             return None

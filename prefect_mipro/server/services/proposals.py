@@ -196,7 +196,7 @@ class Proposals:
         return await asyncio.to_thread(Round.of, config, snapshot, levers, traces)
 
     async def _left_out(self, seen: Round) -> str | None:
-        """What could not be learned from, where something was wanted; also for the log."""
+        """What a round could not learn from, where proposals were wanted; also logged."""
         room = seen.room
         session_id = seen.snapshot.session.session_id
         if not (seen.instructions_wanted or room.demonstration_sets):
@@ -213,7 +213,7 @@ class Proposals:
         return warning
 
     async def _look_again(self, seen: Round) -> Round:
-        """The same with the candidates and levers as they are now."""
+        """The round with the candidates and levers as they are now."""
         session = seen.snapshot.session
         self._beliefs.forget(session.session_id)
         return replace(
@@ -255,7 +255,7 @@ class Proposals:
 
 
 class Turns:
-    """The turns of one server."""
+    """This server's turns to propose."""
 
     def __init__(
         self, store: Store, *, holder: str, clock: Clock, turn_seconds: float = TURN_SECONDS
@@ -267,7 +267,7 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, session_id: str) -> AsyncIterator[bool]:
-        """Whether the turn for that session is this server's; it is until the block ends."""
+        """Take the turn for a session. Yields whether this server has it until the block ends."""
         if not self._store.shared:
             yield True
             return
@@ -284,7 +284,7 @@ class Turns:
 
     @asynccontextmanager
     async def waited_for(self, session_id: str) -> AsyncIterator[None]:
-        """The turn for that session, as soon as no other server has it."""
+        """Wait for the turn for a session, and have it until the block ends."""
         while True:
             async with self.of(session_id) as own:
                 if own:

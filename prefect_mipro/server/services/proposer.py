@@ -1,4 +1,4 @@
-"""The proposer model: it is asked for instructions, and may fail at that."""
+"""The proposer model: requests for instructions, and their failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Request:
-    """What the proposer model is asked, about which instruction, from which recorded calls."""
+    """A request to the proposer model: the operator, the parent instruction, the calls shown."""
 
     operator: Operator
     parent: LeverVersion
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of asking: instructions without fault, what went wrong, the tokens it took.
+    """The outcome of a request: usable instructions, the error, the tokens used.
 
     `asked` is false when the model was not asked at all.
     """
@@ -114,7 +114,7 @@ class Proposer:
 
 
 def _operators(seen: Round, parent: LeverVersion) -> tuple[Operator, ...]:
-    """What the model may sensibly be asked to do with that parent."""
+    """The operators that suit the parent instruction."""
     threshold = seen.config.mipro.few_shot_score_threshold
     failures = any(trace.reward < threshold for trace in seen.shown)
     return proposals.suitable(parent.text, baseline=seen.lint.baseline, failures=failures)
@@ -166,7 +166,7 @@ _REQUESTS = {
 
 
 def _nonce() -> str:
-    """Never from the session's own chance, which its seed would give away."""
+    """A random token, not drawn from the session's generator: its seed would give it away."""
     return secrets.token_hex(8)
 
 

@@ -1,4 +1,4 @@
-"""Whether calls would be answered: the database takes writes, and the models' servers are there.
+"""Readiness: whether the database takes writes and the models' servers take connections.
 
 Probes ask every few seconds and need no key, so an answer serves for a while, takes a short time at
 most, and names no address. Of a model's server it says that a connection is taken, no more: to ask
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """What was found last, for as long as it is fresh."""
+    """Readiness checks, whose result is kept for some seconds."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is kept of a proxied call: its trace and its counts."""
+"""Recording: the trace of a call, and its counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The traces of all sessions."""
+    """Recording of the calls of all sessions."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Recorder:
         failure: CallFailure | None,
         if_removed: Rollout | None,
     ) -> Trace:
-        """Keep what the call was and what it cost, also when its caller has gone away by now.
+        """Record a call and its cost, also when its caller has gone away.
 
         `if_removed` is pinned where the call's rollout turns out to be removed before it began.
         """
@@ -158,7 +158,7 @@ def call_failure(
     sent: int,
     added: int,
 ) -> CallFailure:
-    """What an answer tells against the candidate, as it is kept.
+    """The failure of a call because of its candidate's prompt, as it is stored.
 
     Of `sent` characters of the prompt the candidate added some to the caller's own.
     """

@@ -56,7 +56,7 @@ class _Found:
 
 
 class Forgetting:
-    """The requests to forget of all sessions.
+    """Requests to forget, for all sessions.
 
     What is counted stays counted: rollouts, rewards, calls and their sums, for the session, its
     candidates, blocks and examples. Rows and texts go. A request is stored before anything else is
@@ -103,7 +103,7 @@ class Forgetting:
         return await self._carry_out(order)
 
     async def finish(self) -> None:
-        """Carry out the requests that were broken off."""
+        """Carry out requests that were interrupted."""
         for order in await self._store.begun_forgettings():
             if order.request_id not in self._under_way:
                 with suppress(SessionNotFound):  # it was deleted as a whole
@@ -255,7 +255,7 @@ class Forgetting:
             cursor = page.next_cursor
 
     async def _remove(self, session: Session, order: ForgetOrder, rollout_ids: set[str]) -> None:
-        """Calls first, then rollouts, then calls that came meanwhile, and what tells of them."""
+        """Remove calls, then rollouts, then calls that came meanwhile, then their events."""
         levers = await self._store.levers(session.session_id)
         # Including versions emptied before this request was interrupted.
         emptied = [(version.lever, version.version) for version in levers if version.forgotten]
@@ -340,7 +340,7 @@ def _named(found: _Found) -> tuple[str, ...]:
 
 
 class Removal:
-    """The deletions of all sessions."""
+    """Deletion of sessions."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -356,7 +356,7 @@ class Removal:
         return DeletedSession(session_id=session_id)
 
     async def finish(self) -> None:
-        """End the deletions that have begun."""
+        """Finish deletions that were interrupted."""
         for session_id in await self._store.begun_deletions():
             await self._finish(session_id)
             log.info("deletion_finished", extra={"session_id": session_id})

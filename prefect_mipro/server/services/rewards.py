@@ -101,7 +101,7 @@ class Rollouts:
     async def reward(
         self, session_id: str, request: RewardRequest, *, request_key: str | None = None
     ) -> RewardReceipt:
-        """Count a reward, then let the optimizer look at it."""
+        """Count a reward, then check the evidence."""
         with self._telemetry.reward(session_id, request.rollout_id) as watched:
             receipt = await self._rewarded(session_id, request, request_key)
             watched.taken(receipt)
@@ -168,12 +168,12 @@ class Rollouts:
 
 
 def _named(check: Callable[[str, str], str], name: str, value: str | None) -> str | None:
-    """The value if it is such a name, None where there is none. Raises InputInvalid."""
+    """The value if `check` accepts it, None where there is none. Raises InputInvalid."""
     return check(name, value) if value else None
 
 
 def _not_long(name: str, value: str) -> str:
-    """A row's own id may be of any characters, but databases index no long ones."""
+    """An example's id: of any characters, but not too long for an index."""
     if len(value) > ID_CHARACTERS:
         raise InputInvalid(f"{name} has {len(value)} characters; it may have {ID_CHARACTERS}")
     return value

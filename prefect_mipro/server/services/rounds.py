@@ -1,4 +1,4 @@
-"""One round of proposals: what it looks at, and the levers and candidates that follow from it."""
+"""A round of proposals: the facts it starts from, and the levers and candidates it makes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Draft:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What a round of proposals looks at.
+    """The facts that a round of proposals starts from.
 
     `traces` are without held-out examples: what those measure stays honest; `held_out` counts the
     traces of these. `lint` and `grounding` are made of all of `traces`.
@@ -154,7 +154,7 @@ class Round:
 
     @cached_property
     def shown(self) -> tuple[ExampleTrace, ...]:
-        """What the proposer may be shown: the reference pool's traces where it names examples."""
+        """The traces for the proposer: the reference pool's, where it names examples."""
         wanted = {str(seed) for seed in self.config.mipro.reference_pool}
         return tuple(t for t in self.traces if not wanted or t.example_id in wanted)
 

@@ -1,4 +1,4 @@
-"""One proxied call, from its admission to what is kept of it."""
+"""Serving: one proxied call, from admission to recording."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LABEL_TOKENS = 32
 
 
 class Serving:
-    """The calls of all sessions, and the candidates that they get."""
+    """Serving of the calls of all sessions."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Serving:
         example_id: str | None,
         recognised: Recognised | Mismatch | None,
     ) -> Applied:
-        """The same for a session at hand."""
+        """The caller's messages with the candidate's prompt, for a session in memory."""
         instruction, demonstrations = await self._prompts.prompt_of(candidate)
         return apply(
             messages,
@@ -163,7 +163,7 @@ class _Asked:
 
 # One for each call, and a class rather than a generator: entering and leaving those costs more.
 class _Service:
-    """One call on its way: entered, its answer is under way; left, it is on record."""
+    """One call as a context: inside, its answer is under way; afterwards, it is recorded."""
 
     def __init__(self, serving: Serving, session: Session, call: Call) -> None:
         self._serving = serving
@@ -304,7 +304,7 @@ class _Service:
         return next((other for other in others if other != candidate.candidate_id), None)
 
     async def _is_better(self, again: _Asked) -> bool:
-        """Whether its answer is one to pass on."""
+        """Whether the second answer should be passed on."""
         served = again.served
         assert served is not None
         if served.is_refusal:
@@ -331,7 +331,7 @@ class _Service:
         self._call.metered.chosen(self._live.session_id, self._rollout_id, candidate.candidate_id)
 
     async def _prepare(self, candidate: Candidate) -> _Asked:
-        """The call as it goes to the model, about to be sent."""
+        """The call as it goes to the model."""
         call, live = self._call, self._live
         applied = await self._serving.applied(
             live, candidate, call.body["messages"], call.example_id, self._recognised
@@ -369,7 +369,7 @@ class _Service:
         )
 
     def _leave(self, error: BaseException | None) -> None:
-        """Keep what is to be kept of it, and make room for another."""
+        """Record the call, and make room for another."""
         candidate, asked = self._candidate, self._asked
         try:
             failure = error if isinstance(error, MiproError) else None

@@ -167,7 +167,7 @@ def _json_bytes(value: Any) -> int:
 
 @dataclass(frozen=True)
 class Reserved:
-    """What one call under way may use at most, or all of them together."""
+    """The most that one call under way, or all of them together, may use."""
 
     tokens: int = 0
     cost_usd: float = 0.0
@@ -202,7 +202,7 @@ class _RememberedPin(NamedTuple):
 
 @dataclass(eq=False)
 class LiveSession:
-    """A session as it is held. Its counters only grow: of two figures the larger is the newer.
+    """A session in memory. Its counters only grow: of two figures the larger is the newer.
 
     `serving_*` are ahead of the store by the choices whose pins are under way. `unapplied_told` is
     the number of `unapplied_calls` that the log has told of. `shares` are the candidates' shares of
@@ -270,7 +270,7 @@ class LiveSession:
         return self.session.model_copy(update=counted)
 
     def learn(self, standing: Standing, *, began_at: float) -> None:
-        """Take over what was read since `began_at`, unless something newer was before."""
+        """Take over what was read since `began_at`, unless newer facts are known."""
         if began_at < self.learned_at:
             return
         session, totals = standing.session, standing.totals
@@ -293,7 +293,7 @@ class LiveSession:
             self.serving_rollouts = session.serving_rollouts
 
     def serve(self, candidate_id: str) -> None:
-        """One more rollout is served with it."""
+        """Count a rollout that is served with the candidate."""
         again = candidate_id == self.serving_candidate_id
         self.serving_candidate_id = candidate_id
         self.serving_rollouts = self.serving_rollouts + 1 if again else 1
@@ -307,7 +307,7 @@ class LiveSession:
         return self.config.call_cost_usd(model, usage, asked_model=asked_model)
 
     def spend(self, usage: Usage, cost_usd: float | None) -> None:
-        """A call has used so much."""
+        """Add the tokens and the cost of a call."""
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.cost_usd += cost_usd or 0.0
@@ -336,7 +336,7 @@ class LiveSession:
 
 
 class SessionCache:
-    """The sessions that were served last, and the newest pins."""
+    """A cache of the sessions served last and of the newest pins."""
 
     def __init__(
         self,
@@ -381,7 +381,7 @@ class SessionCache:
         return held.session
 
     def forget(self, session_id: str) -> None:
-        """Read the session anew for the next call: this process has changed it."""
+        """Have the next call read the session again: this process has changed it."""
         self._reading.pop(session_id, None)
         held = self._held.get(session_id)
         if held is not None:
@@ -408,7 +408,7 @@ class SessionCache:
             self._pins.popitem(last=False)
 
     def forget_pins(self, baseline_id: str, rollout_ids: Iterable[str]) -> None:
-        """Let rollouts be pinned anew: they were removed."""
+        """Forget the pins of rollouts that were removed."""
         for rollout_id in rollout_ids:
             self._pins.pop((baseline_id, rollout_id), None)
 
@@ -422,7 +422,7 @@ class SessionCache:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _age_seconds(self, held: LiveSession) -> float:
-        """How long ago the session is known to have been as it is held."""
+        """The age of the session in memory."""
         if held.read_at == LONG_AGO:
             return math.inf
         return self._timer() - max(held.read_at, self._checked_at)

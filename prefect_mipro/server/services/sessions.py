@@ -140,7 +140,7 @@ class Sessions:
         return status_of(facts, self._urls.of(facts.session), self._warnings(facts.config))
 
     async def urls(self, session_id: str) -> SessionUrls:
-        """Where the session's proxy is. Raises SessionNotFound."""
+        """The URLs of the session's proxy. Raises SessionNotFound."""
         return self._urls.of(await self._store.session(session_id))
 
     async def change_state(self, session_id: str, state: SessionState) -> SessionStatus:
@@ -266,7 +266,7 @@ class Sessions:
         demonstrations: Sequence[Demonstration] | None = None,
         label: str | None = None,
     ) -> JsonObject:
-        """Let a human's prompt compete; without demonstrations of its own with the champion's.
+        """Add a person's prompt as a candidate. Without demonstrations it takes the champion's.
 
         Raises InputInvalid for a prompt that could not be served.
         """
@@ -346,7 +346,7 @@ class Sessions:
     async def examples(
         self, session_id: str, candidate_id: str, *, limit: int
     ) -> tuple[ExampleTrace, ...]:
-        """What a candidate answered, newest first; empty where texts are not kept."""
+        """A candidate's answers, newest first; empty where texts are not kept."""
         session = await self._store.session(session_id)
         if (await self._store.candidate(candidate_id)).session_id != session.session_id:
             raise CandidateNotFound.of(candidate_id)
@@ -399,7 +399,7 @@ class Sessions:
 
 
 def _ended(session: Session) -> list[str]:
-    """That a session which is created again has ended."""
+    """The warning that a session which is created again has ended."""
     if not session.state.final:
         return []
     return [

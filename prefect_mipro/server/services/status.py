@@ -51,7 +51,7 @@ LARGEST_LOG_E_VALUE = math.log(1e9)
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a status is made of, as the store told it."""
+    """The stored facts that a status is made of."""
 
     session: Session
     config: MiproConfig
@@ -67,12 +67,12 @@ class Facts:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Those in play and those retired last, by number."""
+        """The candidates in play and those retired last, by number."""
         return self.snapshot.candidates
 
     @property
     def belief(self) -> Posterior:
-        """What is believed about them."""
+        """The posterior of the candidates."""
         return self.snapshot.belief
 
     def prompt_of(self, candidate: Candidate) -> tuple[LeverVersion, LeverVersion]:
@@ -239,7 +239,7 @@ def job_id(session_id: str) -> str:
 
 
 def _rng(facts: Facts) -> np.random.Generator:
-    """Draws depend on the state alone, so that the same state always reads the same."""
+    """A random generator that depends on the state alone: the same state reads the same."""
     return generator(facts.config, facts.session, facts.session.version)
 
 
@@ -359,7 +359,7 @@ def _duel_report(facts: Facts) -> DuelReport | None:
 
 
 def _e_value(log_evidence: Vector, *, decided: bool) -> float:
-    """The newest one; of a duel that it decided the largest, which what came later cannot undo."""
+    """The newest e-value; the largest one for a duel that it decided, which nothing undoes."""
     if not len(log_evidence):
         return 1.0
     log_e = log_evidence.max() if decided else log_evidence[-1]
@@ -375,7 +375,7 @@ def _reviews(facts: Facts) -> tuple[DemonstrationReview, ...]:
 
 
 def _loud(facts: Facts) -> list[str]:
-    """What a user must not overlook."""
+    """Warnings that a user must not overlook."""
     totals = facts.totals
     loud = []
     if totals.unapplied_calls or totals.unapplied_rollouts:

@@ -134,7 +134,7 @@ class Schema:
 
 @asynccontextmanager
 async def inspected(database_url: str) -> AsyncIterator[Database]:
-    """The database as it is, for who only reads: nothing is made, nothing brought forward.
+    """The database as it is, for reading: nothing is created, nothing upgraded.
 
     A server may have it open. Raises StoreFailed where there is none.
     """
@@ -183,18 +183,18 @@ def compact(database_url: str) -> tuple[int, int]:
 
 
 def postgres_url(database_url: str) -> URL | None:
-    """Where it is, with its password; `None` for another kind of database."""
+    """The database's URL with its password; `None` unless it is PostgreSQL."""
     url = _parsed(database_url)
     return url if url.drivername == POSTGRESQL else None
 
 
 def dump_command(url: URL, target: Path) -> str:
-    """What copies a PostgreSQL database, without its password."""
+    """The command that copies a PostgreSQL database, without its password."""
     return shlex.join(["pg_dump", "--format=custom", f"--file={target}", f"--dbname={_shown(url)}"])
 
 
 def compact_command(url: URL) -> str:
-    """What gives the free space of a PostgreSQL database back, without its password."""
+    """The command that gives a PostgreSQL database's free space back, without its password."""
     tables = ", ".join(sorted(metadata.tables))
     statement = f"VACUUM (FULL, ANALYZE) {tables}"
     return shlex.join(["psql", f"--dbname={_shown(url)}", f"--command={statement}"])

@@ -452,7 +452,7 @@ def _next(found: Sequence[Row[Any]], limit: int) -> str | None:
 def _going(
     connection: Connection, session_id: str, named: set[str], rollout_ids: Collection[str]
 ) -> set[str]:
-    """Of the rollouts named, those among the ids, and those that were removed."""
+    """The named rollouts that are among the ids or were removed."""
     if not named:
         return set()
     removed = connection.scalars(

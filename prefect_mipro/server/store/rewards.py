@@ -188,7 +188,7 @@ def _repeated(connection: Connection, reward: Reward, request_key: str | None) -
 
 
 def _removed(change: Change, reward: Reward) -> Reward | None:
-    """The reward as that of a rollout which had one, and was removed. Raises RewardConflict."""
+    """The reward of a rollout that had one before it was removed. Raises RewardConflict."""
     if reward.rollout_id is None or not change["removed_rollouts"]:
         return None
     of = {"of_session": reward.session_id, "of_rollout": reward.rollout_id}
@@ -227,7 +227,7 @@ def _rollout_of(change: Change, reward: Reward) -> Rollout | None:
 
 
 def _newest_unrewarded(connection: Connection, reward: Reward) -> Rollout:
-    """Of the reward's correlation id and candidate, where it names them."""
+    """The newest unrewarded rollout of the reward's correlation id and candidate, if named."""
     named: dict[Any, str | None] = {
         rollouts.c.correlation_id: reward.correlation_id,
         rollouts.c.candidate_id: reward.candidate_id,
@@ -315,7 +315,7 @@ def insert_rollout(change: Change, rollout: Rollout) -> Rollout:
 
 
 def attach(change: Change, rollout: Rollout, reward: Reward) -> Rollout:
-    """Count the reward for all whom it concerns, and tell of it. Returns the rollout with it."""
+    """Count the reward everywhere, and record its event. Returns the rollout with the reward."""
     connection, value = change.connection, reward.value
     number = change["rewards"] + 1
     change.set(rewards=number)
@@ -397,7 +397,7 @@ def tell_applied(change: Change, rollout_id: str, applied: bool) -> None:
 
 
 def _of(rollout: Rollout) -> Values:
-    """Whose counters a statement is to change."""
+    """The keys of the counters that a statement changes."""
     return {
         "of_session": rollout.session_id,
         "of_candidate": rollout.candidate_id,
@@ -406,7 +406,7 @@ def _of(rollout: Rollout) -> Values:
 
 
 def _count_reward(change: Change, rollout: Rollout, *, missing_now: int = 0) -> Values:
-    """Count it as evidence: for candidate, duel, example and block.
+    """Count the reward as evidence for candidate, duel, example and block.
 
     Returns what was added for example and block.
     """

@@ -236,7 +236,7 @@ def _emptied(connection: Connection, calls: Sequence[CallRecord]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Present:
-    """What of a session's row a pin goes on from."""
+    """The part of a session's row that a pin builds on."""
 
     session_id: str
     rollouts: int
@@ -263,7 +263,7 @@ def _locked(connection: Connection, session_ids: Sequence[str]) -> dict[str, _Pr
 
 
 def _known(connection: Connection, wanted: Sequence[Rollout]) -> set[str]:
-    """The sessions in which a rollout is wanted that is there, awaited, or wanted twice."""
+    """The sessions in which a wanted rollout exists, has a waiting reward, or is wanted twice."""
     keys = Counter((rollout.session_id, rollout.rollout_id) for rollout in wanted)
     found = ask_given(connection, _FOUND, _ROLLOUT_KEY, sorted(keys))
     return {row[0] for row in found} | {key[0] for key, times in keys.items() if times > 1}
@@ -274,7 +274,7 @@ def _pin_new(
     wanted: Sequence[Rollout],
     new: Sequence[tuple[_Present, Sequence[int]]],
 ) -> dict[int, Rollout]:
-    """Insert all at once, of all sessions: nothing waits for them. By index."""
+    """Insert all new rollouts of all sessions at once. Returns them by index."""
     if not new:
         return {}
     pinned: dict[int, Rollout] = {}
@@ -330,7 +330,7 @@ def _pin(connection: Connection, rollout: Rollout) -> Rollout:
 
 
 def _count_rollouts(connection: Connection, pinned: Collection[Rollout]) -> None:
-    """For their candidates. Raises CandidateNotFound."""
+    """Count pinned rollouts for their candidates. Raises CandidateNotFound."""
     chosen = Counter((rollout.session_id, rollout.candidate_id) for rollout in pinned)
     unapplied = Counter(
         (rollout.session_id, rollout.candidate_id) for rollout in pinned if not rollout.is_evidence
@@ -366,7 +366,7 @@ def _counted(counts: Mapping[tuple[str, Any], int]) -> list[tuple[str, Any, int]
 
 
 def _count_answered_calls(connection: Connection, calls: Sequence[CallRecord]) -> None:
-    """For their rollouts. Raises RolloutNotFound."""
+    """Count answered calls for their rollouts. Raises RolloutNotFound."""
     answered: dict[tuple[str, str], tuple[int, str | None]] = {}
     for call in calls:
         trace = call.trace

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Asked:
-    """A work, and who waits for what comes of it."""
+    """A unit of work, and the future of its result."""
 
     run: Callable[[Connection], Any]
     last: bool
@@ -198,7 +198,7 @@ class SqliteDatabase:
                 _reply(batch)
 
     def _take(self) -> tuple[list[_Asked], bool]:
-        """What was asked for meanwhile, or the next thing; and whether more may come."""
+        """The work queued meanwhile, or the next piece; and whether more may come."""
         batch: list[_Asked] = []
         try:
             asked = self._asked.get()

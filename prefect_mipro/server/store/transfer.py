@@ -167,7 +167,7 @@ def _next(rows: Any, key: tuple[Column[Any], ...], limit: int) -> str | None:
 
 
 def _call_told(row: RowMapping) -> JsonObject:
-    """Without the number of the row, which means nothing elsewhere."""
+    """The row without its number, which means nothing elsewhere."""
     told = _told(row)
     del told["position"]
     return told
@@ -247,7 +247,7 @@ def _finish(
 
 
 def _settle(change: Change) -> None:
-    """Count what is here: a server may have removed old rows while it told them."""
+    """Count the rows that came: a server may have removed old ones while it exported."""
     events_here, newest = change.connection.execute(
         select(func.count(), func.coalesce(func.max(events.c.seq), 0)).where(
             events.c.session_id == change.session_id

@@ -1,4 +1,4 @@
-"""What is kept long enough goes: texts are emptied, old rows removed, free space given back.
+"""Upkeep: old texts are emptied, old rows removed, free space given back.
 
 Removed rollouts, calls and events stay counted for the session, its candidates, duels, blocks and
 examples: beliefs do not change. Of each rollout its id is kept, so that no reward counts twice.
@@ -256,7 +256,7 @@ def _remove_rollouts(
 
 
 def remove_found(change: Change, found: Sequence[Row[Any]], *, at: datetime) -> tuple[str, ...]:
-    """Remove rollouts with their rewards; `found` has their `ROLLOUT_COLUMNS`. Their ids."""
+    """Remove rollouts with their rewards, given their `ROLLOUT_COLUMNS`. Returns their ids."""
     if awaited := [
         (row.candidate_id, row.applied)
         for row in found
@@ -365,7 +365,7 @@ def first_calls(
 
 
 def delete_calls(connection: Connection, found: Sequence[Row[Any]]) -> int:
-    """Delete these calls; how many."""
+    """Delete these calls. Returns how many."""
     if found:
         positions = [call.position for call in found]
         connection.execute(delete(traces).where(traces.c.position.in_(positions)))
@@ -386,7 +386,7 @@ def require_writable(connection: Connection) -> None:
 
 
 def give_back_space(connection: Connection) -> int:
-    """Give some free pages of an SQLite file back to its disk; how many.
+    """Give some free pages of an SQLite file back to its disk. Returns how many.
 
     PostgreSQL's autovacuum does the same. Files that were made without `auto_vacuum` give nothing
     back before they are compacted.

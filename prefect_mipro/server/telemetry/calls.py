@@ -186,23 +186,23 @@ class MeteredCall:
         self._meter = meter
 
     def chosen(self, session_id: str, rollout_id: str, candidate_id: str) -> None:
-        """Who serves it."""
+        """Note which candidate serves the call."""
         self.session_id = session_id
         self.rollout_id = rollout_id
         self.candidate_id = candidate_id
 
     def forwarded(self, provider: str, model: object) -> None:
-        """The upstream of that provider is asked for that model from now on."""
+        """Note that the provider's upstream is asked for the model from now on."""
         self.forwarded_at = self._meter.timer()
 
     def started(self, status: int, *, streaming: bool) -> None:
-        """The first byte of the upstream's answer goes to the caller."""
+        """Note that the first byte of the answer goes to the caller."""
         self.started_at = self._meter.timer()
         self.status = status
         self.streaming = streaming
 
     def finished(self) -> None:
-        """The last byte has gone to the caller."""
+        """Note that the last byte has gone to the caller."""
         self.ended_at = self._meter.timer()
         self._whole = True
 
@@ -256,7 +256,7 @@ class MeteredCall:
 
 
 def unread() -> MeteredCall:
-    """A call that nobody reads the measure of."""
+    """The no-op meter."""
     return MeteredCall(_UNREAD)
 
 
