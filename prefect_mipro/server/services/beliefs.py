@@ -20,7 +20,7 @@ from prefect_mipro.optimizer.failures import failure_evidence, on_probation
 from prefect_mipro.optimizer.posterior import DEFAULT_SCALES, Posterior, posterior
 from prefect_mipro.optimizer.selection import Plan, plan
 from prefect_mipro.server.services.session_cache import LiveSession, PromptCache, Recent
-from prefect_mipro.server.store.records import Failures
+from prefect_mipro.server.store.records import Failures, LearningFacts
 from prefect_mipro.server.store.store import Store
 
 # A belief serves until so many rewards, or so many rollouts without any, have come since. It moves
@@ -32,6 +32,9 @@ REFIT_REWARDS_SHARE = 1 / 64
 REFIT_ROLLOUTS_SHARE = 1 / 2
 # Each failure counts as long as there are few.
 REFIT_FAILURES_SHARE = 1 / 16
+
+# Up to so many candidates a fit takes less time than handing it to a thread and back.
+FITTED_AT_ONCE = 12
 
 # The approximate memory that all beliefs may take.
 LARGEST_BELIEFS_BYTES = 64 * 2**20
@@ -143,11 +146,12 @@ class Beliefs:
 
     async def fresh(self, session: Session) -> Snapshot:
         """A snapshot of the facts as they are now."""
-        candidates = await self._store.candidates(session.session_id)
-        blocks = await self._store.reward_blocks(session.session_id)
-        failures = await self._store.failures(session.session_id)
+        facts = await self._store.learning_facts(session.session_id)
         config = self._prompts.config(session)
-        snapshot = await asyncio.to_thread(_fit, session, config, candidates, blocks, failures)
+        if len(facts.candidates) <= FITTED_AT_ONCE:
+            snapshot = _fit(session, config, facts)
+        else:
+            snapshot = await asyncio.to_thread(_fit, session, config, facts)
         size_bytes = snapshot.size_bytes + self._prompts.size_bytes(session)
         self._held.put(session.session_id, snapshot, size_bytes=size_bytes)
         return snapshot
@@ -157,13 +161,8 @@ class Beliefs:
         self._held.drop(session_id)
 
 
-def _fit(
-    session: Session,
-    config: MiproConfig,
-    candidates: tuple[Candidate, ...],
-    blocks: tuple[RewardBlock, ...],
-    failures: Failures,
-) -> Snapshot:
+def _fit(session: Session, config: MiproConfig, facts: LearningFacts) -> Snapshot:
+    candidates, blocks, failures = facts.candidates, facts.blocks, facts.failures
     present = [block for block in blocks if block.epoch == session.epoch]
     arms = [candidate.arm for candidate in candidates]
     if session.epoch > 1:

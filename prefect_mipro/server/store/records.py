@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from prefect_mipro.errors import InputInvalid
 from prefect_mipro.models.base import JsonObject
-from prefect_mipro.models.candidates import Duel, Statistics
+from prefect_mipro.models.candidates import Candidate, Duel, RewardBlock, Statistics
 from prefect_mipro.models.rollouts import CallFailure, FailedRollout, Reward, Rollout, Trace
 from prefect_mipro.models.sessions import ForgetSubject, Session, SessionState
 
@@ -62,6 +62,15 @@ class Attached:
     reward: Reward
     duplicate: bool
     applied: bool | None = None
+
+
+@dataclass(frozen=True)
+class LearningFacts:
+    """The facts that a belief follows from, all as of one moment."""
+
+    candidates: tuple[Candidate, ...]
+    blocks: tuple[RewardBlock, ...]
+    failures: Failures
 
 
 @dataclass(frozen=True)

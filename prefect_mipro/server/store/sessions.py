@@ -30,8 +30,9 @@ from prefect_mipro.models.chat import Usage
 from prefect_mipro.models.levers import LeverVersion
 from prefect_mipro.models.sessions import Event, Session, SessionState
 from prefect_mipro.server.store import duels
-from prefect_mipro.server.store.blocks import end_epoch
+from prefect_mipro.server.store.blocks import blocks_of, end_epoch
 from prefect_mipro.server.store.candidates import (
+    candidates_of,
     check_not_forgotten,
     count_active,
     totals,
@@ -47,8 +48,10 @@ from prefect_mipro.server.store.changes import (
     under_deletion,
 )
 from prefect_mipro.server.store.database import insert_new
+from prefect_mipro.server.store.failures import newest_failures
 from prefect_mipro.server.store.keys import check_workspace
 from prefect_mipro.server.store.records import (
+    LearningFacts,
     Overview,
     Page,
     SessionFilter,
@@ -131,6 +134,15 @@ def standing(connection: Connection, session_id: str) -> Standing:
         totals(connection, session_id),
         count_active(connection, session_id),
         withdrawn_ids(connection, session_id),
+    )
+
+
+def learning_facts(connection: Connection, session_id: str) -> LearningFacts:
+    """The candidates, rewards and failures that the session's belief follows from."""
+    return LearningFacts(
+        candidates_of(connection, session_id),
+        blocks_of(connection, session_id),
+        newest_failures(connection, session_id),
     )
 
 

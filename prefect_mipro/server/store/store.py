@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Concatenate, Generic, Protocol, Self, TypeVar, overload
 
 from prefect_mipro.server.store import (
-    blocks,
     candidates,
     changes,
     duels,
@@ -107,6 +106,7 @@ class Store:
     create_session = Writes(sessions.create)
     session = Reads(changes.read_session)
     standing = Reads(sessions.standing)
+    learning_facts = Reads(sessions.learning_facts)
     set_state = Changes(sessions.set_state)
     set_champion = Changes(sessions.set_champion)
     begin_epoch = Changes(sessions.begin_epoch)
@@ -146,11 +146,9 @@ class Store:
     awaiting_rewards = Reads(failures.awaiting_rewards)
     give_up = Changes(failures.give_up)
     watermark = Reads(failures.watermark)
-    failures = Reads(failures.newest_failures)
 
     add_reward = Changes(rewards.add)
     example_rewards = Reads(rewards.of_example)
-    reward_blocks = Reads(blocks.blocks_of)
 
     example_traces = Reads(observations.example_traces)
     rollout_reports = Reads(observations.rollout_reports)

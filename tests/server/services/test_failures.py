@@ -125,7 +125,7 @@ async def test_a_cut_answer_counts_unless_a_label_was_asked_for(
     for number in range(20):
         await backend.call(f"r{number}", body=body)
     await backend.journal.flush()
-    assert (await backend.store.failures("s")).total == failures
+    assert (await backend.store.learning_facts("s")).failures.total == failures
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ async def test_a_prompt_that_was_not_applied_is_not_to_blame(backend: Backend) -
     for number in range(20):
         await backend.call(f"r{number}", body=body)
     await backend.journal.flush()
-    assert (await backend.store.failures("s")).total == 0
+    assert (await backend.store.learning_facts("s")).failures.total == 0
 
 
 async def test_a_challenger_that_fails_on_some_inputs_does_not_win_by_the_others(
@@ -286,7 +286,7 @@ async def test_a_named_candidate_is_evaluated_as_it_is(backend: Backend) -> None
     fail_when_long(backend, REFUSAL)
     candidate_id, answer = await backend.call(candidate_id=long_id)
     assert (candidate_id, answer) == (long_id, json.loads(REFUSAL.body))
-    assert (await backend.store.failures("s")).total == 0
+    assert (await backend.store.learning_facts("s")).failures.total == 0
 
 
 async def test_both_calls_are_on_record_and_paid(backend: Backend) -> None:

@@ -82,7 +82,7 @@ QUESTIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
     "candidate": lambda store: store.candidate(BASELINE),
     "levers": lambda store: store.levers("s1"),
     "totals": lambda store: store.totals("s1"),
-    "reward_blocks": lambda store: store.reward_blocks("s1"),
+    "learning_facts": lambda store: store.learning_facts("s1"),
     "example_rewards": lambda store: store.example_rewards("s1", "1"),
     "give_up": lambda store: store.give_up("s1", after_rewards=9, pinned_before=at(0), at=at(9)),
     "give_up of some": lambda store: store.give_up(

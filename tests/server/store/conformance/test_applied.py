@@ -48,7 +48,7 @@ async def evidence(store: Store) -> dict[str, object]:
         "observations": len(await store.duel_observations("s1", 1)),
         "blocks": [
             (block.rewards, round(block.reward_sum, 9), round(block.deviation_sum, 9))
-            for block in await store.reward_blocks("s1")
+            for block in (await store.learning_facts("s1")).blocks
         ],
         "example": tuple(round(n, 9) for n in await store.example_rewards("s1", "7")),
         "examples": len(await store.example_traces("s1", limit=9)),

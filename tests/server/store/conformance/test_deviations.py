@@ -17,7 +17,7 @@ async def run(store: Store, number: int, value: float, example_id: str | None) -
 
 
 async def deviation_sum(store: Store) -> float:
-    return sum(block.deviation_sum for block in await store.reward_blocks("s1"))
+    return sum(block.deviation_sum for block in (await store.learning_facts("s1")).blocks)
 
 
 async def test_an_example_without_rewards_is_unknown(store: Store) -> None:
@@ -65,7 +65,7 @@ async def test_blocks_add_up_what_was_expected_before_each_reward(store: Store) 
     await run(store, 4, 0.0, "7")
     second = expected_deviation(2, 1 / 2 + (1 - 2 / 3))
     assert await deviation_sum(store) == pytest.approx(first + second)
-    blocks = await store.reward_blocks("s1")
+    blocks = (await store.learning_facts("s1")).blocks
     assert [block.deviation_sum for block in blocks] == pytest.approx([0.0, first, 0.0, second])
 
 
@@ -103,7 +103,7 @@ async def test_examples_are_known_over_epochs_and_within_their_session(store: St
     await run(store, 2, 1.0, "7")
     assert (await store.example_rewards("s1", "7"))[0] == 2
     assert await store.example_rewards("s2", "7") == (0, 0.0)
-    epochs = [block.deviation_sum for block in await store.reward_blocks("s1")]
+    epochs = [block.deviation_sum for block in (await store.learning_facts("s1")).blocks]
     assert epochs == pytest.approx([0.0, expected_deviation(1, 1 / 2)])
 
 

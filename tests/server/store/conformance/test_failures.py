@@ -107,7 +107,7 @@ async def test_a_reward_says_that_the_caller_could_use_a_spoilt_answer(
     await dueling.add_reward(reward("reward_1", "r1", 0.75))
     assert await counted(dueling) == (1, 1, 0, 0)
     assert await observed(dueling) == [(True, 0.75)]
-    assert (await dueling.failures("s1")).newest == ()
+    assert (await dueling.learning_facts("s1")).failures.newest == ()
 
 
 async def test_a_reward_of_zero_does_not_take_a_failure_back(dueling: Store) -> None:
@@ -148,7 +148,7 @@ async def test_after_a_fallback_the_reward_is_the_champions_and_the_failure_the_
     assert await counted(dueling) == (0, 0, 0, 1)
     assert await counted(dueling, BASELINE) == (1, 1, 0, 0)
     # Not by chance was it served with the champion: no evidence for that.
-    assert await dueling.reward_blocks("s1") == ()
+    assert (await dueling.learning_facts("s1")).blocks == ()
     assert await dueling.duel_observations("s1", 1) == (
         DuelObservation(is_challenger=True, reward=0.0, predicted_reward=0.5),
     )
@@ -168,7 +168,7 @@ async def test_failures_are_told_oldest_first_with_the_shares_of_the_traffic(
     await pin(dueling, rollout("r2"))
     await fail(dueling, failure(candidate_id=BASELINE), "r2")
     await dueling.fall_back("s1", "r1", failure(), BASELINE, at=at(1))
-    told = await dueling.failures("s1")
+    told = (await dueling.learning_facts("s1")).failures
     assert told.total == 2
     assert told.newest == (
         FailedRollout(candidate_id=CHALLENGER, shares=SHARES),
@@ -179,7 +179,7 @@ async def test_failures_are_told_oldest_first_with_the_shares_of_the_traffic(
 async def test_a_new_epoch_begins_without_failures(dueling: Store) -> None:
     await fail(dueling, failure())
     await dueling.begin_epoch("s1", at=at(2), reason="another model")
-    told = await dueling.failures("s1")
+    told = (await dueling.learning_facts("s1")).failures
     assert (told.total, told.newest) == (1, ())
 
 

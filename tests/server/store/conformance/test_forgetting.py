@@ -26,7 +26,7 @@ async def test_an_order_takes_its_rollouts_and_its_lever_out(
     of = {"candidate_id": "cand_2"}
     await store.record_calls([CallRecord(trace("trace_other", "other", **of))])
     await store.set_champion("s1", "cand_2", at=at(1), reason="")
-    before = await store.totals("s1"), await store.reward_blocks("s1")
+    before = await store.totals("s1"), (await store.learning_facts("s1")).blocks
     await store.begin_forgetting(ORDER)
     first = await store.traceable("s1", limit=3)
     assert [row.rollout_id for row in first.items] == ["other", "r0", "r1"]
@@ -48,7 +48,7 @@ async def test_an_order_takes_its_rollouts_and_its_lever_out(
     assert (ended.rollouts, ended.calls) == (2, 2)
     assert await store.end_forgetting(ORDER, data={}, at=at(4)) is None
     assert await store.begun_forgettings() == ()
-    assert (await store.totals("s1"), await store.reward_blocks("s1")) == before
+    assert (await store.totals("s1"), (await store.learning_facts("s1")).blocks) == before
     assert "trace_0" not in await told(store)
     with pytest.raises(Conflict, match="forgotten"):
         await store.set_champion("s1", "cand_2", at=at(5), reason="")

@@ -113,7 +113,7 @@ async def test_a_late_reward_still_counts(served: Store) -> None:
     assert (await served.candidate(BASELINE)).statistics == Statistics(
         rollouts=6, rewards=1, missing=2, reward_sum=0.5, reward_square_sum=0.25
     )
-    (block,) = await served.reward_blocks("s1")
+    (block,) = (await served.learning_facts("s1")).blocks
     assert (block.first, block.last, block.rewards, block.reward_sum) == (2, 2, 1, 0.5)
     found = await served.rollout("s1", "r2")
     assert found is not None

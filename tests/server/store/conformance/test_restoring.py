@@ -63,7 +63,7 @@ async def test_it_is_the_same_session_but_for_its_secret_its_version_and_a_pause
     assert await store.candidates("s1") == await source.candidates("s1")
     assert await store.levers("s1") == await source.levers("s1")
     assert await store.duel("s1") == await source.duel("s1")
-    assert await store.reward_blocks("s1") == await source.reward_blocks("s1")
+    assert (await store.learning_facts("s1")).blocks == (await source.learning_facts("s1")).blocks
     assert await store.example_traces("s1", limit=9) == await source.example_traces("s1", limit=9)
     assert await store.watermark("s1") == await source.watermark("s1")
     *events, imported = await store.events("s1", since=0, limit=100)

@@ -88,11 +88,11 @@ async def test_no_text_is_left_when_all_is_old(store: Store) -> None:
 async def test_numbers_and_beliefs_stay_as_they_were(store: Store) -> None:
     await fill(store)
     before = (await store.standing("s1"), await store.candidates("s1"))
-    blocks = await store.reward_blocks("s1")
+    blocks = (await store.learning_facts("s1")).blocks
     for texts in Texts:
         await swept(store, texts, before=1e6)
     assert (await store.standing("s1"), await store.candidates("s1")) == before
-    assert await store.reward_blocks("s1") == blocks
+    assert (await store.learning_facts("s1")).blocks == blocks
     evals = (await store.seed_evals(SeedEvalFilter(session_id="s1"), limit=9)).items
     assert [item.reward for item in evals] == [1.0] * 4
 

@@ -56,9 +56,9 @@ def block(
 async def test_without_rewards_there_are_no_blocks(store: Store) -> None:
     await create(store)
     await pin_all(store, [1, 2])
-    assert await store.reward_blocks("s1") == ()
+    assert (await store.learning_facts("s1")).blocks == ()
     with pytest.raises(SessionNotFound, match="'s2'"):
-        await store.reward_blocks("s2")
+        await store.learning_facts("s2")
 
 
 async def test_a_reward_stands_where_its_rollout_was_pinned(store: Store) -> None:
@@ -67,7 +67,7 @@ async def test_a_reward_stands_where_its_rollout_was_pinned(store: Store) -> Non
     await pin_all(store, [1, 2])
     await pin_all(store, [3], "cand_2")
     await earn(store, {3: 0.25, 1: 0.5})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 1, 0.5),
         block(3, 3, 0.25, candidate_id="cand_2"),
     )
@@ -77,28 +77,28 @@ async def test_a_reward_that_pins_its_rollout_stands_at_the_end(store: Store) ->
     await create(store)
     await pin_all(store, [1, 2])
     await store.add_reward(reward("reward_3", "r3", 0.75, candidate_id=BASELINE))
-    assert await store.reward_blocks("s1") == (block(3, 3, 0.75),)
+    assert (await store.learning_facts("s1")).blocks == (block(3, 3, 0.75),)
 
 
 async def test_two_blocks_become_one_when_there_would_be_more_than_32(store: Store) -> None:
     await create(store)
     await pin_all(store, range(1, MOST_BLOCKS + 1))
     await earn(store, {32: 0.5, 1: 0.25, 2: 1.0})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 1, 0.25),
         block(2, 2, 1.0),
         block(32, 32, 0.5),
     )
     await pin_all(store, [33])
-    assert await store.reward_blocks("s1") == (block(1, 2, 0.25, 1.0), block(31, 32, 0.5))
+    assert (await store.learning_facts("s1")).blocks == (block(1, 2, 0.25, 1.0), block(31, 32, 0.5))
     await earn(store, {33: 0.0, 31: 0.25})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 2, 0.25, 1.0),
         block(31, 32, 0.5, 0.25),
         block(33, 33, 0.0),
     )
     await pin_all(store, [34])
-    assert (await store.reward_blocks("s1"))[-1] == block(33, 34, 0.0)
+    assert (await store.learning_facts("s1")).blocks[-1] == block(33, 34, 0.0)
 
 
 async def test_candidates_stay_apart_when_blocks_become_one(store: Store) -> None:
@@ -108,7 +108,7 @@ async def test_candidates_stay_apart_when_blocks_become_one(store: Store) -> Non
     await pin_all(store, [2], "cand_2")
     await earn(store, {2: 0.5, 1: 0.25})
     await pin_all(store, range(3, MOST_BLOCKS + 2))
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 2, 0.25),
         block(1, 2, 0.5, candidate_id="cand_2"),
     )
@@ -130,7 +130,7 @@ async def test_sparse_rewards_in_any_order_end_up_where_they_belong(store: Store
     for first in range(1, count + 1, length):
         values = [rewarded[p] for p in range(first, first + length) if p in rewarded]
         expected.append(block(first, min(first + length - 1, count), *values))
-    found = await store.reward_blocks("s1")
+    found = (await store.learning_facts("s1")).blocks
     assert found == tuple(expected)
     assert MOST_BLOCKS / 2 < len(found) <= MOST_BLOCKS
 
@@ -144,7 +144,7 @@ async def test_a_new_epoch_has_blocks_of_its_own(store: Store) -> None:
     assert await event_types(store, since=3) == ["epoch.begun"]
     await pin_all(store, [3, 4])
     await earn(store, {4: 0.5, 3: 0.75})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 1, 0.25),
         block(3, 3, 0.75, epoch=2),
         block(4, 4, 0.5, epoch=2),
@@ -160,7 +160,7 @@ async def test_a_reward_belongs_to_the_epoch_of_its_pin(store: Store) -> None:
     await store.begin_epoch("s1", at=at(2), reason="and another")
     await pin_all(store, range(37, 37 + MOST_BLOCKS))
     await earn(store, {4: 1.0, 35: 0.25, 37: 0.75, 36: 0.0})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(3, 4, 0.5, 1.0),
         block(35, 35, 0.25),
         block(36, 36, 0.0, epoch=2),
@@ -175,7 +175,7 @@ async def test_blocks_of_an_epoch_that_has_ended_stay_as_long_as_they_were(store
     await store.begin_epoch("s1", at=at(1), reason="another model")
     await pin_all(store, range(3, MOST_BLOCKS + 4))
     await earn(store, {3: 1.0, 4: 0.0})
-    assert await store.reward_blocks("s1") == (
+    assert (await store.learning_facts("s1")).blocks == (
         block(1, 1, 0.5),
         block(2, 2, 0.25),
         block(3, 4, 1.0, 0.0, epoch=2),
@@ -189,7 +189,7 @@ async def test_an_epoch_may_end_before_it_had_a_rollout(store: Store) -> None:
     assert begun.epoch == 3
     await pin_all(store, [1])
     await earn(store, {1: 0.5})
-    assert await store.reward_blocks("s1") == (block(1, 1, 0.5, epoch=3),)
+    assert (await store.learning_facts("s1")).blocks == (block(1, 1, 0.5, epoch=3),)
 
 
 async def test_statistics_go_on_over_epochs(store: Store) -> None:

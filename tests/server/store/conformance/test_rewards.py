@@ -124,7 +124,7 @@ async def test_a_waiting_reward_is_counted_once_when_its_rollout_comes(store: St
     again = await store.add_reward(reward("reward_4"))
     assert (again.duplicate, again.reward.candidate_id) == (True, BASELINE)
     assert await rewards_of(store) == (1, 1.0)
-    assert sum(block.rewards for block in await store.reward_blocks("s1")) == 1
+    assert sum(block.rewards for block in (await store.learning_facts("s1")).blocks) == 1
 
 
 async def test_a_reward_that_names_a_candidate_pins_an_unknown_rollout(store: Store) -> None:

@@ -102,9 +102,17 @@ async def test_a_clock_that_was_wrong_for_a_while_keeps_nothing_for_good(
 
 async def test_what_was_counted_stays_counted(store: Store) -> None:
     await fill(store)
-    before = await store.candidates("s1"), await store.reward_blocks("s1"), await store.totals("s1")
+    before = (
+        await store.candidates("s1"),
+        (await store.learning_facts("s1")).blocks,
+        await store.totals("s1"),
+    )
     await removed(store, before=LONG_AFTER)
-    after = await store.candidates("s1"), await store.reward_blocks("s1"), await store.totals("s1")
+    after = (
+        await store.candidates("s1"),
+        (await store.learning_facts("s1")).blocks,
+        await store.totals("s1"),
+    )
     assert after == before
     assert await store.watermark("s1") == 4
     assert (await store.seed_evals(SeedEvalFilter(session_id="s1"), limit=9)).items == ()
@@ -190,13 +198,13 @@ async def test_failures_of_the_present_epoch_stay_evidence(store: Store, databas
     await challenge(store)
     await pin(store, rollout("r1", "cand_2"))
     await fail(store, failure(), "r1")
-    before = await store.failures("s1")
+    before = (await store.learning_facts("s1")).failures
     assert before.newest
     assert (await removed(store, before=LONG_AFTER))[1] == []
-    assert await store.failures("s1") == before
+    assert (await store.learning_facts("s1")).failures == before
     await store.begin_epoch("s1", at=at(2), reason="another model")
     assert (await removed(store, before=LONG_AFTER))[1] == ["r1"]
-    assert (await store.failures("s1")).total == before.total
+    assert (await store.learning_facts("s1")).failures.total == before.total
     await require_whole(database_url)
 
 
