@@ -44,7 +44,7 @@ from benchmarks.gateways.cells import Cell, Instruments, Subject, instruments, m
 from benchmarks.gateways.payloads import request_body
 from benchmarks.gateways.processes import Child, child, cpu_seconds, limited
 from benchmarks.gateways.report import Bar
-from benchmarks.gateways.systems import Gateway, prepared_session
+from benchmarks.gateways.systems import JSON, Gateway, prepared_session
 from tests.postgres import Postgres
 
 KEY = secrets.token_hex(32)
@@ -194,7 +194,7 @@ class Site:
         def call(number: int) -> None:
             session_id, rollout_id = pairs[number]
             path = f"/api/mipro/v1/{session_id}/{rollout_id}/chat/completions"
-            clients[number % 2].post(path, content=body).raise_for_status()
+            clients[number % 2].post(path, content=body, headers=JSON).raise_for_status()
 
         def reward(number: int) -> None:
             session_id, rollout_id = pairs[number]
