@@ -1,1 +1,1 @@
-"""What the server tells those who watch it: counts for Prometheus, spans for OpenTelemetry."""
+"""Telemetry: counts for Prometheus, spans for OpenTelemetry."""

@@ -1,4 +1,4 @@
-"""Proxied calls as they are measured: how each ended, how long it took, what we added to that."""
+"""Measurement of proxied calls: outcome, duration, and the time that the proxy added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream of server-sent events on its way to the caller, and the completion that it tells of."""
+"""Server-sent events on their way to the caller, and the completion that they add up to."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def is_stream(beginning: bytes) -> bool | None:
 
 
 def says_something(beginning: bytes) -> bool:
-    """Whether a stream that begins like this says more than that it is over."""
+    """Whether a stream that begins like this holds more than its end."""
     text = beginning.removeprefix(_BYTE_ORDER_MARK).strip()
     return bool(text) and not (_DATA + _DONE).startswith(text.replace(b" ", b""))
 
@@ -100,7 +100,7 @@ class Events:
         return passed_on
 
     def end(self) -> bytes:
-        """Take the end of the stream. Returns what had come without an end of its own."""
+        """Take the end of the stream. Returns the incomplete event left over."""
         rest = bytes(self._rest)
         self._rest.clear()
         passed_on = without(self._keys, rest) if self._skipping else self._read(rest)
@@ -114,7 +114,7 @@ class Events:
 
     @property
     def completion(self) -> Completion:
-        """What has come so far, put together."""
+        """The completion put together from the events so far."""
         if self._failure is not None:
             return self._failure
         message: JsonObject = {"role": "assistant", "content": "".join(self._text)}
@@ -129,7 +129,7 @@ class Events:
         return Completion(whole, error="a stream without choices" if empty else "")
 
     def _skip(self, searched: int) -> bytes:
-        """Pass on what there is of an event that is too large to be read."""
+        """Pass on an event that is too large to be read."""
         rest = self._rest
         end = _END.search(rest, searched)
         if end is not None:
@@ -144,7 +144,7 @@ class Events:
         return passed_on[: -self._longest_cut]
 
     def _read(self, events: bytes) -> bytes:
-        """Read them. Returns what to pass on."""
+        """Read complete events. Returns the bytes to pass on."""
         events = without(self._keys, events)
         passed_on, start = [], 0
         for end in _END.finditer(events):
@@ -211,19 +211,19 @@ class Events:
 
 
 def _end_of_events(arrived: bytearray, searched: int) -> int:
-    """Where the last event that is complete ends; 0 when none does behind `searched`."""
+    """The end of the last complete event; 0 when none ends behind `searched`."""
     found = [(arrived.rfind(ending, searched), ending) for ending in _EMPTY_LINES]
     return max(at + len(ending) if at >= 0 else 0 for at, ending in found)
 
 
 def _data(event: bytes) -> bytes:
-    """The event's data: that of all its lines."""
+    """The event's data, joined from all its lines."""
     lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
     return b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
 
 
 def _with_data(event: bytes, data: bytes) -> bytes:
-    """The event with other data, whose lines stand where its first one stood."""
+    """The event with other data in the place of its first data line."""
     lines = [_DATA + line for line in data.split(b"\n")]
     written: list[bytes] = []
     for line in event.splitlines(keepends=True):
@@ -238,7 +238,7 @@ def _with_data(event: bytes, data: bytes) -> bytes:
 
 
 def _object(data: bytes) -> JsonObject | None:
-    """The object that the data is, if it is one."""
+    """The data as a JSON object, if it is one."""
     try:
         value = parsed(data)
     except ValueError:

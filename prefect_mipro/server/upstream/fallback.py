@@ -31,7 +31,7 @@ class Fallback:
 
     @property
     def counts(self) -> UpstreamCounts:
-        """Those of the first one, and how often it was replaced."""
+        """The counts of the first upstream, and how often it was replaced."""
         return self._first.counts
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class Fallback:
     async def chat(
         self, body: ChatBody, *, api_key: SecretStr | None = None
     ) -> AsyncIterator[Reply]:
-        """The first one's answer, else the second one's, which says its `model`."""
+        """The first upstream's answer, else the second one's, which names its `model`."""
         possible = api_key is None or self._second is self._first
         async with AsyncExitStack() as call:
             reply: Reply | None = None
@@ -65,7 +65,7 @@ class Fallback:
             yield reply
 
     async def unreachable(self, *, longest_seconds: float) -> str:
-        """Why the first one is out of reach; empty where the second one is not."""
+        """Why the first upstream is out of reach; empty where the second one is not."""
         why = await self._first.unreachable(longest_seconds=longest_seconds)
         if why and isinstance(self._second, Reachable):
             return await self._second.unreachable(longest_seconds=longest_seconds) and why

@@ -131,7 +131,7 @@ def normal(url: str) -> str:
 
 
 def _host_and_port(url: str) -> tuple[str, int]:
-    """Raises ConfigInvalid for what is no plain http(s) URL."""
+    """The host and port of a plain http(s) URL. Raises ConfigInvalid for anything else."""
     try:
         parts = urlsplit(url.strip())
         port = parts.port or PORTS[parts.scheme]
@@ -144,7 +144,7 @@ def _host_and_port(url: str) -> tuple[str, int]:
 
 
 def _is_host(host: str) -> bool:
-    """Whether it is an IP address, or a name that can be looked up."""
+    """Whether the host is an IP address, or a name that can be looked up."""
     if ":" in host:
         with suppress(ValueError):
             return IPv6Address(host).scope_id is None

@@ -59,7 +59,7 @@ class Reachable(Protocol):
     """An upstream that can be asked whether calls would reach it, at no cost."""
 
     async def unreachable(self, *, longest_seconds: float) -> str:
-        """Why they would not, without an address; empty when they would."""
+        """Why calls would fail, without an address; empty when they would not."""
         ...
 
 
@@ -102,11 +102,11 @@ class Reply(Protocol):
 
     @property
     def keys(self) -> Collection[bytes]:
-        """The keys that the request told. Nobody is to learn them from an answer that quotes."""
+        """The keys that the request held, which no answer may quote to a caller."""
         ...
 
     async def peek(self, enough: Callable[[bytes], bool]) -> bytes:
-        """The beginning of the body, as far as is `enough`; the others give it all the same."""
+        """The beginning of the body, as far as `enough`. `read` and `chunks` still have it."""
         ...
 
     async def read(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What a provider bears: calls at a time, calls a minute, and how many may wait for their turn."""
+"""Limits of a provider: calls at a time, calls a minute, calls that wait for their turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_AFTER_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """At most so many calls at a time and in any minute; unset means as many as come."""
+    """The most calls at a time and in any minute; unset means no limit."""
 
     max_concurrent_calls: int | None = None
     calls_per_minute: int | None = None
@@ -25,7 +25,7 @@ class Limits:
 
 
 class Rate:
-    """When calls may start, so that no `window_seconds` ever see more than `calls` of them."""
+    """A sliding window: at most `calls` calls start in any `window_seconds`."""
 
     def __init__(self, calls: int, *, window_seconds: float = MINUTE_SECONDS) -> None:
         self._starts: deque[float] = deque(maxlen=calls)
@@ -38,7 +38,7 @@ class Rate:
         return max(0.0, self._starts[0] + self._window_seconds - now)
 
     def start(self, at: float) -> None:
-        """A call starts then. In the order of the starts."""
+        """Note that a call starts at that time. Calls come in the order of their starts."""
         self._starts.append(at)
 
 

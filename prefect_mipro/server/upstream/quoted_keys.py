@@ -1,4 +1,4 @@
-"""Answers that quote the key they were asked with: what comes after must not have it."""
+"""Keys quoted in answers, which are masked before anyone sees them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEEPERS = ("auth", "key", "token", "secret")
 
 
 def keys_in(headers: Mapping[str, str]) -> tuple[bytes, ...]:
-    """The keys that a request with these headers tells."""
+    """The keys in a request's headers."""
     found = (
         value.removeprefix("Bearer ")
         for name, value in headers.items()
@@ -22,7 +22,7 @@ def keys_in(headers: Mapping[str, str]) -> tuple[bytes, ...]:
 
 
 def without(keys: Iterable[bytes], body: bytes) -> bytes:
-    """The body with a mark in the place of each key."""
+    """The body with each key masked."""
     for key in keys:
         body = body.replace(key, b"***")
     return body

@@ -1,4 +1,4 @@
-"""What a model's server says when it refuses a call, in the shape that OpenAI's clients read."""
+"""Refusals of a model's server, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _error(told: dict[str, Any], message: str, *, status: int) -> dict[str, Any]
 
 
 def _told(answer: Any) -> str:
-    """The text that tells what is wrong, wherever it stands; empty when there is none."""
+    """The text of the error, wherever it stands; empty when there is none."""
     if isinstance(answer, list):
         return "; ".join(filter(None, map(_told, answer)))
     if isinstance(answer, dict):

@@ -1,4 +1,4 @@
-"""The usage of streams: budgets need it, and callers mostly do not ask for it.
+"""Usage of streams: budgets need it, and callers mostly do not ask for it.
 
 The proxy asks for it (`stream_options.include_usage`) and takes out again what comes of that.
 """
@@ -92,7 +92,7 @@ class UsageRequests:
 
 
 class _Habit(Enum):
-    """When a model tells the usage of its streams."""
+    """Whether a model tells the usage of its streams, and when."""
 
     UNKNOWN = auto()
     DOUBTFUL = auto()
@@ -102,21 +102,21 @@ class _Habit(Enum):
 
 
 class _Model:
-    """What is known of one model of an upstream."""
+    """The habits of one model of an upstream."""
 
     def __init__(self) -> None:
         self._habit = _Habit.UNKNOWN
         self._trial = False
 
     def begin(self) -> bool:
-        """Whether the next stream asks. While one stream is on trial the others go on asking."""
+        """Whether the next stream asks for usage. While one is on trial the others go on asking."""
         if self._habit is _Habit.DOUBTFUL and not self._trial:
             self._trial = True
             return False
         return self._habit not in (_Habit.ALWAYS, _Habit.REFUSED)
 
     def refuses(self) -> None:
-        """The question was refused, and the call itself was not."""
+        """Note that the request for usage was refused, and the call itself was not."""
         self._habit = _Habit.REFUSED
 
     def end(self, usage: StreamedUsage) -> None:
@@ -164,7 +164,7 @@ def without_usage(text: bytes, event: JsonObject) -> bytes:
 
 
 def _end_of_value(text: bytes, start: int) -> int:
-    """Where the JSON value that begins there ends; `start` if none does."""
+    """The end of the JSON value that begins at `start`; `start` if there is none."""
     value = text[start:].decode("utf-8", "replace")
     try:
         _, length = json.JSONDecoder().raw_decode(value)

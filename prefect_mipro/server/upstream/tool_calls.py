@@ -13,7 +13,7 @@ _IN_PIECES = {"function": "arguments", "custom": "input"}
 
 
 class ToolCalls:
-    """Those of one choice, in the order in which they began.
+    """The tool calls of one choice, in the order in which they began.
 
     A piece belongs to the call of its `index`. One with another id begins a new call: some servers
     number all of them 0, or none.
@@ -32,7 +32,7 @@ class ToolCalls:
 
     @property
     def whole(self) -> list[JsonObject]:
-        """What has come so far, as an answer that comes whole would have it."""
+        """The tool calls so far, as an answer that comes whole has them."""
         return [call.whole for call in self._calls]
 
     def _feed(self, piece: JsonObject) -> None:
@@ -58,7 +58,7 @@ class _ToolCall:
         return bool(call_id and self._told.get("id")) and call_id != self._told["id"]
 
     def feed(self, piece: JsonObject) -> int:
-        """Take a piece; how many characters it has added."""
+        """Take a piece. Returns how many characters it has added."""
         added = 0
         for key, value in piece.items():
             if key in _IN_PIECES:

@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Watch:
-    """Looks every `tick_seconds`, while anybody waits, whose time is up, and ends those waits."""
+    """Ends overdue waits, checked every `tick_seconds` while there are any."""
 
     def __init__(self, *, tick_seconds: float) -> None:
         self._tick_seconds = tick_seconds
@@ -26,17 +26,17 @@ class Watch:
         return Wait(self, self._loop)
 
     def add(self, wait: Wait) -> None:
-        """Look after it from now on."""
+        """Watch a wait from now on."""
         self._waits.add(wait)
         if self._next is None and self._loop is not None:
             self._next = self._loop.call_later(self._tick_seconds, self._look)
 
     def remove(self, wait: Wait) -> None:
-        """Look after it no more."""
+        """Stop watching a wait."""
         self._waits.discard(wait)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the timer."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -72,7 +72,7 @@ class Wait:
         return self
 
     def end(self) -> None:
-        """Cancel what is waited for."""
+        """Cancel the awaited work."""
         if self._task is not None and not self._ended:
             self._ended = True
             self._task.cancel()
