@@ -72,6 +72,7 @@ from prefect_mipro.tasks.sessions import (
     session_status,
     session_urls,
 )
+from prefect_mipro.tasks.traces import alist_rollouts, alist_traces, list_rollouts, list_traces
 
 __all__ = [
     "AsyncLiveRollout",
@@ -93,7 +94,9 @@ __all__ = [
     "alease_prompt",
     "alist_candidates",
     "alist_reviews",
+    "alist_rollouts",
     "alist_seed_evals",
+    "alist_traces",
     "aopen_session",
     "apause_session",
     "apost_trace",
@@ -120,7 +123,9 @@ __all__ = [
     "lease_prompt",
     "list_candidates",
     "list_reviews",
+    "list_rollouts",
     "list_seed_evals",
+    "list_traces",
     "open_session",
     "pause_session",
     "post_trace",

@@ -30,6 +30,7 @@ from prefect_mipro.errors import (
     KeyRejected,
     MiproError,
     Overloaded,
+    RolloutNotFound,
     SessionEnded,
     SessionNotFound,
     StoreFailed,
@@ -48,9 +49,9 @@ Call = Callable[..., Any]
 
 NAMES = (
     "add_candidate begin_epoch cancel_session create_session delete_session forget_data "
-    "get_candidate list_candidates list_reviews list_seed_evals pause_session promote_candidate "
-    "report_reward resume_session retire_candidate retire_lever review_demonstrations rotate_url "
-    "session_status session_urls"
+    "get_candidate list_candidates list_reviews list_rollouts list_seed_evals list_traces "
+    "pause_session promote_candidate report_reward resume_session retire_candidate retire_lever "
+    "review_demonstrations rotate_url session_status session_urls"
 ).split()
 
 
@@ -286,6 +287,26 @@ def test_texts_of_users_are_shown_only_after_a_review(call: Call, backend: Embed
     approved = call("review_demonstrations", session, waiting[0].version, "approve", by="ada")
     assert approved.candidate_id in call("session_status", session).candidates
     assert call("list_reviews", session, state="approved") == (approved,)
+
+
+def test_the_worst_rollouts_are_listed_and_their_calls_shown(
+    call: Call, session: SessionHandle
+) -> None:
+    for rollout_id in ("good", "bad"):
+        tasks.run_rollout.fn(
+            f"play {rollout_id} jazz",
+            session=session,
+            rollout_id=rollout_id,
+            program=lambda rollout, text: rollout.complete([{"role": "user", "content": text}]),
+            reward=lambda text, _answer: 1.0 if "good" in text else 0.0,
+        )
+    worst, _ = call("list_rollouts", session, order="worst")
+    assert (worst.rollout_id, worst.reward) == ("bad", 0.0)
+    (trace,) = call("list_traces", session, "bad")
+    assert trace.input == "play bad jazz"
+    assert call("list_traces", session, trace.trace_id) == (trace,)
+    with pytest.raises(RolloutNotFound, match="'never'"):
+        call("list_traces", session, "never")
 
 
 def _awaited(value: Any) -> Any:
