@@ -12,6 +12,7 @@ from prefect_mipro.cli.options import AnswerOptions, Text
 
 if TYPE_CHECKING:
     from prefect_mipro.models.chat import InitialPrompt
+    from prefect_mipro.models.placeholders import Placeholder
 
 app = App(name="config", help="Check a session config before it is used.")
 
@@ -37,15 +38,14 @@ def check(
     """
     from prefect_mipro.config import MiproConfig, keys, read_toml
     from prefect_mipro.models.chat import SYSTEM_ROLES
-    from prefect_mipro.models.placeholders import placeholders
+    from prefect_mipro.models.placeholders import placeholders_of
 
     body = read_toml(file)
     config = MiproConfig.parse(body)
     honoured = {path: _without_credentials(value) for path, value in sorted(keys.honoured(body))}
     prompt = config.initial_prompt
     messages = prompt.ordered if prompt else ()
-    named = list(dict.fromkeys(name for m in messages for name in placeholders(m.pattern)))
-    required = prompt.required_wildcards if prompt else frozenset()
+    named = placeholders_of(prompt) if prompt else ()
     unused = (
         f"prompt_learning.{key}" for key in sorted(body["prompt_learning"].keys() & keys.UNUSED)
     )
@@ -62,7 +62,7 @@ def check(
                 "honoured": honoured,
                 "warnings": warnings,
                 "messages": [{"role": m.role, "pattern": m.pattern} for m in messages],
-                "placeholders": {name: name in required for name in named},
+                "placeholders": {each.name: each.required for each in named},
             }
         )
         return
@@ -75,8 +75,12 @@ def check(
         what = ", which candidates replace" if message is learned else ""
         output.passage(f"message {number}: {message.role}{what}", message.pattern or "(empty)")
     if named:
-        words = (f"{name} (required)" if name in required else name for name in named)
-        output.line(f"placeholders: {', '.join(words)}")
+        output.line(f"placeholders: {', '.join(map(_need, named))}")
+
+
+def _need(placeholder: Placeholder) -> str:
+    need = "required" if placeholder.required else "optional"
+    return f"{placeholder.name} ({need}{'' if placeholder.may_be_blank else ', not blank'})"
 
 
 def _missing(prompt: InitialPrompt | None) -> list[str]:

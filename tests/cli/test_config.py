@@ -19,10 +19,11 @@ model = "m"
 inference_url = "https://me:secret@models.example/v1"
 [prompt_learning.initial_prompt.wildcards]
 text = "REQUIRED"
+mood = "OPTIONAL"
 [[prompt_learning.initial_prompt.messages]]
 role = "user"
 order = 2
-pattern = "{text} in {tone}"
+pattern = "{text} in {tone}, {mood}"
 [[prompt_learning.initial_prompt.messages]]
 role = "system"
 order = 1
@@ -48,11 +49,11 @@ def test_it_tells_what_counts_what_does_not_and_the_prompt(
         "did you mean 'online_proposer_min_rewards'?",
         "message 1: system, which candidates replace",
         "message 2: user",
-        "placeholders: text (required), tone",
+        "placeholders: text (required, not blank), tone (required), mood (optional)",
     ):
         assert line in checked.out.splitlines()
     told = command("config", "check", str(file), "--json").document
-    assert told["placeholders"] == {"text": True, "tone": False}
+    assert told["placeholders"] == {"text": True, "tone": True, "mood": False}
     assert [message["role"] for message in told["messages"]] == ["system", "user"]
 
 
